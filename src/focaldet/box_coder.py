@@ -1,0 +1,95 @@
+"""Box coder: a box as its difference from an anchor, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from focaldet._checks import check_range, must_be
+from focaldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["BoxCoder"]
+
+
+class BoxCoder:
+    """Encode boxes relative to anchors as ``(dx, dy, dw, dh)``, and decode them again.
+
+    With centres (x, y) and sizes (w, h), a for the anchor::
+
+        dx = wx (x - xa) / wa    dy = wy (y - ya) / ha
+        dw = ww log(w / wa)      dh = wh log(h / ha)
+
+    Args:
+        weights: ``(wx, wy, ww, wh)``, > 0.
+        max_log_scale: decoding clamps ``dw / ww`` and ``dh / wh`` to this from above, so that a
+            wild prediction can't overflow ``exp``. The usual log(1000 / 16) lets a box be 62.5
+            times as wide as its anchor.
+
+    Convention: an anchor (0, 0, 10, 10) and a box (5, 0, 15, 10) give (0.5, 0, 0, 0).
+
+    References:
+        Girshick et al., Rich feature hierarchies, appendix C. CVPR 2014. arXiv:1311.2524.
+
+    >>> coder = BoxCoder()
+    >>> anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    >>> deltas = coder.encode(torch.tensor([[5.0, 0.0, 15.0, 10.0]]), anchors)
+    >>> deltas
+    tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
+    >>> coder.decode(deltas, anchors)
+    tensor([[ 5.,  0., 15., 10.]])
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        *,
+        max_log_scale: float = math.log(1000 / 16),
+    ) -> None:
+        if len(weights) != 4:
+            raise ValueError(must_be("weights", "four numbers (dx, dy, dw, dh)", weights))
+        for weight in weights:
+            check_range("weights", weight, 0, low_open=True)
+        check_range("max_log_scale", max_log_scale, 0, low_open=True)
+        self.weights = tuple(weights)
+        self.max_log_scale = max_log_scale
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Return the deltas that carry anchors onto boxes.
+
+        Args:
+            boxes: ``[N, 4]``, xyxy, of positive width and height.
+            anchors: ``[N, 4]``, likewise.
+
+        Returns:
+            ``[N, 4]``: dx, dy, dw, dh.
+        """
+        box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
+        shift = (box[:, :2] - anchor[:, :2]) / anchor[:, 2:]
+        log_scale = (box[:, 2:] / anchor[:, 2:]).log()
+        return torch.cat((shift, log_scale), dim=1) * boxes.new_tensor(self.weights)
+
+    def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Return the boxes that deltas make of anchors.
+
+        Args:
+            box_deltas: ``[N, 4]``: dx, dy, dw, dh.
+            anchors: ``[N, 4]``, xyxy.
+
+        Returns:
+            ``[N, 4]``, xyxy, not clipped to any image.
+        """
+        deltas = box_deltas / box_deltas.new_tensor(self.weights)
+        anchor = xyxy_to_cxcywh(anchors)
+        centre = deltas[:, :2] * anchor[:, 2:] + anchor[:, :2]
+        size = deltas[:, 2:].clamp(max=self.max_log_scale).exp() * anchor[:, 2:]
+        return cxcywh_to_xyxy(torch.cat((centre, size), dim=1))
+
+    def __repr__(self) -> str:
+        return f"BoxCoder(weights={self.weights}, max_log_scale={self.max_log_scale:.4f})"

@@ -1,0 +1,98 @@
+"""The feature pyramid: C3..C5 of a backbone become P3..P7."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from focaldet._checks import check_choice, must_be
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["FPN"]
+
+
+class FPN(nn.Module):
+    """RetinaNet's feature pyramid network.
+
+    P5..P3 are made from the top down: a 1x1 convolution of C5, C4, C3 (lateral), plus the level
+    above, doubled to the nearest; each sum goes through a 3x3 convolution. P6 is a 3x3 convolution
+    of stride 2 on C5 (or on P5), P7 another on P6.
+
+    Args:
+        in_channels: channels of C3, C4, C5.
+        out_channels: channels of every level.
+        p6_from: "c5", as in the paper, or "p5", as in torchvision's first RetinaNet.
+        p7_relu: whether a ReLU stands before P7, as in the paper; MMDetection has none.
+
+    Deviation: convolutions start from a uniform Kaiming (a = 1) distribution with zero biases, as
+    in torchvision and Detectron2. Maps of any size are taken: the level above is resized to the
+    lateral's size, rather than doubled.
+
+    Raises:
+        ValueError: ``in_channels`` that are not three, or an unknown ``p6_from``.
+
+    References:
+        Lin et al., Feature Pyramid Networks, section 3. CVPR 2017. arXiv:1612.03144.
+        Lin et al., Focal Loss for Dense Object Detection, footnote 2 (P6, P7). arXiv:1708.02002.
+
+    >>> import torch
+    >>> c3, c4, c5 = torch.ones(1, 8, 10, 7), torch.ones(1, 16, 5, 4), torch.ones(1, 32, 3, 2)
+    >>> [tuple(p.shape[1:]) for p in FPN((8, 16, 32), out_channels=4)([c3, c4, c5])]
+    [(4, 10, 7), (4, 5, 4), (4, 3, 2), (4, 2, 1), (4, 1, 1)]
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        *,
+        p6_from: Literal["c5", "p5"] = "c5",
+        p7_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) != 3:
+            raise ValueError(must_be("in_channels", "three numbers (C3, C4, C5)", in_channels))
+        check_choice("p6_from", p6_from, ("c5", "p5"))
+        self.p6_from = p6_from
+        self.p7_relu = p7_relu
+        self.out_channels = out_channels
+        self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
+        self.output = nn.ModuleList(
+            nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels
+        )
+        p6_channels = in_channels[-1] if p6_from == "c5" else out_channels
+        self.p6 = nn.Conv2d(p6_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return P3..P7.
+
+        Args:
+            features: C3, C4, C5: ``[B, C, H, W]`` each, of strides s, 2s, 4s.
+
+        Returns:
+            Five maps ``[B, out_channels, H, W]``, of strides s, 2s, 4s, 8s, 16s.
+
+        Raises:
+            ValueError: other than three features.
+        """
+        if len(features) != 3:
+            raise ValueError(must_be("features", "three maps (C3, C4, C5)", len(features)))
+        c3, c4, c5 = features
+        m5 = self.lateral[2](c5)
+        m4 = self.lateral[1](c4) + F.interpolate(m5, size=c4.shape[-2:], mode="nearest")
+        m3 = self.lateral[0](c3) + F.interpolate(m4, size=c3.shape[-2:], mode="nearest")
+        p3, p4, p5 = self.output[0](m3), self.output[1](m4), self.output[2](m5)
+        p6 = self.p6(c5 if self.p6_from == "c5" else p5)
+        p7 = self.p7(F.relu(p6) if self.p7_relu else p6)
+        return [p3, p4, p5, p6, p7]
