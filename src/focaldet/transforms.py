@@ -1,0 +1,150 @@
+"""From images as people have them to the batch that the network takes, and targets with them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focaldet._checks import check_image, check_range, must_be
+from focaldet.boxes import scale_boxes
+from focaldet.structures import ImageBatch, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Preprocess", "resized_size"]
+
+
+def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """Return the size of an image after its short side is brought to ``min_size``.
+
+    The ratio of the sides stays; if the long side would exceed ``max_size``, that becomes its
+    length. Sizes are rounded down, as in torchvision, and are at least 1.
+
+    Args:
+        size: ``(height, width)``.
+        min_size: wanted length of the short side, in pixels.
+        max_size: greatest length of the long side, in pixels.
+
+    >>> resized_size((480, 640), min_size=800, max_size=1333)
+    (800, 1066)
+    """
+    scale = min(min_size / min(size), max_size / max(size))
+    height, width = (max(1, math.floor(float(side) * scale)) for side in size)
+    return height, width
+
+
+class Preprocess(nn.Module):
+    """Normalise, resize and pad images to a batch; scale the boxes of their targets with them.
+
+    Args:
+        min_size: length in pixels to which the short side is brought, up or down.
+        max_size: greatest length of the long side, in pixels.
+        mean: of the three channels, subtracted from images in 0–1.
+        std: of the three channels, > 0.
+        size_divisor: the batch's height and width are padded to multiples of this, right and below,
+            with zeros (after normalisation).
+
+    Deviation: the paper gives the short side alone; 1333 for the long one, bilinear resizing without
+    antialiasing and sizes rounded down are torchvision's.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    >>> preprocess = Preprocess(min_size=32, max_size=64)
+    >>> batch, _ = preprocess([torch.rand(3, 16, 20), torch.rand(3, 64, 64)])
+    >>> batch.tensor.shape, batch.sizes
+    (torch.Size([2, 3, 32, 64]), [(32, 40), (32, 32)])
+    """
+
+    def __init__(
+        self,
+        *,
+        min_size: int = 800,
+        max_size: int = 1333,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        size_divisor: int = 32,
+    ) -> None:
+        super().__init__()
+        check_range("min_size", min_size, 1)
+        check_range("max_size", max_size, min_size)
+        check_range("size_divisor", size_divisor, 1)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ValueError(must_be(name, "three numbers (red, green, blue)", values))
+        for value in std:
+            check_range("std", value, 0, low_open=True)
+        self.min_size = min_size
+        self.max_size = max_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.size_divisor = size_divisor
+
+    def forward(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        targets: Sequence[Target] | None = None,
+        *,
+        validate: bool = True,
+    ) -> tuple[ImageBatch, list[Target] | None]:
+        """Return the batch, and the targets in its pixels.
+
+        Args:
+            images: ``[3, H, W]`` each, RGB, floating-point in 0–1, of any sizes; or ``[B, 3, H, W]``.
+            targets: one an image, boxes in pixels of the image as given; unchanged.
+            validate: check the images' values too, which waits for a GPU to finish.
+
+        Raises:
+            TypeError: images that are not floating-point tensors.
+            ValueError: images of another shape, without pixels, not finite or not in 0–1.
+        """
+        if not len(images):
+            raise ValueError(must_be("images", "not empty", "no images"))
+        for index, image in enumerate(images):
+            check_image(f"images[{index}]", image, dtypes="float", values=validate)
+        original_sizes = [_size(image) for image in images]
+        resized = [self._resize(self._normalize(image)) for image in images]
+        batch = ImageBatch(self._pad(resized), [_size(image) for image in resized], original_sizes)
+        if targets is None:
+            return batch, None
+        scaled = [
+            Target(boxes=scale_boxes(target["boxes"], old, new), labels=target["labels"])
+            for target, old, new in zip(targets, original_sizes, batch.sizes, strict=True)
+        ]
+        return batch, scaled
+
+    def _normalize(self, image: Tensor) -> Tensor:
+        mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
+        return (image - mean[:, None, None]) / std[:, None, None]
+
+    def _resize(self, image: Tensor) -> Tensor:
+        size = resized_size(_size(image), self.min_size, self.max_size)
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def _pad(self, images: Sequence[Tensor]) -> Tensor:
+        height, width = (
+            math.ceil(max(image.shape[axis] for image in images) / self.size_divisor)
+            * self.size_divisor
+            for axis in (1, 2)
+        )
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for padded, image in zip(batch, images, strict=True):
+            padded[:, : image.shape[1], : image.shape[2]] = image
+        return batch
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        return (
+            f"min_size={self.min_size}, max_size={self.max_size}, mean={self.mean}, "
+            f"std={self.std}, size_divisor={self.size_divisor}"
+        )
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    height, width = image.shape[-2:]
+    return int(height), int(width)
