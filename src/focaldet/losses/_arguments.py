@@ -1,0 +1,171 @@
+"""What every focal loss asks of its arguments, and how it says that one is wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from focaldet._checks import check_choice, check_range, must_be
+
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+Normalizer: TypeAlias = float | Tensor | Literal["num_pos", "num_pos_all_ranks"] | None
+
+LAYOUT = (
+    "As in CrossEntropyLoss, logits [N, K] go with class indices [N] and logits [N, K, d1, ...] "
+    "with [N, d1, ...]; one-hot or soft targets are floating-point, of the logits' shape."
+)
+
+
+def plain_cpu(*tensors: Tensor) -> bool:
+    """Whether these are ordinary CPU tensors whose values can be read here and now.
+
+    A device would have to be waited for; a trace, a transform or a tensor subclass has no values.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def class_axis(logits: Tensor) -> int:
+    """The axis of the classes: 1, or 0 for a single row of logits ``[K]``."""
+    return min(1, logits.ndim - 1)
+
+
+def check_options(
+    alpha: Tensor | float | None, gamma: float, reduction: str, normalizer: Normalizer
+) -> None:
+    """Raise unless each option of a sigmoid focal loss is in its range."""
+    check_alpha(alpha)
+    check_gamma(gamma)
+    check_reduction(reduction, normalizer)
+
+
+def check_gamma(gamma: float) -> None:
+    """Raise unless ``gamma`` is a finite number >= 0."""
+    if not 0 <= gamma < math.inf:
+        raise ValueError(must_be("gamma", "finite and >= 0", gamma, "The paper uses 2."))
+
+
+def check_alpha(alpha: Tensor | float | None) -> None:
+    """Raise unless ``alpha`` is None, a number in [0, 1] or a vector of such numbers."""
+    if isinstance(alpha, Tensor):
+        _check_vector(alpha)
+        if plain_cpu(alpha):
+            _check_unit_interval("alpha", alpha)
+    elif alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(must_be("alpha", "in [0, 1]", alpha, "None turns the weights off."))
+
+
+def check_class_weights(alpha: Tensor | float | None) -> None:
+    """Raise unless ``alpha`` is None, a number >= 0 or a vector of such numbers."""
+    if isinstance(alpha, Tensor):
+        _check_vector(alpha)
+        if plain_cpu(alpha) and not bool((alpha >= 0).all()):
+            raise ValueError(must_be("alpha", ">= 0 everywhere", alpha.min().item()))
+    elif alpha is not None:
+        check_range("alpha", alpha, 0.0)
+
+
+def _check_vector(alpha: Tensor) -> None:
+    if alpha.ndim != 1 or not alpha.is_floating_point():
+        condition = "a number, None or a floating-point tensor of shape [K]"
+        raise ValueError(must_be("alpha", condition, f"{alpha.dtype} {list(alpha.shape)}"))
+
+
+def check_alpha_size(alpha: Tensor | float | None, num_classes: int) -> None:
+    """Raise if ``alpha`` is a tensor without exactly one weight a class."""
+    if isinstance(alpha, Tensor) and alpha.shape[0] != num_classes:
+        condition = f"of shape [{num_classes}], one weight a class"
+        raise ValueError(must_be("alpha", condition, list(alpha.shape)))
+
+
+def check_reduction(reduction: str, normalizer: Normalizer) -> None:
+    """Raise unless ``reduction`` is known and ``normalizer`` is one that goes with it."""
+    check_choice("reduction", reduction, ("none", "mean", "sum"))
+    if isinstance(normalizer, str):
+        check_choice("normalizer", normalizer, ("num_pos", "num_pos_all_ranks"))
+        if reduction == "mean":
+            remedy = "The mean has a count of its own: use 'sum', as the paper does."
+            raise ValueError(
+                must_be("reduction", f"'sum' or 'none' with {normalizer!r}", "'mean'", remedy)
+            )
+    elif isinstance(normalizer, Tensor):
+        if plain_cpu(normalizer) and not bool((normalizer > 0).all()):
+            raise ValueError(must_be("normalizer", "> 0", normalizer.tolist()))
+    elif normalizer is not None and not 0 < normalizer < math.inf:
+        raise ValueError(must_be("normalizer", "finite and > 0", normalizer))
+
+
+def check_one_number(normalizer: Normalizer) -> None:
+    """Raise if ``normalizer`` is a tensor of more than one element."""
+    if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
+        raise ValueError(must_be("normalizer", "one number", list(normalizer.shape)))
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raise unless ``logits`` is a floating-point tensor with an axis for the classes."""
+    if not logits.is_floating_point():
+        raise TypeError(must_be(name, "floating-point", logits.dtype, "Call .float() first."))
+
+
+def check_targets(logits: Tensor, targets: Tensor, ignore_index: int) -> None:
+    """Raise unless ``targets`` fits ``logits`` in device, type, shape and values.
+
+    Values are looked at where they can be read at once: see `plain_cpu`.
+    """
+    check_target_type(logits, targets)
+    if targets.is_floating_point():
+        if targets.shape != logits.shape:
+            condition = f"of the logits' shape {list(logits.shape)} when floating-point"
+            raise ValueError(must_be("targets", condition, list(targets.shape), LAYOUT))
+        if plain_cpu(targets):
+            _check_unit_interval("targets", targets)
+        return
+    shape = list(logits.shape)
+    if logits.ndim == 0:
+        raise ValueError(must_be("logits", "of at least one axis", shape, LAYOUT))
+    num_classes = shape.pop(class_axis(logits))
+    if list(targets.shape) != shape:
+        condition = f"of shape {shape} for logits {list(logits.shape)}"
+        raise ValueError(must_be("targets", condition, list(targets.shape), LAYOUT))
+    if plain_cpu(targets):
+        check_indices(targets, num_classes, ignore_index)
+
+
+def check_target_type(logits: Tensor, targets: Tensor) -> None:
+    """Raise unless ``targets`` is numeric and on the logits' device."""
+    if targets.dtype == torch.bool or targets.is_complex():
+        condition = "class indices (int64) or floating-point"
+        raise TypeError(must_be("targets", condition, targets.dtype, "Call .float() on a mask."))
+    if targets.device != logits.device:
+        raise ValueError(must_be("targets", f"on {logits.device}", targets.device))
+
+
+def check_indices(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise unless each index is a class, -1 (background) or ``ignore_index``."""
+    if targets.numel() == 0:
+        return
+    low, high = (int(v) for v in targets.aminmax())
+    if low >= -1 and high < num_classes:
+        return
+    wrong = ((targets < -1) | (targets >= num_classes)) & (targets != ignore_index)
+    if wrong.any():
+        condition = f"in [0, {num_classes}), -1 (background) or ignore_index {ignore_index}"
+        remedy = "A two-class problem with one logit takes floating-point targets."
+        got = int(targets[wrong][0])
+        raise ValueError(must_be("targets", condition, got, remedy if num_classes == 1 else ""))
+
+
+def _check_unit_interval(name: str, values: Tensor) -> None:
+    if values.numel() == 0:
+        return
+    low, high = (float(v) for v in values.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        got = low if not low >= 0 else high
+        raise ValueError(must_be(name, "in [0, 1] everywhere", got))

@@ -1,0 +1,45 @@
+"""From the losses of all entries to the number that is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from focaldet.losses._arguments import Normalizer, Reduction
+
+
+def count_positives(targets: Tensor, ignore_index: int) -> Tensor:
+    """How many class indices name a class; for floating-point targets, their sum."""
+    if targets.is_floating_point():
+        return targets.sum(dtype=torch.float64 if targets.dtype == torch.float64 else torch.float32)
+    return ((targets >= 0) & (targets != ignore_index)).sum()
+
+
+def divisor(normalizer: Normalizer, positives: Tensor | None) -> float | Tensor:
+    """What the losses are divided by: ``normalizer``, with the counts put in and at least 1.
+
+    ``"num_pos_all_ranks"`` gives the mean count of the ranks, not its sum: data parallel training
+    averages gradients over the ranks, and the two together divide the sum of all losses by the sum
+    of all counts.
+    """
+    if not isinstance(normalizer, str):
+        return 1.0 if normalizer is None else normalizer
+    assert positives is not None
+    if normalizer == "num_pos_all_ranks" and torch.distributed.is_initialized():
+        positives = positives.detach().to(torch.get_default_dtype(), copy=True)
+        torch.distributed.all_reduce(positives)
+        positives = positives / torch.distributed.get_world_size()
+    return positives.clamp(min=1)
+
+
+def reduce(losses: Tensor, reduction: Reduction, count: Tensor | int) -> Tensor:
+    """Sum, mean over ``count`` entries (0 if there are none), or the losses as they are."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
