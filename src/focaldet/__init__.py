@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from focaldet.anchors import AnchorGenerator
     from focaldet.config import RetinaNetConfig
+    from focaldet.detections import Detections
     from focaldet.fpn import FPN
     from focaldet.heads import RetinaNetHead
     from focaldet.losses import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         softmax_focal_loss,
     )
     from focaldet.retinanet import RetinaNet
-    from focaldet.structures import Detections
 
 __all__ = [
     "FPN",
@@ -49,7 +49,7 @@ __all__ = [
 
 _HOME = {
     "AnchorGenerator": "anchors",
-    "Detections": "structures",
+    "Detections": "detections",
     "FPN": "fpn",
     "FocalLoss": "losses",
     "RetinaNet": "retinanet",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _OVERSHOOT = 0.2  # bicubic resizing leaves 0-1 by up to about this much
 
+
 def must_be(name: str, condition: str, got: object, remedy: str = "") -> str:
     """Build an error message in the project's grammar.
 

@@ -144,7 +144,7 @@ class AnchorGenerator(nn.Module):
         key = (grids, image, torch.device(device), dtype)
         if key not in self._cache:
             # Anchors made under inference_mode could not be used by a later training step.
-            with torch.inference_mode(False):
+            with torch.inference_mode(mode=False):
                 self._cache[key] = [
                     self._level_anchors(level, grid, image, dtype).to(device)
                     for level, grid in enumerate(grids)

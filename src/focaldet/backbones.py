@@ -9,8 +9,10 @@ for example, with an adapter of five lines::
             self.body = timm.create_model(name, features_only=True, out_indices=(2, 3, 4))
             self.channels = tuple(self.body.feature_info.channels())
             self.strides = tuple(self.body.feature_info.reduction())
+
         def forward(self, images):
             return self.body(images)
+
 
     model = RetinaNet.from_config(
         RetinaNetConfig(num_classes=3, backbone="custom"), backbone=Timm("convnext_tiny")
@@ -28,7 +30,7 @@ from focaldet._checks import check_choice, check_range, must_be
 from focaldet._torchvision import torchvision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -65,9 +67,17 @@ class ResNet(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            self.add_module(name, network.get_submodule(name))
-        widths = [_last_conv(self.get_submodule(f"layer{i}")).out_channels for i in (2, 3, 4)]
+        self.conv1 = network.get_submodule("conv1")
+        self.bn1 = network.get_submodule("bn1")
+        self.relu = network.get_submodule("relu")
+        self.maxpool = network.get_submodule("maxpool")
+        self.layer1 = network.get_submodule("layer1")
+        self.layer2 = network.get_submodule("layer2")
+        self.layer3 = network.get_submodule("layer3")
+        self.layer4 = network.get_submodule("layer4")
+        widths = [
+            _last_conv(stage).out_channels for stage in (self.layer2, self.layer3, self.layer4)
+        ]
         self.channels = (widths[0], widths[1], widths[2])
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -136,22 +146,18 @@ def _last_conv(stage: nn.Module) -> nn.Conv2d:
     return [module for module in stage.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
-def _resnet(network: nn.Module) -> ResNet:
-    return ResNet(network)
-
-
 _MOBILENET_V2_ENDS = (1, 3, 6, 13, 17)
 _MOBILENET_V3_ENDS = (1, 3, 6, 12, 15)
 
-BACKBONES = {
-    "resnet18": _resnet,
-    "resnet34": _resnet,
-    "resnet50": _resnet,
-    "resnet101": _resnet,
-    "resnet152": _resnet,
-    "resnext50_32x4d": _resnet,
-    "resnext101_32x8d": _resnet,
-    "resnext101_64x4d": _resnet,
+BACKBONES: dict[str, Callable[[nn.Module], ResNet | MobileNet]] = {
+    "resnet18": ResNet,
+    "resnet34": ResNet,
+    "resnet50": ResNet,
+    "resnet101": ResNet,
+    "resnet152": ResNet,
+    "resnext50_32x4d": ResNet,
+    "resnext101_32x8d": ResNet,
+    "resnext101_64x4d": ResNet,
     "mobilenet_v2": functools.partial(MobileNet, ends=_MOBILENET_V2_ENDS),
     "mobilenet_v3_large": functools.partial(MobileNet, ends=_MOBILENET_V3_ENDS),
 }
@@ -199,9 +205,7 @@ def build_backbone(
     return backbone
 
 
-def _load_classifier_weights(
-    backbone: nn.Module, name: str, weights: Mapping[str, Tensor]
-) -> None:
+def _load_classifier_weights(backbone: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
     wanted = backbone.state_dict()
     if not any(key in weights for key in wanted):  # ``features`` saved alone has no prefix
         weights = {f"features.{key}": value for key, value in weights.items()}
@@ -230,4 +234,4 @@ def freeze_stages(backbone: nn.Module, trainable_stages: int) -> None:
     check_range("trainable_stages", trainable_stages, 0, 5)
     for stage in stages[: max(0, len(stages) - trainable_stages)]:
         for module in stage:
-            module.requires_grad_(False)
+            module.requires_grad_(requires_grad=False)

@@ -102,8 +102,12 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         got = f"{list(boxes1.shape)} and {list(boxes2.shape)}"
         raise ValueError(must_be("boxes1", "of boxes2's shape", got))
     epsilon = 1e-7
-    inner = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(boxes1[:, :2], boxes2[:, :2])
-    outer = torch.maximum(boxes1[:, 2:], boxes2[:, 2:]) - torch.minimum(boxes1[:, :2], boxes2[:, :2])
+    inner = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(
+        boxes1[:, :2], boxes2[:, :2]
+    )
+    outer = torch.maximum(boxes1[:, 2:], boxes2[:, 2:]) - torch.minimum(
+        boxes1[:, :2], boxes2[:, :2]
+    )
     intersection = inner.clamp(min=0).prod(-1)
     enclosing = outer.prod(-1)
     union = box_area(boxes1) + box_area(boxes2) - intersection

@@ -166,7 +166,7 @@ class RetinaNetConfig:
             box_loss="giou",
         )
 
-    def replace(self, **changes: Any) -> RetinaNetConfig:  # noqa: ANN401 (any field's type)
+    def replace(self, **changes: Any) -> RetinaNetConfig:
         """Return a copy with some fields changed.
 
         Raises:

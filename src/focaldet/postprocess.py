@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from focaldet._checks import check_range
 from focaldet._torchvision import torchvision
 from focaldet.boxes import clip_boxes, scale_boxes
+from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
-from focaldet.structures import Detections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ class PostProcess(nn.Module):
             class_names: for the detections.
 
         Returns:
-            One :class:`~focaldet.structures.Detections` an image, best score first.
+            One :class:`~focaldet.Detections` an image, best score first.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         check_range("score_threshold", threshold, 0, 1)

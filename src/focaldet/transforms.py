@@ -1,17 +1,15 @@
-"""From images as people have them to the batch that the network takes, and targets with them."""
+"""From images of any sizes to the one batch that the network takes."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_image, check_range, must_be
-from focaldet.boxes import scale_boxes
-from focaldet.structures import ImageBatch, Target
+from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +37,12 @@ def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[i
 
 
 class Preprocess(nn.Module):
-    """Normalise, resize and pad images to a batch; scale the boxes of their targets with them.
+    """Normalise, resize and pad images to a batch.
 
     Args:
         min_size: length in pixels to which the short side is brought, up or down.
         max_size: greatest length of the long side, in pixels.
-        mean: of the three channels, subtracted from images in 0–1.
+        mean: of the three channels, subtracted from images in 0-1.
         std: of the three channels, > 0.
         size_divisor: the batch's height and width are padded to multiples of this, right and below,
             with zeros (after normalisation).
@@ -55,8 +53,9 @@ class Preprocess(nn.Module):
     Raises:
         ValueError: a number out of its range.
 
+    >>> import torch
     >>> preprocess = Preprocess(min_size=32, max_size=64)
-    >>> batch, _ = preprocess([torch.rand(3, 16, 20), torch.rand(3, 64, 64)])
+    >>> batch = preprocess([torch.rand(3, 16, 20), torch.rand(3, 64, 64)])
     >>> batch.tensor.shape, batch.sizes
     (torch.Size([2, 3, 32, 64]), [(32, 40), (32, 32)])
     """
@@ -85,38 +84,24 @@ class Preprocess(nn.Module):
         self.std = tuple(std)
         self.size_divisor = size_divisor
 
-    def forward(
-        self,
-        images: Sequence[Tensor] | Tensor,
-        targets: Sequence[Target] | None = None,
-        *,
-        validate: bool = True,
-    ) -> tuple[ImageBatch, list[Target] | None]:
-        """Return the batch, and the targets in its pixels.
+    def forward(self, images: Sequence[Tensor] | Tensor, *, validate: bool = True) -> ImageBatch:
+        """Return the batch; its ``scale_targets`` brings targets into its pixels.
 
         Args:
-            images: ``[3, H, W]`` each, RGB, floating-point in 0–1, of any sizes; or ``[B, 3, H, W]``.
-            targets: one an image, boxes in pixels of the image as given; unchanged.
+            images: ``[3, H, W]`` each, RGB, floating-point in 0-1, of any sizes; or ``[B, 3, H, W]``.
             validate: check the images' values too, which waits for a GPU to finish.
 
         Raises:
             TypeError: images that are not floating-point tensors.
-            ValueError: images of another shape, without pixels, not finite or not in 0–1.
+            ValueError: images of another shape, without pixels, not finite or not in 0-1.
         """
         if not len(images):
             raise ValueError(must_be("images", "not empty", "no images"))
         for index, image in enumerate(images):
             check_image(f"images[{index}]", image, dtypes="float", values=validate)
-        original_sizes = [_size(image) for image in images]
         resized = [self._resize(self._normalize(image)) for image in images]
-        batch = ImageBatch(self._pad(resized), [_size(image) for image in resized], original_sizes)
-        if targets is None:
-            return batch, None
-        scaled = [
-            Target(boxes=scale_boxes(target["boxes"], old, new), labels=target["labels"])
-            for target, old, new in zip(targets, original_sizes, batch.sizes, strict=True)
-        ]
-        return batch, scaled
+        sizes = [_size(image) for image in resized]
+        return ImageBatch(self._pad(resized), sizes, [_size(image) for image in images])
 
     def _normalize(self, image: Tensor) -> Tensor:
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)

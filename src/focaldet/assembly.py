@@ -1,0 +1,108 @@
+"""From a configuration to the parts that it describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from focaldet._checks import must_be
+from focaldet.anchors import AnchorGenerator
+from focaldet.box_coder import BoxCoder
+from focaldet.criterion import RetinaNetCriterion
+from focaldet.fpn import FPN
+from focaldet.heads import RetinaNetHead
+from focaldet.matching import Matcher
+from focaldet.postprocess import PostProcess
+from focaldet.transforms import Preprocess
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from focaldet.config import RetinaNetConfig
+
+__all__ = ["Parts", "build_parts"]
+
+
+class Parts(TypedDict):
+    """The parts of a RetinaNet but its backbone, by the names of its constructor's arguments."""
+
+    preprocess: Preprocess
+    fpn: FPN
+    head: RetinaNetHead
+    anchor_generator: AnchorGenerator
+    criterion: RetinaNetCriterion
+    postprocess: PostProcess
+
+
+def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
+    """Build all parts but the backbone.
+
+    Args:
+        config: describes them.
+        backbone: its ``channels`` and ``strides`` shape the pyramid and the anchors.
+
+    Raises:
+        TypeError: a backbone without ``channels`` or ``strides``.
+        ValueError: an option out of its range.
+    """
+    channels, strides = _levels_of(backbone)
+    box_coder = BoxCoder(config.box_weights)
+    anchor_generator = AnchorGenerator(
+        config.anchor_sizes,
+        octave_scales=config.octave_scales,
+        aspect_ratios=config.aspect_ratios,
+        strides=(*strides, 2 * strides[-1], 4 * strides[-1]),
+        offset=config.anchor_offset,
+        mode=config.anchor_mode,
+    )
+    return Parts(
+        preprocess=Preprocess(
+            min_size=config.min_size,
+            max_size=config.max_size,
+            mean=config.image_mean,
+            std=config.image_std,
+            size_divisor=config.size_divisor,
+        ),
+        fpn=FPN(channels, config.fpn_channels, p6_from=config.p6_from, p7_relu=config.p7_relu),
+        head=RetinaNetHead(
+            config.fpn_channels,
+            anchor_generator.num_anchors,
+            config.num_classes,
+            depth=config.head_depth,
+            norm=config.head_norm,
+            prior=config.prior,
+        ),
+        anchor_generator=anchor_generator,
+        criterion=RetinaNetCriterion(
+            Matcher(
+                config.positive_threshold,
+                config.negative_threshold,
+                force_match_floor=config.force_match_floor,
+            ),
+            box_coder,
+            focal_alpha=config.focal_alpha,
+            focal_gamma=config.focal_gamma,
+            box_loss=config.box_loss,
+            smooth_l1_beta=config.smooth_l1_beta,
+            box_loss_weight=config.box_loss_weight,
+            normalizer=config.normalizer,
+        ),
+        postprocess=PostProcess(
+            box_coder,
+            score_threshold=config.score_threshold,
+            pre_nms_top_k=config.pre_nms_top_k,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+            class_agnostic_nms=config.class_agnostic_nms,
+        ),
+    )
+
+
+def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    found = []
+    for name in ("channels", "strides"):
+        values = getattr(backbone, name, None)
+        if not isinstance(values, tuple | list) or len(values) != 3:
+            condition = f"a module with three `{name}`, of C3, C4 and C5"
+            raise TypeError(must_be("backbone", condition, f"{type(backbone).__name__}: {values}"))
+        found.append(tuple(int(value) for value in values))
+    return found[0], found[1]

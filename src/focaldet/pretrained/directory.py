@@ -1,0 +1,94 @@
+"""focaldet's own form of a checkpoint: a directory of ``config.json`` and the tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from focaldet._checks import must_be
+from focaldet.config import RetinaNetConfig
+from focaldet.pretrained.checkpoint import Checkpoint
+from focaldet.pretrained.reading import read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["load", "save"]
+
+_CONFIG = "config.json"
+_SAFE, _TORCH = "model.safetensors", "model.pth"
+
+
+def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (``model.pth`` without that package).
+
+    Each file is written aside and renamed, so that a failure leaves what was there before.
+
+    Args:
+        checkpoint: what to write.
+        folder: made if it does not exist; files of these names in it are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
+
+    def write_tensors(path: Path) -> None:
+        if name == _SAFE:
+            import safetensors.torch
+
+            safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, path)
+
+    def write_config(path: Path) -> None:
+        path.write_text(checkpoint.config.to_json() + "\n", encoding="utf-8")
+
+    name = _SAFE if importlib.util.find_spec("safetensors") else _TORCH
+    with contextlib.ExitStack() as stack:
+        written = {
+            target: stack.enter_context(_written_aside(folder / target, write))
+            for target, write in ((name, write_tensors), (_CONFIG, write_config))
+        }
+        for target, aside in written.items():
+            aside.replace(folder / target)
+    (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)  # would be stale
+
+
+@contextlib.contextmanager
+def _written_aside(target: Path, write: Callable[[Path], None]) -> Iterator[Path]:
+    """Write a file beside its target and give its path; remove it unless it was renamed."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        write(aside)
+        mask = os.umask(0)
+        os.umask(mask)
+        aside.chmod(0o666 & ~mask)  # mkstemp's files are the owner's alone
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
+    """Read what :func:`save` wrote, with its own config or another.
+
+    Raises:
+        FileNotFoundError: ``config.json`` or the tensors are missing.
+        ValueError: a damaged file, or a configuration that does not hold.
+    """
+    if not (folder / _CONFIG).is_file():
+        got = f"{str(folder)!r} without {_CONFIG}"
+        raise FileNotFoundError(must_be("source", "a directory written by save_pretrained", got))
+    for name in (_SAFE, _TORCH):
+        if (folder / name).is_file():
+            written = RetinaNetConfig.from_json((folder / _CONFIG).read_text(encoding="utf-8"))
+            return Checkpoint(config or written, read_tensors(folder / name))
+    got = f"{str(folder)!r} with neither"
+    raise FileNotFoundError(must_be("source", f"a directory with {_SAFE} or {_TORCH}", got))

@@ -1,0 +1,313 @@
+"""RetinaNet: the parts wired together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from focaldet._checks import must_be
+from focaldet.assembly import build_parts
+from focaldet.backbones import build_backbone, freeze_stages
+from focaldet.config import RetinaNetConfig
+from focaldet.prediction import predict_images
+from focaldet.pretrained import Checkpoint, check_fit, load_checkpoint, save_checkpoint
+from focaldet.structures import check_targets
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from focaldet.anchors import AnchorGenerator
+    from focaldet.criterion import RetinaNetCriterion
+    from focaldet.detections import Detections
+    from focaldet.fpn import FPN
+    from focaldet.heads import RetinaNetHead
+    from focaldet.images import ImageSource
+    from focaldet.postprocess import PostProcess
+    from focaldet.structures import Target
+    from focaldet.transforms import Preprocess
+
+__all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
+
+
+class RetinaNetOutput(NamedTuple):
+    """What one forward pass gives, in training and in evaluation alike.
+
+    Attributes:
+        logits: ``[B, A * K, H, W]`` a level; channel ``a * K + k`` is class k of anchor a.
+        box_deltas: ``[B, A * 4, H, W]`` a level.
+        anchors: ``[H * W * A, 4]`` a level, xyxy in pixels of the batch.
+        sizes: ``(height, width)`` of each image in the batch, without padding.
+        original_sizes: ``(height, width)`` of each image as given.
+        losses: "classification" and "box_regression", scalars; None without targets.
+    """
+
+    logits: list[Tensor]
+    box_deltas: list[Tensor]
+    anchors: list[Tensor]
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    losses: dict[str, Tensor] | None
+
+
+class RetinaNet(nn.Module):
+    """RetinaNet (Lin et al. 2017): one forward pass from images to boxes of many sizes.
+
+    Made by :meth:`from_config` or :meth:`from_pretrained`; the constructor takes finished parts.
+
+    Args:
+        config: describes the parts; what :meth:`save_pretrained` writes.
+        backbone: gives C3, C4, C5; see :mod:`focaldet.backbones`.
+        fpn: makes P3..P7 of them.
+        head: gives class logits and box deltas of every level.
+        anchor_generator: of the head's A anchors per cell.
+        criterion: gives the losses.
+        postprocess: gives the detections.
+        preprocess: resizes, normalises and pads the images.
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection. ICCV 2017. arXiv:1708.02002.
+
+    >>> config = RetinaNetConfig(
+    ...     num_classes=2,
+    ...     backbone="resnet18",
+    ...     backbone_norm="batch",
+    ...     fpn_channels=32,
+    ...     min_size=64,
+    ...     max_size=64,
+    ... )
+    >>> model = RetinaNet.from_config(config)
+    >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    >>> output = model([torch.rand(3, 64, 64)], [target])
+    >>> sum(output.losses.values()).backward()
+    >>> model.detections(output)[0].image_size
+    (64, 64)
+    """
+
+    def __init__(
+        self,
+        config: RetinaNetConfig,
+        *,
+        backbone: nn.Module,
+        fpn: FPN,
+        head: RetinaNetHead,
+        anchor_generator: AnchorGenerator,
+        criterion: RetinaNetCriterion,
+        postprocess: PostProcess,
+        preprocess: Preprocess,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocess = preprocess
+        self.backbone = backbone
+        self.fpn = fpn
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.criterion = criterion
+        self.postprocess = postprocess
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RetinaNetConfig,
+        *,
+        backbone: nn.Module | None = None,
+        backbone_weights: Mapping[str, Tensor] | None = None,
+    ) -> RetinaNet:
+        """Build a RetinaNet.
+
+        Args:
+            config: describes it.
+            backbone: a module of your own, if ``config.backbone`` is "custom"; see
+                :class:`focaldet.backbones.Backbone`.
+            backbone_weights: a torchvision classifier's state dict for a backbone known by name.
+                With them all but ``config.trainable_stages`` stages are frozen; without, all train.
+
+        Raises:
+            ValueError: an option out of its range, or weights that don't fit.
+            TypeError: a custom backbone that is missing, or lacks ``channels`` or ``strides``.
+        """
+        if (backbone is None) == (config.backbone == "custom"):
+            condition = "given if, and only if, config.backbone is 'custom'"
+            got = f"{type(backbone).__name__} with config.backbone={config.backbone!r}"
+            raise TypeError(must_be("backbone", condition, got))
+        if backbone is None:
+            backbone = build_backbone(
+                config.backbone,
+                norm=config.backbone_norm,
+                norm_eps=config.backbone_norm_eps,
+                weights=backbone_weights,
+            )
+        model = cls(config, backbone=backbone, **build_parts(config, backbone))
+        if backbone_weights is not None:
+            freeze_stages(backbone, config.trainable_stages)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        config: RetinaNetConfig | None = None,
+        backbone: nn.Module | None = None,
+    ) -> RetinaNet:
+        """Build a RetinaNet and load its weights; it is in evaluation mode.
+
+        Args:
+            source: a directory that :meth:`save_pretrained` wrote, or a torchvision RetinaNet's state
+                dict in a file. Of a 91-class COCO head the 80 real classes are kept, with their names.
+            config: instead of the one that the checkpoint brings or suggests; the weights must fit.
+            backbone: a module of your own, if ``config.backbone`` is "custom"; its weights are loaded
+                too.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ValueError: a damaged file, one that would run code, one of no known family, or weights
+                that don't fit the architecture. No code in a file is ever run.
+        """
+        checkpoint = load_checkpoint(source, config)
+        model = cls.from_config(checkpoint.config, backbone=backbone)
+        check_fit(model.state_dict(), checkpoint.tensors)
+        model.load_state_dict(checkpoint.tensors)
+        freeze_stages(model.backbone, checkpoint.config.trainable_stages)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` for :meth:`from_pretrained`.
+
+        Without the package safetensors, ``model.pth`` is written. Files are written aside and
+        renamed, so that a failure leaves what was there before.
+
+        Args:
+            folder: made if it does not exist.
+        """
+        save_checkpoint(Checkpoint(self.config, self.state_dict()), folder)
+
+    def forward(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        targets: Sequence[Target] | None = None,
+        *,
+        validate: bool = True,
+    ) -> RetinaNetOutput:
+        """Run the network on images of any sizes.
+
+        Args:
+            images: ``[3, H, W]`` each, RGB, floating-point in 0-1; or ``[B, 3, H, W]``.
+            targets: one an image, boxes in pixels of the image as given; gives losses too.
+            validate: check values of images and targets, which waits for a GPU to finish.
+
+        Raises:
+            TypeError, ValueError: images or targets that don't hold; the message names the image.
+        """
+        batch = self.preprocess(images, validate=validate)
+        if targets is not None and validate:
+            check_targets(targets, batch.original_sizes, self.config.num_classes)
+        weight = self.head.class_logits.weight
+        logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
+        anchors = self.anchor_generator(
+            [(level.shape[2], level.shape[3]) for level in logits],
+            (batch.tensor.shape[2], batch.tensor.shape[3]),
+            device=weight.device,
+            dtype=torch.promote_types(weight.dtype, torch.float32),
+        )
+        losses = None
+        if targets is not None:
+            losses = self.criterion(logits, box_deltas, anchors, batch.scale_targets(targets))
+        return RetinaNetOutput(
+            logits, box_deltas, anchors, batch.sizes, batch.original_sizes, losses
+        )
+
+    def forward_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the network alone: no data-dependent step, fit for ``torch.compile`` and ``export``.
+
+        Args:
+            images: ``[B, 3, H, W]``, as :attr:`preprocess` makes them.
+
+        Returns:
+            ``logits`` and ``box_deltas``, as in :class:`RetinaNetOutput`.
+        """
+        logits, box_deltas = self.head(self.fpn(self.backbone(images)))
+        return logits, box_deltas
+
+    def detections(
+        self, output: RetinaNetOutput, *, score_threshold: float | None = None
+    ) -> list[Detections]:
+        """Return the objects found by a forward pass, in pixels of the images as given.
+
+        Args:
+            output: of this model.
+            score_threshold: scores must be greater; None takes the config's.
+        """
+        found: list[Detections] = self.postprocess(
+            output.logits,
+            output.box_deltas,
+            output.anchors,
+            output.sizes,
+            output.original_sizes,
+            score_threshold=score_threshold,
+            class_names=self.config.class_names,
+        )
+        return found
+
+    @overload
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = ...,
+        score_threshold: float | None = ...,
+        on_error: Literal["raise"] = ...,
+        progress: bool | None = ...,
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = ...,
+        score_threshold: float | None = ...,
+        on_error: Literal["skip"],
+        progress: bool | None = ...,
+    ) -> list[Detections | None]: ...
+
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = 1,
+        score_threshold: float | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool | None = None,
+    ) -> list[Detections] | list[Detections | None]:
+        """Find the objects in images, in evaluation mode whatever the model's mode.
+
+        Args:
+            sources: a path, a PIL image, an ``[H, W, 3]`` uint8 array, a ``[3, H, W]`` tensor (uint8,
+                or floating-point in 0-1); a list or generator of such; or a folder, whose images are
+                taken by name. See :func:`focaldet.images.load_image`.
+            batch_size: images that go through the network together. Images of unlike sizes are
+                padded to the largest, which costs time and moves results by a little.
+            score_threshold: scores must be greater; None takes the config's.
+            on_error: "raise", or "skip" to warn of files that can't be read and give None for them.
+            progress: show a progress bar, if tqdm is installed; None does on a terminal, for ten
+                images and more.
+
+        Returns:
+            One :class:`~focaldet.Detections` an image, in order, on the CPU, in pixels of the image
+            as given, with ``source`` set for files. A single image gives a list of one.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: a source that can't be read; the message names it.
+        """
+        return predict_images(
+            self,
+            sources,
+            batch_size=batch_size,
+            score_threshold=score_threshold,
+            on_error=on_error,
+            progress=progress,
+        )
