@@ -1,0 +1,46 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from focaldet import RetinaNet, RetinaNetConfig
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def coco_photos() -> list[Path]:
+    folder = SHARED / "data" / "coco_sample" / "val2017"
+    if not folder.is_dir():
+        pytest.skip("the folder of real photos is not beside this checkout")
+    return sorted(folder.glob("*.jpg"))
+
+
+@pytest.fixture
+def tiny_config() -> RetinaNetConfig:
+    """A detector that runs in milliseconds."""
+    return RetinaNetConfig(
+        num_classes=3,
+        class_names=("cat", "dog", "owl"),
+        backbone="resnet18",
+        backbone_norm="batch",
+        fpn_channels=32,
+        head_depth=1,
+        min_size=64,
+        max_size=96,
+        score_threshold=0.005,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: RetinaNetConfig) -> RetinaNet:
+    return RetinaNet.from_config(tiny_config).eval()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from focaldet import AnchorGenerator
+
+FEATURES = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+
+
+def test_an_800x1344_image_has_201600_anchors() -> None:
+    assert [len(level) for level in AnchorGenerator()(FEATURES)] == [151200, 37800, 9450, 2457, 693]
+
+
+def test_sizes_are_areas_and_ratios_are_height_over_width() -> None:
+    anchors = AnchorGenerator().cell_anchors(0)
+    width, height = (anchors[:, 2] - anchors[:, 0]), (anchors[:, 3] - anchors[:, 1])
+    sides = torch.tensor([32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]).repeat(3)
+    assert_close((width * height).sqrt(), sides)
+    assert_close(height / width, torch.tensor([0.5, 1, 2]).repeat_interleave(3))  # ratio-major
+
+
+def test_centres_are_offset_in_cells_and_rows_come_first() -> None:
+    [level] = AnchorGenerator((32,), strides=(8,), octave_scales=(1,), aspect_ratios=(1,))([(2, 3)])
+    centres = (level[:, :2] + level[:, 2:]) / 2
+    assert centres.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+
+
+def test_torchvision_mode_truncates_rounds_and_infers_strides() -> None:
+    generator = AnchorGenerator(mode="torchvision", offset=0)
+    sizes = [generator.cell_anchors(level)[3:6, 2] * 2 for level in range(5)]  # the squares
+    assert [[32, 40, 50], [64, 80, 100]] == [s.tolist() for s in sizes[:2]]
+    *_, p6, p7 = generator(FEATURES, (800, 1344))
+    assert p6[9, 0] - p6[0, 0] == 64
+    assert p6[21 * 9, 1] - p6[0, 1] == 61
+    assert p7[11 * 9, 1] - p7[0, 1] == 114
+
+
+def test_anchors_are_kept_for_the_next_call_and_by_size_and_dtype() -> None:
+    generator = AnchorGenerator()
+    first = generator(FEATURES)
+    assert generator(FEATURES)[0] is first[0]
+    assert generator(FEATURES, dtype=torch.float64)[0].dtype == torch.float64
+    assert generator([(2, 2)] * 5)[0].shape == (36, 4)
+    for size in range(1, 40):
+        generator([(size, 1)] * 5)
+    assert len(generator._cache) <= 16
+
+
+def test_copies_and_pickles_leave_the_kept_anchors_behind() -> None:
+    generator = AnchorGenerator()
+    generator(FEATURES)
+    assert len(pickle.dumps(generator)) < 10_000
+    assert copy.deepcopy(generator)(FEATURES)[0].shape == (151200, 4)
+
+
+def test_anchors_made_in_inference_mode_serve_a_later_training_step() -> None:
+    generator = AnchorGenerator()
+    with torch.inference_mode():
+        generator([(1, 1)] * 5)
+    weight = torch.ones(4, requires_grad=True)
+    (generator([(1, 1)] * 5)[0] * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": (32, -1, 1, 1, 1)}, r"`sizes` must be > 0; got -1"),
+        ({"sizes": (32,)}, r"`strides` must be one a level \(1 sizes\); got 5 strides"),
+        ({"octave_scales": ()}, "`octave_scales` must be not empty"),
+        ({"offset": 1.5}, r"`offset` must be in \[0, 1\]; got 1.5"),
+        ({"mode": "exakt"}, "`mode` must be one of 'exact', 'torchvision'; got 'exakt'"),
+        ({"mode": "torchvision"}, "`offset` must be 0 in mode 'torchvision'; got 0.5"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnchorGenerator(**options)
+
+
+def test_wrong_calls_are_named() -> None:
+    with pytest.raises(ValueError, match=r"`feature_sizes` must be one a level \(5\)"):
+        AnchorGenerator()([(1, 1)])
+    with pytest.raises(ValueError, match="`image_size` must be given in mode 'torchvision'"):
+        AnchorGenerator(mode="torchvision", offset=0)(FEATURES)
+
+
+def test_repr_shows_the_arguments() -> None:
+    assert "strides=(8, 16, 32, 64, 128), offset=0.5, mode='exact'" in repr(AnchorGenerator())

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from focaldet.backbones import BACKBONES, Backbone, MobileNet, build_backbone, freeze_stages
+from tests.conftest import SHARED
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_gives_c3_to_c5_of_its_channels_and_strides(name: str) -> None:
+    backbone = build_backbone(name, norm="batch").eval()
+    assert isinstance(backbone, Backbone)
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 64, 96))
+    for feature, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+        assert feature.shape == (1, channels, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])
+def test_features_are_those_of_torchvisions_classifier(name: str) -> None:
+    classifier = models.get_model(name, weights=None).eval()
+    nodes = {
+        "mobilenet_v2": ["features.6", "features.13", "features.17"],
+        "mobilenet_v3_large": ["features.6", "features.12", "features.15"],
+    }.get(name, ["layer2", "layer3", "layer4"])
+    peer = create_feature_extractor(classifier, return_nodes=nodes)
+    image = torch.rand(1, 3, 64, 64)
+    for norm in ("frozen", "batch"):
+        ours = build_backbone(name, norm=norm, weights=classifier.state_dict()).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            for a, b in zip(ours(image), peer(image).values(), strict=True):
+                assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_are_frozen_or_train_with_the_eps_asked_for() -> None:
+    frozen = build_backbone("resnet18", norm="frozen", norm_eps=0.0)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
+    assert frozen.bn1.eps == 0
+    assert build_backbone("mobilenet_v3_large", norm="batch").features[0][1].eps == 1e-3  # type: ignore[index, union-attr]
+    assert build_backbone("resnet18", norm="batch").bn1.eps == 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
+@pytest.mark.parametrize("trainable", range(6))
+def test_the_last_stages_train(name: str, trainable: int) -> None:
+    backbone = build_backbone(name, norm="batch")
+    freeze_stages(backbone, trainable)
+    trains = [
+        {p.requires_grad for module in stage for p in module.parameters()}
+        for stage in backbone.stages
+    ]
+    assert trains == [{False}] * (5 - trainable) + [{True}] * trainable
+    assert sum(len(list(m.parameters())) for stage in backbone.stages for m in stage) == len(
+        list(backbone.parameters())
+    )
+
+
+def test_features_saved_alone_load_too() -> None:
+    path = SHARED / "weights" / "mobilenet_v2_features_imagenet_tv.pth"
+    if not path.is_file():
+        pytest.skip("the ImageNet weights are not beside this checkout")
+    weights = torch.load(path, weights_only=True)
+    backbone = build_backbone("mobilenet_v2", weights=weights)
+    assert isinstance(backbone, MobileNet)
+    assert_close(backbone.features[0][0].weight, weights["0.0.weight"])  # type: ignore[index]
+
+
+def test_wrong_weights_and_names_are_named() -> None:
+    weights = models.resnet34(weights=None).state_dict()
+    with pytest.raises(ValueError, match=r"`weights` must be those of a torchvision resnet50; got"):
+        build_backbone("resnet50", weights=weights)
+    with pytest.raises(ValueError, match="`weights` must be those of a torchvision mobilenet_v2"):
+        build_backbone("mobilenet_v2", weights=weights)
+    with pytest.raises(ValueError, match="`name` must be one of 'resnet18'.*got 'resnet49'"):
+        build_backbone("resnet49")
+    with pytest.raises(ValueError, match="`norm` must be one of 'frozen', 'batch'; got 'sync'"):
+        build_backbone("resnet18", norm="sync")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`trainable_stages` must be in \[0, 5\]; got 6"):
+        freeze_stages(build_backbone("resnet18"), 6)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from torchvision.models.detection._utils import BoxCoder as PeerCoder
+
+from focaldet.box_coder import BoxCoder
+from tests.test_boxes import random_boxes
+
+
+def test_deltas_by_hand() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 20]])
+    deltas = BoxCoder().encode(torch.tensor([[5.0, 10, 25, 20]]), anchors)
+    assert_close(deltas, torch.tensor([[1.0, 0.25, math.log(2), math.log(0.5)]]))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10))
+def test_decoding_undoes_encoding(seed: int, weight: float) -> None:
+    torch.manual_seed(seed)
+    coder = BoxCoder((weight, 1, 2, weight))
+    boxes, anchors = random_boxes(8), random_boxes(8)
+    assert_close(coder.decode(coder.encode(boxes, anchors), anchors), boxes)
+
+
+@pytest.mark.parity
+def test_encoding_and_decoding_are_torchvisions() -> None:
+    boxes, anchors = random_boxes(30), random_boxes(30)
+    peer, coder = PeerCoder((1.0, 1.0, 2.0, 2.0)), BoxCoder((1, 1, 2, 2))
+    assert_close(coder.encode(boxes, anchors), peer.encode_single(boxes, anchors))
+    deltas = torch.randn(30, 4, dtype=torch.float64) * 5  # some are clamped
+    assert_close(coder.decode(deltas, anchors), peer.decode_single(deltas, anchors))
+
+
+def test_wild_deltas_decode_to_finite_boxes() -> None:
+    anchors = torch.tensor([[0.0, 0, 16, 16]])
+    box = BoxCoder().decode(torch.tensor([[0.0, 0.0, 1e6, 1e6]]), anchors)[0]
+    assert_close(box[2] - box[0], torch.tensor(1000.0))
+
+
+def test_decoding_passes_gradcheck() -> None:
+    deltas = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(BoxCoder().decode, (deltas, random_boxes(5)))
+
+
+def test_no_boxes_encode_to_no_deltas() -> None:
+    empty = torch.zeros(0, 4)
+    assert BoxCoder().encode(empty, empty).shape == (0, 4)
+    assert BoxCoder().decode(empty, empty).shape == (0, 4)
+
+
+def test_wrong_weights_are_named() -> None:
+    with pytest.raises(ValueError, match="`weights` must be four numbers"):
+        BoxCoder((1.0, 1.0))
+    with pytest.raises(ValueError, match="`weights` must be > 0; got 0"):
+        BoxCoder((1.0, 1.0, 0, 1.0))
+    with pytest.raises(ValueError, match="`max_log_scale` must be > 0"):
+        BoxCoder(max_log_scale=0)

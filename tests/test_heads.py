@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from focaldet import RetinaNetHead
+from focaldet.heads import flatten_maps, gather_from_map
+
+
+def test_at_first_every_anchor_says_object_with_the_prior() -> None:
+    head = RetinaNetHead(8, num_classes=3, prior=0.02)
+    logits, box_deltas = head([torch.zeros(1, 8, 2, 2)])
+    assert_close(logits[0].sigmoid(), torch.full((1, 27, 2, 2), 0.02))
+    assert_close(box_deltas[0], torch.zeros(1, 36, 2, 2))
+
+
+def test_towers_are_shared_over_levels_and_separate_for_class_and_box() -> None:
+    head = RetinaNetHead(8, num_classes=3, depth=2)
+    feature = torch.randn(1, 8, 4, 4)
+    logits, _ = head([feature, feature])
+    assert_close(logits[0], logits[1], rtol=0, atol=0)
+    class_conv, box_conv = head.class_tower[0].conv, head.box_tower[0].conv  # type: ignore[union-attr]
+    assert not torch.equal(class_conv.weight, box_conv.weight)  # type: ignore[arg-type, union-attr]
+
+
+def test_group_norm_stands_after_convolutions_without_bias() -> None:
+    head = RetinaNetHead(32, num_classes=3, norm="group", depth=3)
+    norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
+    convs = [m for m in head.class_tower.modules() if isinstance(m, nn.Conv2d)]
+    assert len(norms) == 6
+    assert all(conv.bias is None for conv in convs)
+
+
+def test_flattening_follows_level_row_column_anchor_class() -> None:
+    batch, anchors, classes, height, width = 2, 3, 4, 2, 5
+    maps = [torch.randn(batch, anchors * classes, height, width), torch.randn(batch, 12, 1, 2)]
+    rows = flatten_maps(maps, anchors)
+    assert rows.shape == (batch, (10 + 2) * anchors, classes)
+    for h, w, a, k in [(0, 0, 0, 0), (1, 3, 2, 1), (0, 4, 1, 3)]:
+        row = (h * width + w) * anchors + a
+        assert rows[1, row, k] == maps[0][1, a * classes + k, h, w]
+    assert rows[0, 30 + 3 + 1, 2] == maps[1][0, 1 * classes + 2, 0, 1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gathering_rows_agrees_with_flattening(layout: torch.memory_format) -> None:
+    level = torch.randn(2, 12, 3, 4).contiguous(memory_format=layout)
+    images, anchors = torch.tensor([0, 1, 1]), torch.tensor([35, 0, 17])
+    expected = flatten_maps([level], 3)[images, anchors]
+    assert_close(gather_from_map(level, images, anchors, 3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "`num_classes` must be >= 1; got 0"),
+        ({"num_anchors": 0}, "`num_anchors` must be >= 1; got 0"),
+        ({"depth": -1}, "`depth` must be >= 0; got -1"),
+        ({"prior": 1.0}, r"`prior` must be in \(0, 1\); got 1.0"),
+        ({"norm": "batch"}, "`norm` must be one of None, 'group'; got 'batch'"),
+        ({"norm": "group", "in_channels": 40}, "`num_groups` must be a divisor of 40; got 32"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RetinaNetHead(**options)
