@@ -6,7 +6,7 @@ Every message reads "`name` must be <condition>; got <value>. <what to do>."
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -55,44 +55,53 @@ def check_boxes(name: str, boxes: Tensor) -> None:
         raise ValueError(must_be(name, "of shape [N, 4] (x1, y1, x2, y2)", list(boxes.shape)))
 
 
-def check_image(
-    name: str,
-    image: object,
-    *,
-    dtypes: Literal["float", "float or uint8"] = "float or uint8",
-    values: bool = True,
-) -> None:
-    """Raise unless ``image`` is a ``[3, H, W]`` RGB tensor, uint8 or floating-point in 0-1.
+def check_image(name: str, image: Tensor, *, uint8: bool = True, values: bool = True) -> None:
+    """Raise unless ``image`` is a ``[3, H, W]`` RGB tensor, uint8 or floating point in [0, 1].
 
     Args:
         name: what the message calls it.
         image: what to check.
-        dtypes: whether uint8 will do.
+        uint8: whether uint8 will do.
         values: check the values of a floating-point image too, which waits for a GPU to finish.
     """
     if not isinstance(image, torch.Tensor):
         raise TypeError(must_be(name, "a tensor", type(image).__name__))
-    if not image.is_floating_point() and (dtypes == "float" or image.dtype != torch.uint8):
-        wanted = "floating-point in 0-1" if dtypes == "float" else "uint8 or floating-point in 0-1"
-        remedy = "Divide by 255." if image.dtype == torch.uint8 else ""
-        raise TypeError(must_be(name, wanted, image.dtype, remedy))
-    if image.ndim != 3 or image.shape[0] != 3:
-        remedy = "Convert the image to RGB and put the channels first."
-        raise ValueError(must_be(name, "of shape [3, height, width]", list(image.shape), remedy))
-    if not image.numel():
-        raise ValueError(must_be(name, "of at least one pixel", list(image.shape)))
+    if not image.is_floating_point() and not (uint8 and image.dtype == torch.uint8):
+        condition = "uint8 or floating point in [0, 1]" if uint8 else "floating point in [0, 1]"
+        remedy = "Values from 0 to 255 can be given as " + (
+            "image.to(torch.uint8)." if uint8 else "image.float() / 255."
+        )
+        raise TypeError(must_be(name, condition, image.dtype, remedy))
+    shape = list(image.shape)
+    if image.ndim != 3 or shape[0] != 3:
+        raise ValueError(must_be(name, "of shape [3, H, W]", shape, _shape_remedy(shape)))
+    if 0 in shape:
+        raise ValueError(must_be(name, "at least one pixel high and wide", shape))
     if values and image.is_floating_point():
         _check_image_values(name, image)
 
 
+def _shape_remedy(shape: list[int]) -> str:
+    if len(shape) == 4:
+        return "Give the images of a batch one by one, as list(batch)."
+    if len(shape) == 2 or shape[0] == 1:
+        return "Repeat a greyscale channel with .expand(3, -1, -1)."
+    if shape[0] == 4:
+        return "Drop the alpha channel with image[:3]."
+    if shape[-1] == 3:
+        return "Put channels first with .permute(2, 0, 1)."
+    return ""
+
+
 def _check_image_values(name: str, image: Tensor) -> None:
-    low, high = (float(extreme) for extreme in torch.aminmax(image))
+    low, high = (float(bound) for bound in torch.aminmax(image.detach()))
+    got = f"values from {low:g} to {high:g}"
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(must_be(name, "finite", f"values from {low:g} to {high:g}"))
-    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
-        remedy = (
-            "Divide 0-255 images by 255."
-            if high > 4
-            else "The model normalises images itself: don't subtract a mean before."
-        )
-        raise ValueError(must_be(name, "in 0-1", f"values from {low:g} to {high:g}", remedy))
+        raise ValueError(must_be(name, "finite", got))
+    if low < -_OVERSHOOT:
+        remedy = "The model normalises by itself: give the image before mean and std."
+    elif high > 1 + _OVERSHOOT:
+        remedy = "Divide values from 0 to 255 by 255, or convert them to uint8."
+    else:
+        return
+    raise ValueError(must_be(name, "in [0, 1] if it is floating point", got, remedy))

@@ -98,7 +98,7 @@ class Preprocess(nn.Module):
         if not len(images):
             raise ValueError(must_be("images", "not empty", "no images"))
         for index, image in enumerate(images):
-            check_image(f"images[{index}]", image, dtypes="float", values=validate)
+            check_image(f"images[{index}]", image, uint8=False, values=validate)
         resized = [self._resize(self._normalize(image)) for image in images]
         sizes = [_size(image) for image in resized]
         return ImageBatch(self._pad(resized), sizes, [_size(image) for image in images])

@@ -49,7 +49,7 @@ def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
     def write_config(path: Path) -> None:
         path.write_text(checkpoint.config.to_json() + "\n", encoding="utf-8")
 
-    name = _SAFE if importlib.util.find_spec("safetensors") else _TORCH
+    name = _SAFE if _safetensors_installed() else _TORCH
     with contextlib.ExitStack() as stack:
         written = {
             target: stack.enter_context(_written_aside(folder / target, write))
@@ -58,6 +58,10 @@ def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
         for target, aside in written.items():
             aside.replace(folder / target)
     (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)  # would be stale
+
+
+def _safetensors_installed() -> bool:
+    return importlib.util.find_spec("safetensors") is not None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from torchvision.ops import batched_nms
+
+from focaldet import AnchorGenerator
+from focaldet.box_coder import BoxCoder
+from focaldet.boxes import clip_boxes
+from focaldet.heads import flatten_maps
+from focaldet.postprocess import PostProcess
+
+FEATURES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+SIZE = (60, 90)
+CLASSES = 4
+
+
+def head_output(batch: int = 1, bias: float = -2.0) -> tuple[Any, Any, Any]:
+    logits = [torch.randn(batch, 9 * CLASSES, *size) * 1.5 + bias for size in FEATURES]
+    deltas = [torch.randn(batch, 36, *size) * 0.3 for size in FEATURES]
+    return logits, deltas, AnchorGenerator()(FEATURES)
+
+
+def brute(logits: Any, deltas: Any, anchors: Any, image: int, top_k: int, threshold: float) -> Any:
+    """Do it the plain way: everything flat, sigmoid of everything."""
+    boxes, scores, labels = [], [], []
+    for level in range(len(logits)):
+        score = flatten_maps([logits[level]], 9)[image].sigmoid().flatten()
+        best, index = score.sort(descending=True)
+        index = index[best > threshold][:top_k]
+        row = flatten_maps([deltas[level]], 9)[image][index // CLASSES]
+        boxes.append(clip_boxes(BoxCoder().decode(row, anchors[level][index // CLASSES]), SIZE))
+        scores.append(score[index])
+        labels.append(index % CLASSES)
+    box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+    keep = batched_nms(box, score, label, 0.5)
+    return box[keep], score[keep], label[keep]
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([3, 50, 1000]))
+def test_maps_in_either_layout_give_what_flat_rows_give(
+    seed: int, channels_last: bool, top_k: int
+) -> None:
+    torch.manual_seed(seed)
+    logits, deltas, anchors = head_output(batch=2)
+    expected = [brute(logits, deltas, anchors, image, top_k, 0.2) for image in range(2)]
+    if channels_last:
+        logits, deltas = (
+            [level.contiguous(memory_format=torch.channels_last) for level in maps]
+            for maps in (logits, deltas)
+        )
+    process = PostProcess(
+        BoxCoder(), pre_nms_top_k=top_k, score_threshold=0.2, max_detections=10**6
+    )
+    for found, (boxes, scores, labels) in zip(
+        process(logits, deltas, anchors, [SIZE] * 2), expected, strict=True
+    ):
+        assert_close(found.scores, scores, rtol=0, atol=1e-6)
+        assert_close(found.labels, labels, rtol=0, atol=0)
+        assert_close(found.boxes, boxes)
+
+
+def test_boxes_are_scaled_to_the_image_as_given_after_suppression() -> None:
+    case = head_output()
+    process = PostProcess(BoxCoder())
+    [plain], [scaled] = process(*case, [SIZE]), process(*case, [SIZE], [(600, 45)])
+    assert scaled.image_size == (600, 45)
+    assert_close(scaled.boxes, plain.boxes * torch.tensor([0.5, 10, 0.5, 10]))
+    assert float(plain.boxes[:, 2].max()) <= SIZE[1]
+    assert float(plain.boxes[:, 3].max()) <= SIZE[0]
+
+
+def test_scores_fall_and_are_above_the_threshold_and_within_the_count() -> None:
+    process = PostProcess(BoxCoder(), max_detections=7)
+    [found] = process(*head_output(), [SIZE])
+    assert len(found) == 7
+    assert bool((found.scores.diff() <= 0).all())
+    [found] = process(*head_output(), [SIZE], score_threshold=0.9)
+    assert bool((found.scores > 0.9).all())
+    [found] = process(*head_output(), [SIZE], score_threshold=0.0)
+    assert len(found) == 7
+
+
+def test_the_threshold_is_exact_to_the_last_bit() -> None:
+    logit = torch.tensor(-2.9444389)
+    score = float(logit.sigmoid())
+    case: Any = ([logit.view(1, 1, 1, 1)], [torch.zeros(1, 4, 1, 1)], [torch.tensor([[0.0, 0, 8, 8]])])
+    process = PostProcess(BoxCoder())
+    assert len(process(*case, [(8, 8)], score_threshold=score)[0]) == 0
+    assert len(process(*case, [(8, 8)], score_threshold=score - 1e-8)[0]) == 1
+
+
+def test_suppression_is_per_class_unless_told_otherwise() -> None:
+    logits = [torch.tensor([3.0, 2.0]).view(1, 2, 1, 1)]
+    case: Any = (logits, [torch.zeros(1, 4, 1, 1)], [torch.tensor([[0.0, 0, 8, 8]])], [(8, 8)])
+    assert PostProcess(BoxCoder())(*case)[0].labels.tolist() == [0, 1]
+    assert PostProcess(BoxCoder(), class_agnostic_nms=True)(*case)[0].labels.tolist() == [0]
+
+
+def test_nothing_found_is_an_empty_result() -> None:
+    [found] = PostProcess(BoxCoder())(*head_output(bias=-30), [SIZE])
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.labels.dtype == torch.int64
+
+
+def test_half_precision_maps_are_decoded_in_float32() -> None:
+    logits, deltas, anchors = head_output()
+    logits, deltas = [m.bfloat16() for m in logits], [m.bfloat16() for m in deltas]
+    process = PostProcess(BoxCoder())
+    [low] = process(logits, deltas, anchors, [SIZE])
+    [high] = process([m.float() for m in logits], [m.float() for m in deltas], anchors, [SIZE])
+    assert low.boxes.dtype == low.scores.dtype == torch.float32
+    assert_close(low.scores, high.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 1.5}, r"`score_threshold` must be in \[0, 1\]; got 1.5"),
+        ({"nms_threshold": -1}, r"`nms_threshold` must be in \[0, 1\]; got -1"),
+        ({"pre_nms_top_k": 0}, "`pre_nms_top_k` must be >= 1; got 0"),
+        ({"max_detections": 0}, "`max_detections` must be >= 1; got 0"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PostProcess(BoxCoder(), **options)
+
+
+def test_a_wrong_threshold_of_a_call_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`score_threshold` must be in \[0, 1\]; got 50"):
+        PostProcess(BoxCoder())(*head_output(), [SIZE], score_threshold=50)

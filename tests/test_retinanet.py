@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.heads import flatten_maps
+
+TARGET: Any = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}
+
+
+def test_output_has_the_same_form_in_training_and_evaluation(tiny_model: RetinaNet) -> None:
+    images = [torch.rand(3, 64, 80), torch.rand(3, 50, 40)]
+    for training in (True, False):
+        output = tiny_model.train(training)(images, [TARGET] * 2)
+        assert len(output.logits) == len(output.box_deltas) == len(output.anchors) == 5
+        assert set(output.losses) == {"classification", "box_regression"}
+        assert tiny_model(images).losses is None
+        assert [d.image_size for d in tiny_model.detections(output)] == [(64, 80), (50, 40)]
+
+
+def test_losses_fall_when_it_trains(tiny_model: RetinaNet) -> None:
+    image = torch.rand(3, 64, 64)
+    optimizer = torch.optim.Adam(tiny_model.parameters(), lr=1e-3)
+    history = []
+    for _ in range(20):
+        loss = sum(tiny_model.train()([image], [TARGET]).losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_a_batch_tensor_is_as_good_as_a_list(tiny_model: RetinaNet) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        a, b = tiny_model(images), tiny_model(list(images))
+    assert_close(flatten_maps(a.logits, 9), flatten_maps(b.logits, 9))
+
+
+def test_no_targets_at_all_still_train(tiny_model: RetinaNet) -> None:
+    empty: Any = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    output = tiny_model.train()([torch.rand(3, 64, 64)] * 2, [empty] * 2)
+    sum(output.losses.values()).backward()
+    assert all(p.grad is not None for p in tiny_model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        ([torch.rand(3, 64, 64)], [TARGET] * 2, r"`targets` must be one per image \(1 images\); got 2"),
+        ([torch.rand(1, 64, 64)], [TARGET], r"`images\[0\]` must be of shape \[3, H, W\]"),
+        (
+            [torch.rand(3, 40, 30)],
+            [TARGET],  # reported in the caller's pixels, though the model resizes to 64
+            r"`targets\[0\]\['boxes'\]` must be inside the image, 0 <= x <= 30 and 0 <= y <= 40; "
+            r"got \[8.0, 8.0, 40.0, 50.0\] at index 0",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_and_leaves_the_model_usable(
+    tiny_model: RetinaNet, images: Any, targets: Any, message: str
+) -> None:
+    before = copy.deepcopy(tiny_model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        tiny_model.train()(images, targets)
+    for key, value in tiny_model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert tiny_model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
+
+
+def test_validation_can_be_left_out_of_a_hot_path(tiny_model: RetinaNet) -> None:
+    wrong = {**TARGET, "boxes": torch.tensor([[8.0, 8, 400, 500]])}
+    assert tiny_model([torch.rand(3, 64, 64)], [wrong], validate=False).losses is not None
+
+
+def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
+    class Plain(nn.Module):
+        channels, strides = (4, 6, 8), (4, 8, 16)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 4, stride=4)
+            self.c4, self.c5 = nn.Conv2d(4, 6, 2, stride=2), nn.Conv2d(6, 8, 2, stride=2)
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            c3 = self.stem(images)
+            c4 = self.c4(c3)
+            return [c3, c4, self.c5(c4)]
+
+    config = tiny_config.replace(backbone="custom")
+    model = RetinaNet.from_config(config, backbone=Plain())
+    assert model.anchor_generator.strides == (4, 8, 16, 32, 64)
+    assert model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
+    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+        RetinaNet.from_config(config)
+    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+        RetinaNet.from_config(tiny_config, backbone=Plain())
+    with pytest.raises(TypeError, match="`backbone` must be a module with three `channels`.*Linear"):
+        RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
+
+
+def test_stages_are_frozen_only_once_they_hold_weights(tiny_config: RetinaNetConfig) -> None:
+    fresh = RetinaNet.from_config(tiny_config)
+    assert all(p.requires_grad for p in fresh.parameters())
+    weights = fresh.backbone.state_dict()
+    tuned = RetinaNet.from_config(tiny_config, backbone_weights=weights)
+    frozen = {n.split(".")[1] for n, p in tuned.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1"}
+
+
+def test_the_paper_preset_is_the_papers_detector() -> None:
+    model = RetinaNet.from_config(RetinaNetConfig.paper())
+    assert model.fpn.p6.in_channels == 2048  # from C5
+    assert model.fpn.p7_relu
+    assert model.criterion.normalizer == "batch"
+    assert model.head.class_logits.out_channels == 9 * 80
+    assert model.anchor_generator.mode == "exact"
+
+
+def test_the_network_compiles_whole(tiny_model: RetinaNet) -> None:
+    graphs = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    image = torch.rand(1, 3, 64, 64)
+    compiled = torch.compile(tiny_model.forward_maps, fullgraph=True, backend=count)
+    with torch.no_grad():
+        assert_close(compiled(image)[0][0], tiny_model.forward_maps(image)[0][0])
+    assert len(graphs) == 1
+
+
+def test_copies_and_pickles_work(tiny_model: RetinaNet) -> None:
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        expected = tiny_model([image]).logits[0]
+        for copied in (copy.deepcopy(tiny_model), pickle.loads(pickle.dumps(tiny_model))):  # noqa: S301
+            assert_close(copied([image]).logits[0], expected)
+
+
+def test_bfloat16_models_give_float32_boxes(tiny_model: RetinaNet) -> None:
+    [found] = tiny_model.bfloat16().predict(torch.rand(3, 64, 64))
+    assert len(found) > 0
+    assert found.boxes.dtype == torch.float32
+
+
+def test_autocast_keeps_geometry_in_float32(tiny_model: RetinaNet) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = tiny_model([torch.rand(3, 64, 64)], [TARGET])
+        [found] = tiny_model.detections(output)
+    assert output.logits[0].dtype == torch.bfloat16
+    assert output.anchors[0].dtype == found.boxes.dtype == torch.float32
+    assert output.losses is not None
+    assert all(loss.dtype == torch.float32 for loss in output.losses.values())
