@@ -1,0 +1,309 @@
+"""Boxes drawn on an image, with labels that stay readable and inside it."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+import os
+import warnings
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from focaldet._checks import check_boxes, check_image, check_range, must_be
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["class_color", "draw_boxes"]
+
+Color: TypeAlias = tuple[int, int, int]
+_Rectangle: TypeAlias = tuple[int, int, int, int]  # pixels, half-open: x1, y1, x2, y2
+
+_SMALLEST_FONT = 9.0  # pixels; letters of the built-in font run together below
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_TONES = ((0.5, 1.0), (0.72, 0.95), (0.34, 0.9), (0.6, 0.7))  # lightness and saturation
+
+
+class _Label(NamedTuple):
+    text: str
+    font: ImageFont.FreeTypeFont
+    width: int
+    height: int
+    origin: tuple[int, int]  # where the text's baseline begins, from the label's top left corner
+
+
+def class_color(label: int) -> Color:
+    """Return the colour of a class: always the same, and unlike that of its neighbours.
+
+    Hues advance by the golden section of the circle. They come close to an earlier one again after
+    8 labels (5 turns less 20 degrees), and there the lightness differs.
+
+    Args:
+        label: The class, from 0.
+
+    Returns:
+        Red, green and blue, from 0 to 255.
+
+    Raises:
+        ValueError: If ``label`` is negative.
+
+    >>> class_color(0), class_color(1)
+    ((0, 102, 255), (210, 251, 116))
+    """
+    check_range("label", label, 0)
+    hue = (0.6 + label * 0.6180339887) % 1
+    lightness, saturation = _TONES[(label + label // 8) % len(_TONES)]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: Tensor | Image.Image,
+    boxes: Tensor,
+    labels: Tensor | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    line_width: int | None = None,
+    font_size: float | None = None,
+    font: str | os.PathLike[str] | None = None,
+) -> Image.Image:
+    """Draw boxes and their texts on a copy of an image.
+
+    Boxes are drawn in the order given, so that the last lies on top: give the best one last. All
+    labels come after all boxes. A label is put above its box, inside or below it, wherever it
+    covers least of the other labels, the last one choosing first. It never leaves the image: if its
+    text is too wide, the letters become smaller (down to 9 pixels), and then the text is shortened.
+
+    Args:
+        image: ``[3, H, W]`` RGB, uint8 or floating point in [0, 1]; or a PIL image of 8 bits a
+            channel, which is turned upright if its EXIF data say so, as
+            :func:`focaldet.images.load_image` does.
+        boxes: ``[N, 4]``, xyxy in pixels of the upright image. What lies outside is not drawn.
+        labels: ``[N]`` integers from 0, which choose the colours; without them all are of class 0.
+        texts: One for each box; an empty one gives no label.
+        line_width: In pixels; by default it grows with the image. Small boxes get thinner lines.
+        font_size: In pixels; by default it grows with the image.
+        font: The path of a TrueType or OpenType font. The built-in one has the ASCII characters
+            only.
+
+    Returns:
+        A new RGB image of the same size.
+
+    Raises:
+        TypeError: If an argument is of the wrong type or dtype.
+        ValueError: If a shape, a number of texts or labels, or a size is wrong, a label negative, a
+            box not finite or turned inside out, or the font not readable.
+
+    Warns:
+        UserWarning: If the font lacks characters of the texts.
+
+    >>> image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    >>> picture = draw_boxes(image, torch.tensor([[8.0, 20.0, 40.0, 44.0]]), texts=["cat"])
+    >>> picture.size, picture.getpixel((8, 30)) == class_color(0)
+    ((64, 48), True)
+    """
+    picture = _to_picture(image)
+    colors = _check(boxes, labels, texts)
+    diagonal = (picture.width**2 + picture.height**2) ** 0.5
+    if line_width is None:
+        line_width = max(1, round(diagonal / 350))
+    check_range("line_width", line_width, 1)
+    if font_size is None:
+        font_size = max(_SMALLEST_FONT, round(diagonal / 52))
+    check_range("font_size", font_size, 1)
+
+    rectangles = [_to_pixels(box, picture.size) for box in boxes.tolist()]
+    # This way of drawing blends colours of four channels with what is there.
+    draw = ImageDraw.Draw(picture, "RGBA")
+    for rectangle, color in zip(rectangles, colors, strict=True):
+        if rectangle is not None:
+            _draw_outline(draw, rectangle, color, line_width)
+    if texts is not None:
+        path = None if font is None else os.fspath(font)
+        _warn_of_missing_characters(texts, _load_font(path, font_size))
+        fitted = [_fit(text, path, font_size, picture.size) for text in texts]
+        corners = _place(rectangles, fitted, picture.size)
+        for label, corner, color in zip(fitted, corners, colors, strict=True):
+            if label is not None and corner is not None:
+                _draw_label(draw, label, corner, color)
+    return picture
+
+
+def _to_picture(image: object) -> Image.Image:
+    """Give a new RGB picture that may be drawn on."""
+    if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            remedy = "Read it with focaldet.images.load_image, which scales it to 8 bits."
+            raise ValueError(must_be("image", "of 8 bits a channel", f"mode {image.mode}", remedy))
+        picture = ImageOps.exif_transpose(image)
+        if picture.mode == "P":  # by way of RGBA, or Pillow warns of its transparency
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
+    if not isinstance(image, Tensor):
+        condition = "a [3, H, W] tensor or a PIL image"
+        remedy = "focaldet.images.load_image reads paths and arrays."
+        raise TypeError(must_be("image", condition, type(image).__name__, remedy))
+    check_image("image", image)
+    if image.is_floating_point():
+        image = image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> list[Color]:
+    """Check what is said about the boxes; give the colour of each."""
+    check_boxes("boxes", boxes)
+    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        if not all(map(math.isfinite, (x1, y1, x2, y2))):
+            raise ValueError(must_be(f"boxes[{index}]", "finite", [x1, y1, x2, y2]))
+        if x2 < x1 or y2 < y1:
+            condition = "(x1, y1, x2, y2) with x1 <= x2 and y1 <= y2"
+            raise ValueError(must_be(f"boxes[{index}]", condition, [x1, y1, x2, y2]))
+    if texts is not None:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(must_be("texts", "a sequence of strings", repr(texts)))
+        if len(texts) != len(boxes):
+            raise ValueError(must_be("texts", f"one for each of {len(boxes)} boxes", len(texts)))
+    if labels is None:
+        return [class_color(0)] * len(boxes)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(must_be("labels", "a tensor of integers", labels.dtype))
+    if labels.shape != boxes.shape[:1]:
+        raise ValueError(must_be("labels", f"of shape [{len(boxes)}]", list(labels.shape)))
+    return [class_color(label) for label in labels.tolist()]
+
+
+def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> _Rectangle | None:
+    """Round a box to whole pixels, at least one, inside the image; None if it lies outside."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    if x2 < 0 or y2 < 0 or x1 > width or y1 > height:
+        return None
+    left = round(min(max(x1, 0), width - 1))
+    top = round(min(max(y1, 0), height - 1))
+    return left, top, max(left + 1, round(min(x2, width))), max(top + 1, round(min(y2, height)))
+
+
+def _draw_outline(
+    draw: ImageDraw.ImageDraw, rectangle: _Rectangle, color: Color, line_width: int
+) -> None:
+    """Draw a box inside its edges, between two lines that set it off from what it lies on."""
+    x1, y1, x2, y2 = rectangle
+    line_width = max(1, min(line_width, min(x2 - x1, y2 - y1) // 8))
+    halo_width = max(1, line_width // 3)
+    halo = (*_contrasting(color), 140)
+    outside = (x1 - halo_width, y1 - halo_width, x2 - 1 + halo_width, y2 - 1 + halo_width)
+    draw.rectangle(outside, outline=halo, width=halo_width)
+    inside = (x1 + line_width, y1 + line_width, x2 - 1 - line_width, y2 - 1 - line_width)
+    if inside[0] <= inside[2] and inside[1] <= inside[3]:
+        draw.rectangle(inside, outline=halo, width=halo_width)
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=line_width)
+
+
+def _contrasting(color: Color) -> Color:
+    """Black or white, whichever is farther from a colour (WCAG 2 relative luminance)."""
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 3294 for c in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _BLACK if luminance > 0.179 else _WHITE
+
+
+@functools.lru_cache(maxsize=32)
+def _load_font(path: str | None, size: float) -> ImageFont.FreeTypeFont:
+    if path is None:
+        return cast("ImageFont.FreeTypeFont", ImageFont.load_default(size))
+    try:
+        return ImageFont.truetype(path, size)
+    except OSError as error:
+        got = f"{path!r} ({error})"
+        raise ValueError(must_be("font", "a TrueType or OpenType file", got)) from error
+
+
+def _warn_of_missing_characters(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> None:
+    unusual = {char for text in texts for char in text if not char.isascii() and char.isprintable()}
+    if not unusual:
+        return
+    substitute = bytes(font.getmask("\uffff"))  # what stands for a character that is not there
+    missing = "".join(sorted(char for char in unusual if bytes(font.getmask(char)) == substitute))
+    if missing:
+        message = must_be("font", "one that has the characters of `texts`", f"none for {missing!r}")
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _fit(text: str, path: str | None, font_size: float, size: tuple[int, int]) -> _Label | None:
+    """Set a text small and short enough for the image; None if there is nothing left to show."""
+    text = " ".join(text.split())[: size[0]]  # no character is narrower than a pixel
+    smallest = min(font_size, _SMALLEST_FONT)
+    while text:
+        label = _measure(text, _load_font(path, font_size))
+        if label.width <= size[0] and label.height <= size[1]:
+            return label
+        if font_size > smallest:
+            font_size = max(smallest, font_size * 0.9)
+        elif label.height > size[1]:
+            return None
+        else:
+            kept = text.removesuffix("…")[:-1].rstrip()
+            text = kept and kept + "…"
+    return None
+
+
+def _measure(text: str, font: ImageFont.FreeTypeFont) -> _Label:
+    """Put a margin around a text; the labels of one font are equally high, if the script allows."""
+    left, top, right, bottom = font.getbbox(text, anchor="ls")
+    _, highest, _, lowest = font.getbbox("Agj", anchor="ls")
+    top, bottom = math.floor(min(top, highest)), math.ceil(max(bottom, lowest))
+    left, right = math.floor(left), math.ceil(right)
+    margin = max(1, int(font.size / 7))
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    return _Label(text, font, width, height, (margin - left, margin - top))
+
+
+def _place(
+    rectangles: Sequence[_Rectangle | None],
+    labels: Sequence[_Label | None],
+    size: tuple[int, int],
+) -> list[tuple[int, int] | None]:
+    """Choose the top left corner of each label, the last label first."""
+    corners: list[tuple[int, int] | None] = [None] * len(labels)
+    taken = np.zeros((0, 4), dtype=np.int64)
+    for index in reversed(range(len(labels))):
+        rectangle, label = rectangles[index], labels[index]
+        if rectangle is None or label is None:
+            continue
+        options = np.array(_options(rectangle, label, size))
+        spots = np.hstack([options, options + np.array([label.width, label.height])])
+        overlap = np.minimum(spots[:, None, 2:], taken[:, 2:])
+        overlap -= np.maximum(spots[:, None, :2], taken[:, :2])
+        covered = overlap.clip(min=0).prod(axis=-1).sum(axis=-1)
+        best = int(covered.argmin())  # the first of equals
+        corners[index] = (int(options[best, 0]), int(options[best, 1]))
+        taken = np.vstack([taken, spots[best]])
+    return corners
+
+
+def _options(rectangle: _Rectangle, label: _Label, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """List where a label may lie, inside the image, the best place first."""
+    x1, y1, x2, y2 = rectangle
+    farthest_x, farthest_y = size[0] - label.width, size[1] - label.height
+    left, right = min(x1, farthest_x), min(max(x2 - label.width, 0), farthest_x)
+    above, below = [(x, y1 - label.height) for x in (left, right)], [(x, y2) for x in (left, right)]
+    inside = [(x, y) for y in (y1, y2 - label.height) for x in (left, right)]
+    # In a box that is little larger than the label, the label would hide the object.
+    roomy = x2 - x1 >= label.width and y2 - y1 >= 3 * label.height
+    places = [*above, *inside, *below] if roomy else [*above, *below, *inside]
+    return [(x, y) for x, y in places if 0 <= y <= farthest_y] or [
+        (left, min(max(y1, 0), farthest_y))
+    ]
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw, label: _Label, corner: tuple[int, int], color: Color
+) -> None:
+    x, y = corner
+    draw.rectangle((x, y, x + label.width - 1, y + label.height - 1), fill=color)
+    origin = (x + label.origin[0], y + label.origin[1])
+    draw.text(origin, label.text, fill=_contrasting(color), font=label.font, anchor="ls")
