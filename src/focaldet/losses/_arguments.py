@@ -114,10 +114,10 @@ def check_logits(name: str, logits: Tensor) -> None:
         raise TypeError(must_be(name, "floating-point", logits.dtype, "Call .float() first."))
 
 
-def check_targets(logits: Tensor, targets: Tensor, ignore_index: int) -> None:
-    """Raise unless ``targets`` fits ``logits`` in device, type, shape and values.
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Raise unless ``targets`` fits ``logits`` in device, type and shape.
 
-    Values are looked at where they can be read at once: see `plain_cpu`.
+    The values of floating-point targets are looked at where that is possible: see `plain_cpu`.
     """
     check_target_type(logits, targets)
     if targets.is_floating_point():
@@ -130,12 +130,10 @@ def check_targets(logits: Tensor, targets: Tensor, ignore_index: int) -> None:
     shape = list(logits.shape)
     if logits.ndim == 0:
         raise ValueError(must_be("logits", "of at least one axis", shape, LAYOUT))
-    num_classes = shape.pop(class_axis(logits))
+    del shape[class_axis(logits)]
     if list(targets.shape) != shape:
         condition = f"of shape {shape} for logits {list(logits.shape)}"
         raise ValueError(must_be("targets", condition, list(targets.shape), LAYOUT))
-    if plain_cpu(targets):
-        check_indices(targets, num_classes, ignore_index)
 
 
 def check_target_type(logits: Tensor, targets: Tensor) -> None:
@@ -148,8 +146,11 @@ def check_target_type(logits: Tensor, targets: Tensor) -> None:
 
 
 def check_indices(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise unless each index is a class, -1 (background) or ``ignore_index``."""
-    if targets.numel() == 0:
+    """Raise unless each index is a class, -1 (background) or ``ignore_index``.
+
+    Nothing is raised where the values cannot be read at once: see `plain_cpu`.
+    """
+    if targets.numel() == 0 or not plain_cpu(targets):
         return
     low, high = (int(v) for v in targets.aminmax())
     if low >= -1 and high < num_classes:

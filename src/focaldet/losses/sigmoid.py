@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.losses import _arguments as arguments
+from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
+from focaldet.losses._layout import find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
+from focaldet.losses._sparse import SparseLoss
 
 if TYPE_CHECKING:
     from focaldet.losses._arguments import Normalizer, Reduction
@@ -30,11 +33,55 @@ def sigmoid_focal_loss(
     arguments.check_options(alpha, gamma, reduction, normalizer)
     arguments.check_one_number(normalizer)
     arguments.check_logits("logits", logits)
-    arguments.check_targets(logits, targets, ignore_index)
-    dim = arguments.class_axis(logits)
-    arguments.check_alpha_size(alpha, logits.shape[dim])
-    assert not inplace_gradient or True
-    return _composite(logits, targets, alpha, gamma, reduction, normalizer, ignore_index)
+    arguments.check_targets(logits, targets)
+    arguments.check_alpha_size(alpha, logits.shape[arguments.class_axis(logits)])
+
+    def formula(x: Tensor, count: bool = True) -> Tensor:
+        return _composite(x, targets, alpha, gamma, reduction, normalizer, ignore_index)
+
+    if inplace_gradient and logits.requires_grad and torch.is_grad_enabled():
+        _check_overwritable(logits, reduction)
+    elif inplace_gradient:
+        inplace_gradient = False
+    if not kernels_apply(logits, targets, alpha, normalizer):
+        return formula(logits)
+    if logits.ndim == 1:
+        raise NotImplementedError
+    special = find_special(targets.reshape(-1), ignore_index)
+    arguments.check_indices(special.classes, logits.shape[1], ignore_index)
+    positives = torch.tensor(len(special.positive))
+    scale = 1.0 / float(divisor(normalizer, positives))
+    if reduction == "mean":
+        count = (targets.numel() - len(special.ignored)) * logits.shape[1]
+        scale /= max(count, 1)
+    kernel = SparseLoss([special], alpha, gamma, [scale], lambda xs: formula(xs[0]))
+    if reduction == "none":
+        return EntryLosses.apply(kernel, logits)
+    if inplace_gradient:
+        return TotalLossInPlace.apply(kernel, logits)
+    return TotalLoss.apply(kernel, logits)
+
+
+def kernels_apply(
+    logits: Tensor, targets: Tensor, alpha: Tensor | float | None, normalizer: Normalizer
+) -> bool:
+    """Whether the CPU kernels can take these: plain tensors, and only the logits differentiated."""
+    others = [targets, *(t for t in (alpha, normalizer) if isinstance(t, Tensor))]
+    return (
+        not targets.is_floating_point()
+        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and arguments.plain_cpu(logits, *others)
+        and not any(t.requires_grad for t in others)
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def _check_overwritable(logits: Tensor, reduction: str) -> None:
+    base = logits._base if logits._base is not None else logits
+    if base.is_leaf:
+        raise ValueError("`logits` must be")
+    if reduction == "none":
+        raise ValueError("`reduction`")
 
 
 def _composite(

@@ -34,7 +34,7 @@ def softmax_focal_loss(
     arguments.check_one_number(normalizer)
     check_range("label_smoothing", label_smoothing, 0.0, 1.0)
     arguments.check_logits("logits", logits)
-    arguments.check_targets(logits, targets, ignore_index)
+    arguments.check_targets(logits, targets)
     dim = arguments.class_axis(logits)
     num_classes = logits.shape[dim]
     arguments.check_alpha_size(alpha, num_classes)

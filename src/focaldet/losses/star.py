@@ -32,7 +32,7 @@ def focal_star_loss(
     check_range("gamma", gamma, 0.0, low_open=True)
     arguments.check_one_number(normalizer)
     arguments.check_logits("logits", logits)
-    arguments.check_targets(logits, targets, ignore_index)
+    arguments.check_targets(logits, targets)
     dim = arguments.class_axis(logits)
     arguments.check_alpha_size(alpha, logits.shape[dim])
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
