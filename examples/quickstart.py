@@ -97,7 +97,9 @@ def train(model: RetinaNet, data: Shapes, epochs: int, batch_size: int) -> None:
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=lambda items: tuple(zip(*items, strict=True)),  # images differ in size in general
+        collate_fn=lambda items: tuple(
+            zip(*items, strict=True)
+        ),  # images differ in size in general
     )
     steps = epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
@@ -163,7 +165,9 @@ def main() -> None:
     for i, tile in enumerate(tiles):
         picture.paste(tile, (i % 4 * SIDE, i // 4 * SIDE))
     picture.save(options.output / "detections.png")
-    print(f"Saved the model in {options.output / 'model'} and a picture as {options.output / 'detections.png'}.")
+    print(
+        f"Saved the model in {options.output / 'model'} and a picture as {options.output / 'detections.png'}."
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import torch
 
 from focaldet import RetinaNet, RetinaNetConfig
 
+torch.set_num_threads(1)  # pytest-xdist uses the cores
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -34,7 +34,7 @@ def test_centres_are_offset_in_cells_and_rows_come_first() -> None:
 def test_torchvision_mode_truncates_rounds_and_infers_strides() -> None:
     generator = AnchorGenerator(mode="torchvision", offset=0)
     sizes = [generator.cell_anchors(level)[3:6, 2] * 2 for level in range(5)]  # the squares
-    assert [[32, 40, 50], [64, 80, 100]] == [s.tolist() for s in sizes[:2]]
+    assert [s.tolist() for s in sizes[:2]] == [[32, 40, 50], [64, 80, 100]]
     *_, p6, p7 = generator(FEATURES, (800, 1344))
     assert p6[9, 0] - p6[0, 0] == 64
     assert p6[21 * 9, 1] - p6[0, 1] == 61

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -32,18 +34,20 @@ def test_features_are_those_of_torchvisions_classifier(name: str) -> None:
     peer = create_feature_extractor(classifier, return_nodes=nodes)
     image = torch.rand(1, 3, 64, 64)
     for norm in ("frozen", "batch"):
-        ours = build_backbone(name, norm=norm, weights=classifier.state_dict()).eval()  # type: ignore[arg-type]
+        ours = build_backbone(name, norm=norm, weights=classifier.state_dict()).eval()
         with torch.no_grad():
             for a, b in zip(ours(image), peer(image).values(), strict=True):
                 assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_norms_are_frozen_or_train_with_the_eps_asked_for() -> None:
-    frozen = build_backbone("resnet18", norm="frozen", norm_eps=0.0)
+    frozen: Any = build_backbone("resnet18", norm="frozen", norm_eps=0.0)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
     assert frozen.bn1.eps == 0
-    assert build_backbone("mobilenet_v3_large", norm="batch").features[0][1].eps == 1e-3  # type: ignore[index, union-attr]
-    assert build_backbone("resnet18", norm="batch").bn1.eps == 1e-5
+    resnet: Any = build_backbone("resnet18", norm="batch")
+    mobilenet: Any = build_backbone("mobilenet_v3_large", norm="batch")
+    assert resnet.bn1.eps == 1e-5
+    assert mobilenet.features[0][1].eps == 1e-3
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])

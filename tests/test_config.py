@@ -48,7 +48,10 @@ def test_wrong_json_is_named(text: str, message: str) -> None:
     ("options", "message"),
     [
         ({"num_classes": 0}, "`num_classes` must be >= 1; got 0"),
-        ({"num_classes": 2, "class_names": ("a",)}, "`class_names` must be one name a class.*got 1"),
+        (
+            {"num_classes": 2, "class_names": ("a",)},
+            "`class_names` must be one name a class.*got 1",
+        ),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

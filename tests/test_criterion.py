@@ -93,7 +93,7 @@ def test_smooth_l1_and_giou() -> None:
     smooth = torch.where(d < 0.11, 0.5 * d**2 / 0.11, d - 0.055).sum() / count
     assert_close(criterion()(logits, deltas, anchors, targets)["box_regression"], smooth)
     flat, coder = torch.cat(anchors), BoxCoder()
-    giou = 0
+    giou = torch.zeros((), dtype=torch.float64)
     for i, target in enumerate(targets):
         match = Matcher()(target["boxes"], flat)
         boxes = coder.decode(flatten_maps(deltas, 9)[i][match >= 0], flat[match >= 0])

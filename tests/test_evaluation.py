@@ -67,7 +67,9 @@ def test_wrong_results_are_named() -> None:
     box = found([[1, 1, 5, 5]], [0.5], [2])
     with pytest.raises(ValueError, match=r"`labels` must be below .*\(2\); got 2 in image 4"):
         evaluate_coco(truth(), {4: box})
-    with pytest.raises(ValueError, match=r"`results` must be of images in the annotations; .*\[5\]"):
+    with pytest.raises(
+        ValueError, match=r"`results` must be of images in the annotations; .*\[5\]"
+    ):
         evaluate_coco(truth(), {5: found([[1, 1, 5, 5]], [0.5], [0])})
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def test_any_input_size_gives_five_levels(size: tuple[int, int]) -> None:
     levels = FPN((4, 6, 8), 16)(features(*size))
     assert [level.shape[:2] for level in levels] == [(2, 16)] * 5
     assert levels[0].shape[2:] == size
-    for finer, coarser in zip(levels, levels[1:], strict=False):
+    for finer, coarser in itertools.pairwise(levels):
         assert coarser.shape[2:] == tuple(-(-s // 2) for s in finer.shape[2:])
 
 
@@ -30,7 +31,7 @@ def test_p6_comes_from_c5_or_p5_and_p7_from_p6_with_or_without_relu() -> None:
     maps = features()
     for p6_from in ("c5", "p5"):
         for p7_relu in (True, False):
-            fpn = FPN((4, 6, 8), 16, p6_from=p6_from, p7_relu=p7_relu)  # type: ignore[arg-type]
+            fpn = FPN((4, 6, 8), 16, p6_from=p6_from, p7_relu=p7_relu)
             *_, p5, p6, p7 = fpn(maps)
             assert_close(p6, fpn.p6(maps[2] if p6_from == "c5" else p5))
             assert_close(p7, fpn.p7(F.relu(p6) if p7_relu else p6))

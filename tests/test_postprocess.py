@@ -89,7 +89,11 @@ def test_scores_fall_and_are_above_the_threshold_and_within_the_count() -> None:
 def test_the_threshold_is_exact_to_the_last_bit() -> None:
     logit = torch.tensor(-2.9444389)
     score = float(logit.sigmoid())
-    case: Any = ([logit.view(1, 1, 1, 1)], [torch.zeros(1, 4, 1, 1)], [torch.tensor([[0.0, 0, 8, 8]])])
+    case: Any = (
+        [logit.view(1, 1, 1, 1)],
+        [torch.zeros(1, 4, 1, 1)],
+        [torch.tensor([[0.0, 0, 8, 8]])],
+    )
     process = PostProcess(BoxCoder())
     assert len(process(*case, [(8, 8)], score_threshold=score)[0]) == 0
     assert len(process(*case, [(8, 8)], score_threshold=score - 1e-8)[0]) == 1

@@ -64,9 +64,21 @@ def test_a_sliver_keeps_a_pixel() -> None:
 @pytest.mark.parametrize(
     ("image", "kind", "message"),
     [
-        (torch.zeros(1, 5, 5), ValueError, r"`images\[1\]` must be of shape \[3, H, W\].*\[1, 5, 5\]"),
-        (torch.zeros(4, 5, 5), ValueError, r"`images\[1\]` must be of shape \[3, H, W\].*\[4, 5, 5\]"),
-        (torch.zeros(3, 0, 5), ValueError, r"`images\[1\]` must be at least one pixel.*\[3, 0, 5\]"),
+        (
+            torch.zeros(1, 5, 5),
+            ValueError,
+            r"`images\[1\]` must be of shape \[3, H, W\].*\[1, 5, 5\]",
+        ),
+        (
+            torch.zeros(4, 5, 5),
+            ValueError,
+            r"`images\[1\]` must be of shape \[3, H, W\].*\[4, 5, 5\]",
+        ),
+        (
+            torch.zeros(3, 0, 5),
+            ValueError,
+            r"`images\[1\]` must be at least one pixel.*\[3, 0, 5\]",
+        ),
         (torch.zeros(3, 5, 5).byte(), TypeError, r"`images\[1\]` must be floating point.*uint8"),
         (torch.rand(3, 5, 5) * 255, ValueError, r"`images\[1\]` must be in \[0, 1\].*255"),
         (torch.full((3, 5, 5), -2.0), ValueError, r"`images\[1\]` must be in \[0, 1\].*mean"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from focaldet._checks import must_be
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from focaldet.detections import Detections
 
@@ -80,8 +81,8 @@ def evaluate_coco(
     >>> round(evaluate_coco(truth, {7: found}).ap, 3)
     1.0
     """
-    if not isinstance(annotations, dict):
-        annotations = json.loads(Path(annotations).read_text(encoding="utf-8"))  # type: ignore[arg-type]
+    if not isinstance(annotations, Mapping):
+        annotations = json.loads(Path(annotations).read_text(encoding="utf-8"))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         truth = COCO()
         truth.dataset = annotations
@@ -104,7 +105,7 @@ def _nothing_found(truth: COCO) -> COCO:
 def _entries(
     truth: COCO, results: Mapping[int, Detections] | Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    if not isinstance(results, dict):
+    if not isinstance(results, Mapping):
         entries = [dict(entry) for entry in results]
     else:
         category_ids = sorted(truth.getCatIds())

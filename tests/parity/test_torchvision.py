@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 from torchvision.models import detection
-from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from focaldet import RetinaNet, RetinaNetConfig
@@ -32,17 +31,17 @@ PRESETS = {
 }
 
 
-def randomised(name: str, *, class_bias: float = -3.0, **options: Any) -> detection.RetinaNet:
+def randomised(name: str, *, class_bias: float = -3.0, **options: Any) -> Any:
     """Build torchvision's model with random weights that keep signals of ordinary size."""
     peer = detection.__dict__[name](weights=None, weights_backbone=None, **options)
     generator = torch.Generator().manual_seed(1)
-    for module in peer.modules():
-        if isinstance(module, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)):
-            count = module.weight.shape
-            module.weight.data = 0.8 + 0.4 * torch.rand(count, generator=generator)
-            module.bias.data = 0.1 * torch.randn(count, generator=generator)
-            module.running_mean.data = 0.1 * torch.randn(count, generator=generator)
-            module.running_var.data = 0.8 + 0.8 * torch.rand(count, generator=generator)
+    norms: list[Any] = [m for m in peer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for module in norms:
+        count = module.num_features
+        module.weight.data = 0.8 + 0.4 * torch.rand(count, generator=generator)
+        module.bias.data = 0.1 * torch.randn(count, generator=generator)
+        module.running_mean.data = 0.1 * torch.randn(count, generator=generator)
+        module.running_var.data = 0.8 + 0.8 * torch.rand(count, generator=generator)
     head = peer.head
     for tower in (head.classification_head.conv, head.regression_head.conv):
         for conv in tower.modules():
