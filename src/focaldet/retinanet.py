@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from focaldet._assembly import build_parts
 from focaldet._checks import must_be
-from focaldet.assembly import build_parts
+from focaldet._prediction import predict_images
 from focaldet.backbones import build_backbone, freeze_stages
 from focaldet.config import RetinaNetConfig
-from focaldet.prediction import predict_images
 from focaldet.pretrained import Checkpoint, check_fit, load_checkpoint, save_checkpoint
 from focaldet.structures import check_targets
 
@@ -224,7 +224,7 @@ class RetinaNet(nn.Module):
         """Run the network alone: no data-dependent step, fit for ``torch.compile`` and ``export``.
 
         Args:
-            images: ``[B, 3, H, W]``, as :attr:`preprocess` makes them.
+            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them.
 
         Returns:
             ``logits`` and ``box_deltas``, as in :class:`RetinaNetOutput`.
