@@ -182,9 +182,15 @@ def _expand(sources: ImageSource | Iterable[ImageSource]) -> ImageSource | Itera
     """Turn a folder into its files and a batch into its images; leave anything else as it is."""
     if isinstance(sources, Tensor) and sources.ndim == 4:
         return sources.unbind()
-    if isinstance(sources, (str, os.PathLike)) and os.fspath(sources) and Path(sources).is_dir():
+    if isinstance(sources, (str, os.PathLike)) and os.fspath(sources) and _is_folder(sources):
         return _list_folder(Path(sources))
     return sources
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    with contextlib.suppress(OSError):  # a name too long, a folder above that may not be entered
+        return Path(path).is_dir()
+    return False
 
 
 def _list_folder(folder: Path) -> list[Path]:
@@ -270,7 +276,7 @@ def _read_file(name: str, source: str | os.PathLike[str]) -> Tensor:
     if _URL.match(path):
         remedy = "Download it first and give the path of the file."
         raise ValueError(must_be(name, "an image on this machine", f"the URL {path!r}", remedy))
-    if Path(path).is_dir():
+    if _is_folder(path):
         remedy = "A folder is read when it is the only source, not as an item among others."
         raise ValueError(must_be(name, "one image", f"the folder {path!r}", remedy))
     try:

@@ -201,7 +201,9 @@ def _draw_outline(
     inside = (x1 + line_width, y1 + line_width, x2 - 1 - line_width, y2 - 1 - line_width)
     if inside[0] <= inside[2] and inside[1] <= inside[3]:
         draw.rectangle(inside, outline=halo, width=halo_width)
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=line_width)
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=line_width)
+    else:
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
 
 
 def _contrasting(color: Color) -> Color:

@@ -1,0 +1,614 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from focaldet.images import (
+    IMAGE_EXTENSIONS,
+    UnreadableImageError,
+    count_images,
+    iter_images,
+    load_image,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from focaldet.images import ImageSource
+
+# 3 pixels wide, 2 high, all different, so that a wrong turn or a wrong channel order shows.
+COLORS = np.array(
+    [
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255]],
+        [[255, 255, 0], [10, 20, 30], [255, 255, 255]],
+    ],
+    dtype=np.uint8,
+)
+PIXELS = torch.from_numpy(COLORS).permute(2, 0, 1)
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(COLORS)
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def jpeg_bytes(size: tuple[int, int] = (64, 64)) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def broken_file(folder: Path, name: str = "broken.jpg") -> Path:
+    path = folder / name
+    path.write_text("no image")
+    return path
+
+
+# ------------------------------------------------------------------ what comes in as it is
+
+
+@pytest.mark.parametrize("as_given", [str, Path])
+def test_a_path_gives_the_pixels_of_the_file(tmp_path: Path, as_given: type[str | Path]) -> None:
+    path = save(picture(), tmp_path / "a.png")
+
+    assert_close(load_image(as_given(path)), PIXELS)
+
+
+def test_a_pil_image_gives_its_pixels_and_stays_as_it_was() -> None:
+    image = picture()
+
+    assert_close(load_image(image), PIXELS)
+    assert image.tobytes() == COLORS.tobytes()
+
+
+def test_an_array_gives_its_pixels() -> None:
+    assert_close(load_image(COLORS), PIXELS)
+
+
+def test_a_reversed_view_such_as_bgr_turned_rgb_is_read() -> None:
+    bgr = np.ascontiguousarray(COLORS[..., ::-1])
+
+    assert_close(load_image(bgr[..., ::-1]), PIXELS)
+
+
+def test_a_tensor_is_returned_itself() -> None:
+    floats = PIXELS / 255
+
+    assert load_image(PIXELS) is PIXELS
+    assert load_image(floats) is floats
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_of_any_width_is_taken(dtype: torch.dtype) -> None:
+    image = torch.rand(3, 4, 5).to(dtype).requires_grad_()
+
+    assert load_image(image) is image
+
+
+@pytest.mark.parametrize("kind", ["file", "pil", "array"])
+def test_the_tensor_owns_its_memory(tmp_path: Path, kind: str) -> None:
+    array = COLORS.copy()
+    array.flags.writeable = False
+    image = Image.fromarray(array)
+    path = save(image, tmp_path / "a.png")
+
+    sources: dict[str, ImageSource] = {"file": path, "pil": image, "array": array}
+    loaded = load_image(sources[kind])
+    loaded.zero_()
+
+    assert loaded.is_contiguous()
+    assert (array == COLORS).all()
+    assert image.tobytes() == COLORS.tobytes()
+
+
+# ------------------------------------------------------------------ modes
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK"])
+def test_every_mode_of_eight_bits_becomes_rgb(mode: str) -> None:
+    bright, dark = [(255, 255, 255), (0, 0, 0)]
+    rgb = Image.new("RGB", (2, 1), dark)
+    rgb.putpixel((0, 0), bright)
+    via = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode)
+    image = (rgb.convert(via) if via else rgb).convert(mode)
+
+    expected = torch.tensor([255, 0], dtype=torch.uint8).expand(3, 1, 2)
+    assert_close(load_image(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
+def test_other_colour_spaces_become_rgb(mode: str) -> None:
+    gray = (128, 128, 128) if mode == "YCbCr" else (0, 0, 128) if mode == "HSV" else (137, 128, 128)
+
+    loaded = load_image(Image.new(mode, (2, 1), gray))
+
+    assert_close(loaded, torch.full((3, 1, 2), 128, dtype=torch.uint8), atol=2, rtol=0)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
+def test_a_palette_with_transparency_keeps_its_colours(
+    tmp_path: Path, transparency: int | bytes
+) -> None:
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    palette.putdata([0, 1, 2])
+    path = save(palette, tmp_path / "a.png", transparency=transparency)
+
+    expected = torch.tensor([[[10, 40, 70]], [[20, 50, 80]], [[30, 60, 90]]], dtype=torch.uint8)
+    assert_close(load_image(path), expected)
+
+
+def test_transparency_is_dropped_and_not_blended(tmp_path: Path) -> None:
+    path = save(Image.new("RGBA", (1, 1), (200, 100, 50, 0)), tmp_path / "a.png")
+
+    assert load_image(path).flatten().tolist() == [200, 100, 50]
+
+
+def test_premultiplied_transparency_is_divided_out() -> None:
+    assert load_image(Image.new("RGBa", (1, 1), (100, 50, 25, 128))).flatten().tolist() == [
+        199,
+        99,
+        49,
+    ]
+
+
+def test_a_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
+    red = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
+    path = save(red, tmp_path / "a.jpg", quality=100)
+
+    loaded = load_image(path)
+
+    expected = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 16, 16)
+    assert_close(loaded, expected, atol=3, rtol=0)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, extension: str, order: str) -> None:
+    values = np.array([[0, 257, 25700, 65535]], dtype=order)
+    image = Image.fromarray(values)
+    if extension == "png" and order == ">u2":
+        image = Image.fromarray(values.astype("<u2"))  # PNG has one byte order only
+
+    loaded = load_image(save(image, tmp_path / f"a.{extension}"))
+
+    assert_close(loaded, torch.tensor([0, 1, 100, 255], dtype=torch.uint8).expand(3, 1, 4))
+
+
+def test_a_pil_image_of_sixteen_bits_is_scaled_too() -> None:
+    values = np.array([[0, 128, 129, 65535]])
+
+    for array in (values.astype(np.uint16), values.astype(np.int32)):
+        image = Image.fromarray(array)
+        assert image.mode in {"I;16", "I"}
+        assert load_image(image)[0].tolist() == [[0, 0, 1, 255]]
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_integers_beyond_sixteen_bits_are_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=rf"`image` must be .*\(mode I with values from {value}"):
+        load_image(Image.new("I", (2, 2), value))
+
+
+def test_floating_point_pictures_are_refused_by_name(tmp_path: Path) -> None:
+    path = save(Image.new("F", (2, 2), 0.5), tmp_path / "depth.tif")
+
+    with pytest.raises(ValueError, match=r"depth\.tif' \(mode F with values from 0\.5 to 0\.5"):
+        load_image(path)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    path = save(first, tmp_path / "a.gif", save_all=True, append_images=[second])
+
+    assert load_image(path)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+# ------------------------------------------------------------------ orientation
+
+
+def stored(orientation: int) -> Image.Image:
+    """Lay the upright picture down as a camera does that writes this EXIF orientation."""
+    lay_down = {
+        1: lambda upright: upright,
+        2: np.fliplr,
+        3: lambda upright: np.rot90(upright, 2),
+        4: np.flipud,
+        5: lambda upright: upright.transpose(1, 0, 2),
+        6: lambda upright: np.rot90(upright, 1),  # to be turned clockwise
+        7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: lambda upright: np.rot90(upright, -1),  # to be turned counterclockwise
+    }[orientation]
+    return Image.fromarray(np.ascontiguousarray(lay_down(COLORS)))
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_file_is_turned_upright(tmp_path: Path, orientation: int, extension: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if extension == "webp" else {}
+    path = save(stored(orientation), tmp_path / f"a.{extension}", exif=exif, **lossless)
+
+    assert_close(load_image(path), PIXELS)
+    with Image.open(path) as image:
+        assert_close(load_image(image), PIXELS)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_does_not_exist_is_ignored(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    assert_close(load_image(save(picture(), tmp_path / "a.png", exif=exif)), PIXELS)
+
+
+def test_sixteen_bit_pictures_are_turned_upright_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.array([[0, 25700, 65535]], dtype=np.uint16)
+
+    loaded = load_image(save(Image.fromarray(values), tmp_path / "a.png", exif=exif))
+
+    assert loaded[0].tolist() == [[0], [100], [255]]
+
+
+# ------------------------------------------------------------------ files that cannot be read
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`image` must be an existing file; .*gone\.jpg"):
+        load_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "page.jpg").write_bytes(content)
+
+    with pytest.raises(UnreadableImageError, match=r"page\.jpg' \(cannot identify image file"):
+        load_image(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_a_truncated_jpeg_is_named(tmp_path: Path, kept: float) -> None:
+    whole = jpeg_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * kept)])
+
+    with pytest.raises(ValueError, match=r"cut\.jpg' \(.*truncated") as raised:
+        load_image(tmp_path / "cut.jpg")
+
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_a_truncated_pil_image_is_an_error_of_the_same_kind() -> None:
+    image = Image.open(io.BytesIO(jpeg_bytes()[:900]))
+
+    with pytest.raises(UnreadableImageError, match=r"`image` must be .* got a PIL image \(.*trunc"):
+        load_image(image)
+
+
+def test_a_corrupted_png_is_named(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.tile(COLORS, (20, 20, 1))), tmp_path / "bad.png")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 8
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+
+    with pytest.raises(UnreadableImageError, match=r"bad\.png' \("):
+        load_image(path)
+
+
+def test_a_decompression_bomb_is_named(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png' \(.*decompression bomb"):
+        load_image(tmp_path / "bomb.png")
+
+
+def test_a_merely_very_large_image_is_read_with_the_warning_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(picture(), tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+
+    with pytest.warns(Image.DecompressionBombWarning):
+        loaded = load_image(path)
+
+    assert_close(loaded, PIXELS)
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "program.eps")
+
+    with pytest.raises(UnreadableImageError, match=r"program\.eps' \(EPS is not read"):
+        load_image(path.rename(tmp_path / "program.eps"))
+
+
+def test_files_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    open_file = Image.open
+
+    def remember(path: str) -> Image.Image:
+        opened.append(open_file(path))
+        return opened[-1]
+
+    (tmp_path / "cut.jpg").write_bytes(jpeg_bytes()[:900])
+    good = save(picture(), tmp_path / "good.png")
+    monkeypatch.setattr(Image, "open", remember)
+    load_image(good)
+    with pytest.raises(UnreadableImageError):
+        load_image(tmp_path / "cut.jpg")
+
+    assert len(opened) == 2
+    assert all(getattr(image, "fp", None) is None for image in opened)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a.jpg", "s3://bucket/a.jpg", "data:image/png;base64,AAAA"]
+)
+def test_a_url_is_not_downloaded(url: str) -> None:
+    with pytest.raises(ValueError, match=r"got the URL '.*'\. Download it first"):
+        load_image(url)
+
+
+def test_a_folder_is_not_one_image(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`image` must be one image; got the folder"):
+        load_image(tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_an_unreadable_file() -> None:
+    for path in ("x" * 5000, "a\0b.jpg"):
+        with pytest.raises(UnreadableImageError, match=r"`sources` must be .* got '(xxx|a.x00b)"):
+            next(iter_images(path))
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`image` must be a path; got an empty string"):
+        load_image("")
+
+
+# ------------------------------------------------------------------ wrong arrays and tensors
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", [COLORS], io.BytesIO()])
+def test_another_type_is_refused_with_what_is_taken(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a path, a PIL image, .* tensor; got \w+\."):
+        load_image(source)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((4, 5), r"np\.stack\(\[image\] \* 3, axis=-1\)"),
+        ((4, 5, 1), r"image\.repeat\(3, axis=-1\)"),
+        ((4, 5, 4), r"image\[\.\.\., :3\]"),
+        ((3, 4, 5), r"image\.transpose\(1, 2, 0\)"),
+        ((2, 4, 5, 3), r"list\(batch\)"),
+        ((), r"\[\]\.$"),
+    ],
+)
+def test_an_array_of_another_shape_gets_a_remedy(shape: tuple[int, ...], remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"`image` must be of shape \[H, W, 3\]; got .*{remedy}"):
+        load_image(np.zeros(shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int64, np.bool_])
+def test_an_array_of_another_dtype_is_refused(dtype: type[np.generic]) -> None:
+    with pytest.raises(TypeError, match=r"must be a uint8 array; got \w+\. Scale the values"):
+        load_image(np.zeros((4, 5, 3), dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((4, 5), r"\.expand\(3, -1, -1\)"),
+        ((1, 4, 5), r"\.expand\(3, -1, -1\)"),
+        ((6, 5, 3), r"\.permute\(2, 0, 1\)"),
+        ((4, 5, 6), r"image\[:3\]"),
+        ((2, 3, 4, 5), r"list\(batch\)"),
+    ],
+)
+def test_a_tensor_of_another_shape_gets_a_remedy(shape: tuple[int, ...], remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"`image` must be of shape \[3, H, W\]; got .*{remedy}"):
+        load_image(torch.zeros(shape))
+
+
+def test_a_tensor_of_integers_other_than_uint8_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`image` must be .*; got torch\.int64"):
+        load_image(torch.zeros(3, 4, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (200.0, r"got values from 0 to 200\. Divide values from 0 to 255 by 255"),
+        (-2.0, r"got values from -2 to 0\. The model normalises by itself"),
+        (float("nan"), r"must be finite; got values from nan"),
+        (float("inf"), r"must be finite; got values from 0 to inf"),
+    ],
+)
+def test_a_floating_point_tensor_must_be_between_0_and_1(value: float, message: str) -> None:
+    image = torch.zeros(3, 4, 5)
+    image[1, 2, 3] = value
+
+    with pytest.raises(ValueError, match=message):
+        load_image(image)
+
+
+@pytest.mark.parametrize("source", [torch.zeros(3, 0, 5), np.zeros((4, 0, 3), dtype=np.uint8)])
+def test_an_image_without_pixels_is_refused(source: Any) -> None:
+    with pytest.raises(ValueError, match=r"`image` must be at least one pixel high and wide; got"):
+        load_image(source)
+
+
+def test_a_pil_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a PIL image \(its width or height is zero\)"):
+        load_image(Image.new("RGB", (0, 4)))
+
+
+def test_the_name_of_the_argument_is_in_the_message() -> None:
+    with pytest.raises(TypeError, match=r"`photo` must be"):
+        load_image(3, "photo")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ many images
+
+
+def test_a_single_source_is_one_image(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+
+    for source in (path, str(path), picture(), COLORS, PIXELS):
+        (loaded,) = iter_images(source)
+        assert loaded is not None
+        assert_close(loaded.image, PIXELS)
+        assert loaded.name == (str(path) if isinstance(source, (str, Path)) else None)
+        assert count_images(source) == 1
+
+
+def test_a_folder_gives_its_images_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c.tif", ".hidden.png"):
+        save(picture(), tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "folder.jpg").mkdir()
+    save(picture(), tmp_path / "folder.jpg" / "inside.png")
+
+    names = [Path(loaded.name or "").name for loaded in iter_images(tmp_path) if loaded]
+
+    assert names == ["a.JPG", "b.png", "c.tif"]
+    assert count_images(str(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("ask", [iter_images, count_images])
+def test_a_folder_without_images_is_an_error_at_once(tmp_path: Path, ask: Any) -> None:
+    broken_file(tmp_path, "notes.txt")
+
+    with pytest.raises(
+        ValueError, match=r"`sources` must be .*\.jpg.*; got '.*', which holds none"
+    ):
+        ask(tmp_path)
+
+
+def test_the_extensions_of_a_folder_are_lower_case_and_known_to_pillow() -> None:
+    Image.init()
+
+    assert [extension.lower() for extension in IMAGE_EXTENSIONS] == list(IMAGE_EXTENSIONS)
+    assert set(IMAGE_EXTENSIONS) - {".avif"} <= set(Image.registered_extensions())
+
+
+def test_a_list_may_mix_kinds(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+    sources: list[ImageSource] = [path, picture(), COLORS, PIXELS]
+
+    loaded = list(iter_images(sources))
+
+    assert [item.name if item else "" for item in loaded] == [str(path), None, None, None]
+    assert count_images(sources) == count_images(tuple(sources)) == 4
+
+
+def test_a_batch_is_its_images() -> None:
+    batch = torch.rand(2, 3, 4, 5)
+
+    first, second = iter_images(batch)
+
+    assert first is not None
+    assert second is not None
+    assert_close(torch.stack([first.image, second.image]), batch)
+    assert count_images(batch) == 2
+
+
+@pytest.mark.parametrize("sources", [[], torch.zeros(0, 3, 4, 4)])
+def test_no_sources_are_no_images(sources: Any) -> None:
+    assert list(iter_images(sources)) == []
+    assert count_images(sources) == 0
+
+
+def test_a_generator_is_advanced_one_item_at_a_time() -> None:
+    asked = []
+
+    def sources() -> Iterator[Image.Image]:
+        for index in range(3):
+            asked.append(index)
+            yield picture()
+
+    generator = sources()
+    assert count_images(generator) is None
+    images = iter_images(generator)
+    assert asked == []
+    next(images)
+    assert asked == [0]
+    assert len(list(images)) == 2
+
+
+@pytest.mark.parametrize("sources", [3, None, b"\x89PNG", bytearray(3)])
+def test_sources_of_another_type_are_refused_at_once(sources: Any) -> None:
+    with pytest.raises(TypeError, match=r"`sources` must be a path, .* or an iterable of images"):
+        iter_images(sources)
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        (3, TypeError),
+        (torch.zeros(3, 4, 4, dtype=torch.int32), TypeError),
+        (np.zeros((4, 4), dtype=np.uint8), ValueError),
+        ("https://example.org/a.jpg", ValueError),
+        (Path(), ValueError),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_wrong_item_raises_with_its_index(
+    item: Any, error: type[Exception], on_error: str
+) -> None:
+    images = iter_images([picture(), item], on_error=on_error)
+    next(images)
+
+    with pytest.raises(error, match=r"`sources\[1\]` must be"):
+        next(images)
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "gone.jpg"])
+def test_an_unreadable_file_raises_with_its_index(tmp_path: Path, name: str) -> None:
+    broken_file(tmp_path)
+    images = iter_images([picture(), tmp_path / name])
+    next(images)
+
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"`sources\[1\]` .*{name}"):
+        next(images)
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "gone.jpg"])
+def test_an_unreadable_file_is_skipped_when_asked(tmp_path: Path, name: str) -> None:
+    broken_file(tmp_path)
+    images = iter_images([picture(), tmp_path / name, picture()], on_error="skip")
+
+    with pytest.warns(UserWarning, match=rf"Skipped an image: `sources\[1\]` .*{name}"):
+        loaded = list(images)
+
+    assert [item is None for item in loaded] == [False, True, False]
+
+
+def test_a_misspelt_choice_of_what_to_do_on_error_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"`on_error` must be one of 'raise', 'skip'; got 'ignore'"
+    ):
+        iter_images([], on_error="ignore")
