@@ -6,7 +6,7 @@ for example, with an adapter of five lines::
     class Timm(torch.nn.Module):
         def __init__(self, name):
             super().__init__()
-            self.body = timm.create_model(name, features_only=True, out_indices=(2, 3, 4))
+            self.body = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
             self.channels = tuple(self.body.feature_info.channels())
             self.strides = tuple(self.body.feature_info.reduction())
 

@@ -118,12 +118,15 @@ class RetinaNetCriterion(nn.Module):
         """
         num_anchors = box_deltas[0].shape[1] // 4
         all_anchors = torch.cat(list(anchors))
-        matched_idxs_BR = torch.stack(
-            [self.matcher(target["boxes"], all_anchors) for target in targets]
-        )
+        boxes_of = [target["boxes"].to(all_anchors) for target in targets]
+        labels_of = [target["labels"].to(all_anchors.device) for target in targets]
+        matched_idxs_BR = torch.stack([self.matcher(boxes, all_anchors) for boxes in boxes_of])
         divisor_B = self._divisors((matched_idxs_BR >= 0).sum(dim=1))
         class_targets_BR = torch.stack(
-            [_class_targets(m, t["labels"]) for m, t in zip(matched_idxs_BR, targets, strict=True)]
+            [
+                _class_targets(m, labels)
+                for m, labels in zip(matched_idxs_BR, labels_of, strict=True)
+            ]
         )
         classification = sigmoid_focal_loss_maps(
             logits,
@@ -137,10 +140,10 @@ class RetinaNetCriterion(nn.Module):
         )
         images, positives = (matched_idxs_BR >= 0).nonzero(as_tuple=True)
         boxes = torch.cat(
-            [t["boxes"][m[m >= 0]] for m, t in zip(matched_idxs_BR, targets, strict=True)]
+            [boxes[m[m >= 0]] for m, boxes in zip(matched_idxs_BR, boxes_of, strict=True)]
         )
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
-        box_losses = self._box_losses(deltas, all_anchors[positives], boxes.to(all_anchors))
+        box_losses = self._box_losses(deltas, all_anchors[positives], boxes)
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
