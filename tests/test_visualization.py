@@ -111,7 +111,7 @@ def test_labels_choose_the_colours_and_the_last_box_is_on_top() -> None:
 
 
 def test_what_lies_outside_the_image_is_not_drawn() -> None:
-    boxes = torch.tensor([[-50.0, 20.0, 60.0, 900.0], [300.0, 10.0, 350.0, 20.0]])
+    boxes = torch.tensor([[-50.0, 20.0, 60.0, 900.0], [200.0, 10.0, 350.0, 20.0]])
 
     picture = draw_boxes(gray(), boxes, torch.tensor([0, 1]), texts=["", "far away"], line_width=2)
 
@@ -123,7 +123,7 @@ def test_what_lies_outside_the_image_is_not_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[7.0, 7.0, 7.0, 7.0], [0.0, 0.0, 0.2, 0.2], [32.0, 32.0, 32.0, 32.0]]
+    "box", [[7.0, 7.0, 7.0, 7.0], [0.0, 0.0, 0.2, 0.2], [31.9, 31.9, 32.0, 32.0]]
 )
 def test_a_box_of_no_extent_is_drawn_as_one_pixel(box: list[float]) -> None:
     picture = draw_boxes(gray(32, 32), torch.tensor([box]), line_width=5)
@@ -370,6 +370,17 @@ def test_lines_and_letters_grow_with_the_image(monkeypatch: pytest.MonkeyPatch) 
         heights.append((bottom - top) / height)
 
     assert all(0.03 < height < 0.06 for height in heights)
+
+
+def test_many_labels_become_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = labels_drawn(monkeypatch)
+    boxes = torch.tensor([[10.0, 100.0, 90.0, 190.0]]).repeat(200, 1)
+
+    draw_boxes(gray(960, 1280), boxes[:1], texts=["wine glass 0.93"])
+    draw_boxes(gray(960, 1280), boxes, texts=["wine glass 0.93"] * 200)
+
+    heights = [bottom - top for _, (_, top, _, bottom) in drawn]
+    assert heights[1] < heights[0] / 2
 
 
 @settings(max_examples=40, deadline=None)

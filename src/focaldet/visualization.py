@@ -87,7 +87,7 @@ def draw_boxes(
         labels: ``[N]`` integers from 0, which choose the colours; without them all are of class 0.
         texts: One for each box; an empty one gives no label.
         line_width: In pixels; by default it grows with the image. Small boxes get thinner lines.
-        font_size: In pixels; by default it grows with the image.
+        font_size: In pixels; by default it grows with the image, less if there is much to write.
         font: The path of a TrueType or OpenType font. The built-in one has the ASCII characters
             only.
 
@@ -109,12 +109,11 @@ def draw_boxes(
     """
     picture = _to_picture(image)
     colors = _check(boxes, labels, texts)
-    diagonal = (picture.width**2 + picture.height**2) ** 0.5
     if line_width is None:
-        line_width = max(1, round(diagonal / 350))
+        line_width = max(1, round(_side(picture) / 240))
     check_range("line_width", line_width, 1)
     if font_size is None:
-        font_size = max(_SMALLEST_FONT, round(diagonal / 52))
+        font_size = _font_size(picture, texts or ())
     check_range("font_size", font_size, 1)
 
     rectangles = [_to_pixels(box, picture.size) for box in boxes.tolist()]
@@ -177,11 +176,25 @@ def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) ->
     return [class_color(label) for label in labels.tolist()]
 
 
+def _side(picture: Image.Image) -> float:
+    """Give the side of a square of as many pixels: a panorama is a small picture for its width."""
+    return math.sqrt(picture.width * picture.height)
+
+
+def _font_size(picture: Image.Image, texts: Sequence[str]) -> float:
+    """Choose a size that suits the picture, smaller if the labels would cover a fifth of it."""
+    usual, least = _side(picture) / 36, _side(picture) / 100
+    letters = max(1, sum(map(len, texts)))
+    # With its share of the margins, a letter takes about 0.75 of the font size squared.
+    uncrowded = _side(picture) * math.sqrt(0.2 / (0.75 * letters))
+    return max(_SMALLEST_FONT, round(min(usual, max(least, uncrowded))))
+
+
 def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> _Rectangle | None:
     """Round a box to whole pixels, at least one, inside the image; None if it lies outside."""
     x1, y1, x2, y2 = box
     width, height = size
-    if x2 < 0 or y2 < 0 or x1 > width or y1 > height:
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
         return None
     left = round(min(max(x1, 0), width - 1))
     top = round(min(max(y1, 0), height - 1))
@@ -193,7 +206,7 @@ def _draw_outline(
 ) -> None:
     """Draw a box inside its edges, between two lines that set it off from what it lies on."""
     x1, y1, x2, y2 = rectangle
-    line_width = max(1, min(line_width, min(x2 - x1, y2 - y1) // 8))
+    line_width = max(1, min(line_width, min(x2 - x1, y2 - y1) // 4))
     halo_width = max(1, line_width // 3)
     halo = (*_contrasting(color), 140)
     outside = (x1 - halo_width, y1 - halo_width, x2 - 1 + halo_width, y2 - 1 + halo_width)
