@@ -145,15 +145,20 @@ def check_target_type(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(must_be("targets", f"on {logits.device}", targets.device))
 
 
+def out_of_range(targets: Tensor, num_classes: int) -> bool:
+    """Whether some index is neither a class nor -1."""
+    if targets.numel() == 0:
+        return False
+    low, high = targets.aminmax()
+    return low.item() < -1 or high.item() >= num_classes
+
+
 def check_indices(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raise unless each index is a class, -1 (background) or ``ignore_index``.
 
     Nothing is raised where the values cannot be read at once: see `plain_cpu`.
     """
-    if targets.numel() == 0 or not plain_cpu(targets):
-        return
-    low, high = (int(v) for v in targets.aminmax())
-    if low >= -1 and high < num_classes:
+    if not plain_cpu(targets) or not out_of_range(targets, num_classes):
         return
     wrong = ((targets < -1) | (targets >= num_classes)) & (targets != ignore_index)
     if wrong.any():

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from focaldet.losses._arguments import check_indices
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,18 +41,23 @@ class Special(NamedTuple):
         return Special(self.positive[p[0] : p[1]], self.classes[p[0] : p[1]], self.ignored[i[0] : i[1]])
 
 
-def find_special(targets: Tensor, ignore_index: int) -> Special:
-    """Scan flat class indices once."""
+def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Special:
+    """Scan flat class indices once; raise if one of them is out of range."""
     if ignore_index == BACKGROUND:
-        keys = torch.arange(targets.numel())
+        keys = torch.arange(len(targets))
     else:
-        keys = (targets != BACKGROUND).nonzero().squeeze(1)
+        keys = (targets != BACKGROUND).nonzero().view(-1)
     values = targets[keys]
-    ignored = values == ignore_index
-    if not ignored.any():
+    if len(values) == 0:
+        return Special(keys, values, keys)
+    low, high = values.aminmax()
+    if low.item() >= 0 and high.item() < num_classes and not 0 <= ignore_index < num_classes:
         return Special(keys, values, keys[:0])
-    positive = ~ignored
-    return Special(keys[positive], values[positive], keys[ignored])
+    ignored = values == ignore_index
+    positive = ignored.logical_not()
+    classes = values[positive]
+    check_indices(classes, num_classes, ignore_index)
+    return Special(keys[positive], classes, keys[ignored])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +83,13 @@ class Layout:
     num_classes: int
     inner: int
 
-    def pieces(self, span: range) -> Iterator[Piece]:
-        """Cut a span of blocks into pieces of at most `CHUNK` entries."""
+    def pieces(self, span: range, size: int = CHUNK) -> Iterator[Piece]:
+        """Cut a span of blocks into pieces of at most ``size`` entries."""
         K, D = self.num_classes, self.inner
-        if K * D <= CHUNK:
-            blocks, classes, positions = CHUNK // max(K * D, 1), K, D
+        if K * D <= size:
+            blocks, classes, positions = size // max(K * D, 1), K, D
         else:
-            blocks, classes, positions = 1, max(CHUNK // D, 1), min(D, CHUNK)
+            blocks, classes, positions = 1, max(size // D, 1), min(D, size)
         for b in range(span.start, span.stop, blocks):
             b_stop = min(b + blocks, span.stop)
             for k in range(0, K, classes):

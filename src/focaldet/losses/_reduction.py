@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from focaldet.losses._arguments import Normalizer, Reduction
 
 
 def count_positives(targets: Tensor, ignore_index: int) -> Tensor:
     """How many class indices name a class; for floating-point targets, their sum."""
     if targets.is_floating_point():
-        return targets.sum(dtype=torch.float64 if targets.dtype == torch.float64 else torch.float32)
+        return targets.sum(dtype=torch.promote_types(targets.dtype, torch.float32))
     return ((targets >= 0) & (targets != ignore_index)).sum()
 
 
-def divisor(normalizer: Normalizer, positives: Tensor | None) -> float | Tensor:
-    """What the losses are divided by: ``normalizer``, with the counts put in and at least 1.
+def divisor(normalizer: Normalizer, count: Callable[[], Tensor]) -> float | Tensor:
+    """What the losses are divided by: ``normalizer``, or ``count()`` positives and at least 1.
 
     ``"num_pos_all_ranks"`` gives the mean count of the ranks, not its sum: data parallel training
     averages gradients over the ranks, and the two together divide the sum of all losses by the sum
     of all counts.
     """
+    if normalizer is None:
+        return 1.0
     if not isinstance(normalizer, str):
-        return 1.0 if normalizer is None else normalizer
-    assert positives is not None
-    if normalizer == "num_pos_all_ranks" and torch.distributed.is_initialized():
-        positives = positives.detach().to(torch.get_default_dtype(), copy=True)
-        torch.distributed.all_reduce(positives)
-        positives = positives / torch.distributed.get_world_size()
+        return normalizer
+    positives = count()
+    ranks = torch.distributed
+    if normalizer == "num_pos_all_ranks" and ranks.is_available() and ranks.is_initialized():
+        positives = positives.detach().to(torch.float32, copy=True)
+        ranks.all_reduce(positives)
+        positives = positives / ranks.get_world_size()
     return positives.clamp(min=1)
 
 

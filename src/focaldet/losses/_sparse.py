@@ -1,118 +1,183 @@
-"""The sigmoid focal loss of class indices on a CPU: the kernels put to work on whole tensors."""
+"""Loss and gradient of class indices on a CPU, a cache-sized piece of memory at a time.
+
+Every entry is taken for background, ``f(z) = p^gamma s`` with ``p = sigmoid(z)`` and
+``s = softplus(z) = -log(1 - p)``, whose derivative is ``p^gamma (gamma (1 - p) s + p)``. Ignored
+places are blanked (p = 0); so are the few positives, whose loss and gradient come in float64.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from focaldet.losses import _kernels as kernels
-from focaldet.losses._layout import from_memory, in_memory_order, memory_of
+from focaldet.losses._layout import CHUNK
+from focaldet.losses._pieces import Marker, scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from focaldet.losses._layout import Layout, Piece, Special
 
-    from focaldet.losses._layout import Layout, Special
+ZERO = torch.zeros(())
 
 
-@dataclass(frozen=True, slots=True)
-class SparseLoss:
-    """The loss of tensors of logits, given which of their entries are not background.
+def sparse(
+    memory: Tensor,
+    layout: Layout,
+    special: Special,
+    *,
+    span: range,
+    alpha: float | Tensor | None,
+    gamma: float,
+    gradient: Tensor | None = None,
+    scale: float = 1.0,
+    upstream: Tensor | None = None,
+    losses: Tensor | None = None,
+) -> float:
+    """Sum the losses of the blocks of ``span``.
 
-    ``special`` has one item a tensor. ``scales`` are the factors of the loss, one for each of as
-    many equal spans of a tensor's blocks: one in all, or one an image.
+    Args:
+        memory: Flat logits in the order of ``layout``; float32, bfloat16 or float16.
+        layout: That order.
+        special: The places that are not background.
+        span: The blocks to work on.
+        alpha: A number, None, or one for each class.
+        gamma: Focusing parameter.
+        gradient: Flat; where the gradient goes, if anywhere. May be ``memory`` itself.
+        scale: Factor of the gradient and of the losses one by one, not of their sum.
+        upstream: Flat; a factor of the gradient for each entry.
+        losses: Flat; where the losses go one by one, if anywhere.
     """
+    if len(span) < layout.blocks:
+        special = special.within(range(span.start * layout.inner, span.stop * layout.inner))
+    entries = layout.entry(special.positive, special.classes)
+    logits = memory[entries]  # before a gradient overwrites them
+    positive_weight: float | Tensor = 1.0
+    background_weight: float | Tensor = 1.0
+    if isinstance(alpha, Tensor):
+        positive_weight, background_weight = alpha[special.classes], 1 - alpha.float()
+    elif alpha is not None:
+        positive_weight, background_weight = alpha, 1 - alpha
+    out = _Out(gradient, scale, upstream, losses)
+    total = _background(memory, layout, special, span, background_weight, gamma, out)
+    return total + _positives(logits, entries, positive_weight, gamma, out)
 
-    special: Sequence[Special]
-    alpha: float | Tensor | None
-    gamma: float
-    scales: Sequence[float]
-    formula: Callable[[Sequence[Tensor]], Tensor]
-    memory_of: Callable[[Tensor], tuple[Tensor, Layout]] = memory_of
-    from_memory: Callable[[Tensor, Tensor], Tensor] = from_memory
 
-    def total(
-        self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
-    ) -> tuple[float, list[Tensor | None]]:
-        """Return the sum of the scaled losses, and ``factor`` times its gradient where wanted."""
-        value, gradients = 0.0, []
-        for x, special, want in zip(tensors, self.special, wanted, strict=True):
-            memory, layout = self.memory_of(x)
-            gradient = (memory if inplace else torch.empty_like(memory)) if want else None
-            step = layout.blocks // len(self.scales)
-            for i, scale in enumerate(self.scales):
-                span = range(i * step, (i + 1) * step)
-                value += scale * self._span(
-                    memory, layout, special, span, gradient=gradient, scale=scale * factor
-                )
-            gradients.append(None if gradient is None else self.from_memory(gradient, x))
-        return value, gradients
+class _Out(NamedTuple):
+    """What is wanted besides the sum: see `sparse`."""
 
-    def entries(self, x: Tensor) -> Tensor:
-        """Return the scaled loss of each entry."""
-        memory, layout = self.memory_of(x)
-        losses = torch.empty_like(memory)
-        self._span(
-            memory,
-            layout,
-            self.special[0],
-            range(layout.blocks),
-            losses=losses,
-            scale=self.scales[0],
-        )
-        return self.from_memory(losses, x)
+    gradient: Tensor | None
+    scale: float
+    upstream: Tensor | None
+    losses: Tensor | None
 
-    def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
-        """Return the gradient of ``(entries(x) * upstream).sum()``."""
-        memory, layout = self.memory_of(x)
-        gradient = torch.empty_like(memory)
-        self._span(
-            memory,
-            layout,
-            self.special[0],
-            range(layout.blocks),
-            gradient=gradient,
-            upstream=in_memory_order(upstream, x),
-            scale=self.scales[0],
-        )
-        return self.from_memory(gradient, x)
 
-    def _span(
-        self,
-        memory: Tensor,
-        layout: Layout,
-        special: Special,
-        span: range,
-        *,
-        scale: float,
-        gradient: Tensor | None = None,
-        upstream: Tensor | None = None,
-        losses: Tensor | None = None,
-    ) -> float:
-        """Run both kernels over some blocks; return the sum of the losses, not scaled."""
-        if len(span) < layout.blocks:
-            special = special.within(range(span.start * layout.inner, span.stop * layout.inner))
-        entries = layout.entry(special.positive, special.classes)
-        logits = memory[entries]
-        positive_weight: float | Tensor = 1.0
-        background_weight: float | Tensor = 1.0
-        if isinstance(self.alpha, Tensor):
-            positive_weight, background_weight = self.alpha[special.classes], 1 - self.alpha
-        elif self.alpha is not None:
-            positive_weight, background_weight = self.alpha, 1 - self.alpha
-        where = {"gradient": gradient, "upstream": upstream, "losses": losses}
-        total = kernels.background(
-            memory,
-            layout,
-            special,
-            span=span,
-            weight=background_weight,
-            gamma=self.gamma,
-            scale=scale,
-            **where,
-        )
-        return total + kernels.positives(
-            logits, entries, weight=positive_weight, gamma=self.gamma, scale=scale, **where
-        )
+def _background(
+    memory: Tensor,
+    layout: Layout,
+    special: Special,
+    span: range,
+    weight: float | Tensor,
+    gamma: float,
+    out: _Out,
+) -> float:
+    """Take every entry but the special ones for background."""
+    gradient, scale, upstream, losses = out
+    pieces = list(layout.pieces(span))
+    marker = Marker(layout, special, pieces)
+    native = memory.dtype == torch.float32
+    buffers = scratch(pieces, 3 if native else 4)
+    constant = 1.0 if isinstance(weight, Tensor) else weight
+    limit = 0.982 if gamma % 1 in (0, 0.5) else 0.88
+    lowest = torch.tensor(-1 / gamma) if gamma > 0 else ZERO
+    factor = -scale * constant * (gamma if gamma > 0 else 1.0)
+    total = 0.0
+    for i, piece in enumerate(pieces):
+        here = slice(piece.start, piece.stop)
+        p, log_q, power, *rest = buffers[len(piece)]
+        x = memory[here] if native else rest[0].copy_(memory[here])
+        torch.sigmoid(x, out=p)
+        marker.fill(p, i, 0.0)
+        # 1 - p has few digits left where p is near 1. A piece with a logit above 4 (2 where the
+        # powers of p are taken from log q) goes the longer way, and so do NaN and infinity.
+        plain = p.amax().item() <= limit
+        if plain:
+            torch.neg(p, out=log_q).log1p_()
+        else:
+            log_q.copy_(F.softplus(x)).neg_().masked_fill_(p == 0, 0.0)
+        power = _power(x, p, log_q, gamma, out=power)
+        if gamma % 1:
+            marker.fill(power, i, 0.0)
+        if gradient is not None:
+            # f'(z) / p^gamma = -factor ((1 - p) s + p / gamma), or p where gamma is 0
+            slope = gradient[here] if native else x
+            if gamma == 0:
+                torch.neg(p, out=slope)
+            elif plain:
+                torch.lerp(log_q, lowest, p, out=slope)
+            else:
+                torch.addcmul(p * lowest, torch.sigmoid(-x), log_q, out=slope)
+        if isinstance(weight, Tensor):
+            power = _weigh(power, weight, piece)
+        total -= log_q.mul_(power).sum().item()
+        if losses is not None:
+            losses[here] = log_q.mul_(-constant * scale)
+        if gradient is not None:
+            torch.addcmul(ZERO, slope, power, value=factor, out=slope)
+            if upstream is not None:
+                slope.mul_(upstream[here])
+            if not native:
+                gradient[here] = slope
+    return total * constant
+
+
+def _power(x: Tensor, p: Tensor, log_q: Tensor, gamma: float, out: Tensor) -> Tensor:
+    """``p ** gamma``, by products, a square root and, for other fractions, ``log p = x + log q``."""
+    whole, rest = math.floor(gamma), gamma % 1
+    if rest == 0.5:
+        torch.sqrt(p, out=out)
+    elif rest:
+        torch.add(x, log_q, out=out).mul_(rest / math.log(2)).exp2_()
+    elif whole == 0:
+        return out.fill_(1.0)
+    elif whole == 1:
+        return p
+    elif whole == 2:
+        return torch.mul(p, p, out=out)
+    else:
+        return torch.pow(p, whole, out=out)
+    for _ in range(whole):
+        out.mul_(p)
+    return out
+
+
+def _weigh(values: Tensor, weight: Tensor, piece: Piece) -> Tensor:
+    """Multiply by the weights of the classes."""
+    classes = piece.shape[1]
+    w = weight[piece.first_class : piece.first_class + classes].view(1, classes, 1)
+    return values.view(piece.shape).mul_(w).view(-1)
+
+
+def _positives(
+    logits: Tensor, entries: Tensor, weight: float | Tensor, gamma: float, out: _Out
+) -> float:
+    """Write the positive entries over, in float64."""
+    gradient, scale, upstream, losses = out
+    total = 0.0
+    for first in range(0, len(entries), CHUNK):
+        here = slice(first, first + CHUNK)
+        where, z = entries[here], logits[here].double().neg_()
+        p, s = torch.sigmoid(z), F.logsigmoid(-z).neg_()
+        power = p**gamma * (weight[here].double() if isinstance(weight, Tensor) else weight)
+        loss = power * s
+        total += loss.sum().item()
+        if losses is not None:
+            losses[where] = (loss * scale).to(losses.dtype)
+        if gradient is not None:
+            slope = power * (gamma * torch.sigmoid(-z) * s + p) * -scale
+            if upstream is not None:
+                slope = slope * upstream[where]
+            gradient[where] = slope.to(gradient.dtype)
+    return total

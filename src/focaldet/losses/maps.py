@@ -48,8 +48,7 @@ def sigmoid_focal_loss_maps(
         ).movedim(1, -1)
     arguments.check_indices(targets, num_classes, ignore_index)
     total: Tensor | float = 0.0
-    positives = count_positives(targets, ignore_index) if isinstance(normalizer, str) else None
-    scale = divisor(normalizer, positives)
+    scale = divisor(normalizer, lambda: count_positives(targets, ignore_index))
     if isinstance(scale, Tensor) and scale.ndim:
         scale = scale.view(-1, 1, 1, 1, 1)
     start = 0

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
-from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
-from focaldet.losses._layout import find_special
+from focaldet.losses._formula import alpha_for, one_hot_mask, sigmoid_focal_entries, soft_focal
+from focaldet.losses._cpu import CpuLoss
+from focaldet.losses._layout import Special, find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
-from focaldet.losses._sparse import SparseLoss
+
 
 if TYPE_CHECKING:
     from focaldet.losses._arguments import Normalizer, Reduction
+
+
+SMALL = 16_384
+"""Up to so many entries it is not worth while to treat the positives apart."""
 
 
 def sigmoid_focal_loss(
@@ -46,20 +51,51 @@ def sigmoid_focal_loss(
     if not kernels_apply(logits, targets, alpha, normalizer):
         return formula(logits)
     if logits.ndim == 1:
-        raise NotImplementedError
-    special = find_special(targets.reshape(-1), ignore_index)
-    arguments.check_indices(special.classes, logits.shape[1], ignore_index)
-    positives = torch.tensor(len(special.positive))
-    scale = 1.0 / float(divisor(normalizer, positives))
+        return formula(logits)
+    known = _know(logits, targets, ignore_index)
+    scale = 1.0 / float(divisor(normalizer, known.count_positives))
     if reduction == "mean":
-        count = (targets.numel() - len(special.ignored)) * logits.shape[1]
-        scale /= max(count, 1)
-    kernel = SparseLoss([special], alpha, gamma, [scale], lambda xs: formula(xs[0]))
+        scale /= max(known.entries, 1)
+    kernel = CpuLoss([known.targets], alpha, gamma, [scale], lambda xs: formula(xs[0]), not targets.is_floating_point(), known.ignored)
     if reduction == "none":
         return EntryLosses.apply(kernel, logits)
     if inplace_gradient:
         return TotalLossInPlace.apply(kernel, logits)
     return TotalLoss.apply(kernel, logits)
+
+
+class _Known(NamedTuple):
+    """Targets as the kernels take them."""
+
+    targets: Special | Tensor
+    ignored: Tensor | None
+    entries: int  # that take part
+
+    def count_positives(self) -> Tensor:
+        """As `_reduction.count_positives`."""
+        if isinstance(self.targets, Tensor):
+            return count_positives(self.targets, 0)
+        return torch.tensor(len(self.targets.positive))
+
+
+def _know(logits: Tensor, targets: Tensor, ignore_index: int) -> _Known:
+    K = logits.shape[1]
+    if targets.is_floating_point():
+        return _Known(targets, None, logits.numel())
+    if logits.numel() > SMALL:
+        special = find_special(targets.reshape(-1), K, ignore_index)
+        if len(special.positive) * 40 < logits.numel():
+            return _Known(special, None, (targets.numel() - len(special.ignored)) * K)
+    # Few entries, or few that are background: it does not pay to treat the positives apart.
+    ignored = targets == ignore_index
+    targets = targets.masked_fill(ignored, -1)
+    arguments.check_indices(targets, K, ignore_index)
+    count = int(ignored.sum())
+    return _Known(
+        one_hot_mask(targets, K, 1).float(),
+        ignored.unsqueeze(1) if count else None,
+        (targets.numel() - count) * K,
+    )
 
 
 def kernels_apply(
@@ -68,8 +104,7 @@ def kernels_apply(
     """Whether the CPU kernels can take these: plain tensors, and only the logits differentiated."""
     others = [targets, *(t for t in (alpha, normalizer) if isinstance(t, Tensor))]
     return (
-        not targets.is_floating_point()
-        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and arguments.plain_cpu(logits, *others)
         and not any(t.requires_grad for t in others)
         and torch.autograd.forward_ad._current_level < 0
@@ -110,9 +145,8 @@ def _composite(
             x, targets, alpha=alpha, gamma=gamma, ignore_index=ignore_index, dim=dim
         )
         count = (targets != ignore_index).sum() * x.shape[dim]
-    positives = count_positives(targets, ignore_index) if isinstance(normalizer, str) else None
     if normalizer is not None:
-        losses = losses / divisor(normalizer, positives)
+        losses = losses / divisor(normalizer, lambda: count_positives(targets, ignore_index))
     if reduction == "none":
         return losses.to(logits.dtype)
     return reduce(losses, reduction, count)

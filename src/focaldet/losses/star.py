@@ -47,9 +47,8 @@ def focal_star_loss(
     x = x.masked_fill(ignored, 0.0)
     yes, no = softplus(-(gamma * x + beta)), softplus(gamma * x - beta)
     losses = (alpha_for(t, alpha) * (t * yes + (1 - t) * no) / gamma).masked_fill(ignored, 0.0)
-    positives = count_positives(targets, ignore_index) if isinstance(normalizer, str) else None
     if normalizer is not None:
-        losses = losses / divisor(normalizer, positives)
+        losses = losses / divisor(normalizer, lambda: count_positives(targets, ignore_index))
     if reduction == "none":
         return losses.to(logits.dtype)
     return reduce(losses, reduction, (~ignored).sum())
