@@ -84,6 +84,8 @@ def check_image(name: str, image: Tensor, *, uint8: bool = True, values: bool = 
 def _shape_remedy(shape: list[int]) -> str:
     if len(shape) == 4:
         return "Give the images of a batch one by one, as list(batch)."
+    if len(shape) not in (2, 3):
+        return ""
     if len(shape) == 2 or shape[0] == 1:
         return "Repeat a greyscale channel with .expand(3, -1, -1)."
     if shape[0] == 4:
