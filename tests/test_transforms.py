@@ -74,6 +74,7 @@ def test_a_sliver_keeps_a_pixel() -> None:
             ValueError,
             r"`images\[1\]` must be of shape \[3, H, W\].*\[4, 5, 5\]",
         ),
+        (torch.tensor(1.0), ValueError, r"`images\[1\]` must be of shape .*got \[\]"),
         (
             torch.zeros(3, 0, 5),
             ValueError,
