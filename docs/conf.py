@@ -1,0 +1,113 @@
+"""Sphinx: ``sphinx-build -W -n docs build`` makes the site, with no network."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import focaldet
+
+if TYPE_CHECKING:
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+project = "focaldet"
+author = "the authors of focaldet"
+project_copyright = author
+version = release = focaldet.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "build"]
+
+html_theme = "furo"
+html_title = f"focaldet {version}"
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    # The theme's stacks begin with fonts that give wide monospace on some systems.
+    "light_css_variables": {"api-font-size": "var(--font-size--small)"},
+}
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"
+
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Names of other projects, and such as are only spelled in annotations. No inventories are fetched.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|supervision)(\..*)?"),
+    ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
+    ("py:class", r"Normalizer|Reduction"),  # aliases that the losses keep to themselves
+    ("py:class", r"Tensor|Mapping|Sequence|Iterable|Iterator|Callable|PathLike|Module|NDArray"),
+]
+
+_MODULES = (
+    *("anchors", "backbones", "box_coder", "boxes", "config", "criterion", "detections"),
+    *("evaluation", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
+    *("retinanet", "structures", "transforms", "visualization"),
+)
+
+
+def _homes() -> dict[str, str]:
+    """Map the short names by which docstrings and annotations call things to documented ones."""
+    homes: dict[str, str] = {}
+    for module in _MODULES:
+        full = f"focaldet.{module}"
+        for name in importlib.import_module(full).__all__:
+            homes.setdefault(name, f"{full}.{name}")
+    homes["Family"] = "focaldet.pretrained.checkpoint.Family"
+    return homes | {f"focaldet.{name}": homes[name] for name in focaldet.__all__ if name in homes}
+
+
+_HOMES = _homes()
+
+
+def _resolve_short_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Any
+) -> Any:
+    """Resolve ``focaldet.FPN`` and a bare ``Detections``, whose pages call them by their modules."""
+    if node.get("refdomain") != "py":
+        return None
+    target = node.get("reftarget", "")
+    stem, dot, member = target, "", ""
+    if target not in _HOMES:
+        stem, dot, member = target.rpartition(".")  # focaldet.RetinaNet.predict
+    if stem not in _HOMES:
+        return None
+    return env.domains["py"].resolve_xref(
+        env, node["refdoc"], app.builder, "obj", f"{_HOMES[stem]}{dot}{member}", node, contnode
+    )
+
+
+def _keep_colons(*event: Any) -> None:
+    """Stop napoleon from reading what stands before a colon as a type: types are in signatures."""
+    _, what, _, _, _, lines = event
+    if what in ("attribute", "data", "property") and lines and ":" in lines[0]:
+        lines[0] = f": {lines[0]}"
+    for index, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            text = lines[index + 1].lstrip()
+            lines[index + 1] = f"{' ' * (len(lines[index + 1]) - len(text))}: {text}"
+
+
+def setup(app: Sphinx) -> None:
+    """Register the hooks."""
+    app.connect("missing-reference", _resolve_short_name)
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # napoleon's is 500

@@ -1,0 +1,114 @@
+"""Every Python block of README and of the documentation runs, page by page, as a user would run it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from focaldet import RetinaNet
+
+if TYPE_CHECKING:
+    from focaldet import RetinaNetConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "```python" in page.read_text(encoding="utf-8")
+]
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
+
+
+class Block(NamedTuple):
+    line: int  # of its first line of code, from 1
+    code: str
+
+
+def blocks_of(text: str) -> list[Block]:
+    """Find the blocks fenced as ```python, without those that a comment says are not run."""
+    found = []
+    lines = text.splitlines()
+    start = None
+    for index, line in enumerate(lines):
+        if start is None and line.strip() == "```python":
+            start = index + 1
+        elif start is not None and line.strip() == "```":
+            if start < 2 or not NOT_RUN.fullmatch(lines[start - 2].strip()):
+                indent = len(lines[start - 1]) - len(lines[start - 1].lstrip())
+                code = "\n".join(one[indent:] for one in lines[start:index])
+                found.append(Block(start + 1, code))
+            start = None
+    assert start is None, f"line {start}: a block that does not end"
+    return found
+
+
+def run_page(name: str, text: str) -> None:
+    """Run a page's blocks in one namespace; a failure names page and line."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks_of(text):
+        padding = "\n" * (block.line - 1)  # so that Python's line numbers are the page's
+        try:
+            exec(compile(padding + block.code, name, "exec"), namespace)  # noqa: S102
+        except Exception as error:
+            raise AssertionError(
+                f"{name}:{_line_in(name, error) or block.line}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _line_in(name: str, error: BaseException) -> int | None:
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == name:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def draw_photo(path: Path, size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, (90, 120, 150))
+    ImageDraw.Draw(picture).ellipse((20, 15, 60, 70), fill=(200, 60, 40))
+    picture.save(path)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNetConfig) -> Path:
+    """A folder as a user's: a photo, a folder of photos, a saved model."""
+    draw_photo(tmp_path / "photo.jpg", (120, 90))
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        draw_photo(tmp_path / "photos" / f"{index}.jpg", (80 + 10 * index, 90))
+    torch.manual_seed(0)
+    RetinaNet.from_config(tiny_config).save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("desk")
+def test_the_blocks_of_a_page_run(page: Path) -> None:
+    run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
+
+
+def test_a_failing_block_names_page_and_line() -> None:
+    text = "# Title\n\n```python\nx = 1\n```\n\ntext\n\n```python\n\nx += 1\n1 / (x - 2)\n```\n"
+    with pytest.raises(AssertionError, match=r"^a\.md:12: ZeroDivisionError: division by zero$"):
+        run_page("a.md", text)
+    with pytest.raises(AssertionError, match=r"^a\.md:2: SyntaxError"):
+        run_page("a.md", "```python\nx = = 1\n```\n")
+
+
+def test_blocks_said_not_to_run_and_those_of_other_languages_do_not() -> None:
+    text = (
+        "<!-- not run: no network -->\n```python\nfail\n```\n```bash\nfail\n```\n"
+        "- in a list:\n\n  ```python\n  if True:\n      y = 2\n  ```\n"
+    )
+    assert blocks_of(text) == [Block(11, "if True:\n    y = 2")]
+    with pytest.raises(AssertionError, match="a block that does not end"):
+        blocks_of("```python\nx = 1\n")
