@@ -74,7 +74,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Return the generalised IoU of boxes taken in pairs, row by row.
 
-    GIoU = IoU - (|C| - |union|) / |C| with C the smallest box that encloses both.
+    ``GIoU = IoU - (|C| - |union|) / |C|`` with C the smallest box that encloses both.
 
     Args:
         boxes1: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
