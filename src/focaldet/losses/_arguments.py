@@ -19,15 +19,21 @@ LAYOUT = (
 )
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def plain_cpu(*tensors: Tensor) -> bool:
     """Whether these are ordinary CPU tensors whose values can be read here and now.
 
     A device would have to be waited for; a trace, a transform or a tensor subclass has no values.
     """
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or type(tensor) not in _PLAIN:
+            return False
     return (
-        not torch.compiler.is_compiling()
-        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
@@ -160,12 +166,30 @@ def check_indices(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """
     if not plain_cpu(targets) or not out_of_range(targets, num_classes):
         return
-    wrong = ((targets < -1) | (targets >= num_classes)) & (targets != ignore_index)
-    if wrong.any():
+    valid = targets.masked_fill(targets == ignore_index, -1)
+    wrong = valid[(valid < -1) | (valid >= num_classes)]
+    if len(wrong):
         condition = f"in [0, {num_classes}), -1 (background) or ignore_index {ignore_index}"
         remedy = "A two-class problem with one logit takes floating-point targets."
-        got = int(targets[wrong][0])
+        got = int(wrong[0])
         raise ValueError(must_be("targets", condition, got, remedy if num_classes == 1 else ""))
+
+
+def set_apart_ignored(
+    targets: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    """Turn ignored places into background; raise if an index is out of range.
+
+    Returns:
+        The indices, and a mask of the ignored places or None if there are none.
+    """
+    if ignore_index < -1 or ignore_index >= num_classes:
+        if not out_of_range(targets, num_classes):
+            return targets, None
+    ignored = targets == ignore_index
+    valid = targets.masked_fill(ignored, -1)
+    check_indices(valid, num_classes, ignore_index)
+    return valid, ignored
 
 
 def _check_unit_interval(name: str, values: Tensor) -> None:

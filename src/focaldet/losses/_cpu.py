@@ -1,4 +1,4 @@
-"""The sigmoid focal loss on a CPU: the kernels put to work on whole tensors."""
+"""The loss on a CPU where nearly all entries are background: the kernels on whole tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from focaldet.losses._dense import dense
 from focaldet.losses._layout import Layout, from_memory, in_memory_order, memory_of
 from focaldet.losses._sparse import sparse
 
@@ -18,14 +17,11 @@ if TYPE_CHECKING:
     from focaldet.losses._layout import Special
 
 @dataclass(frozen=True, slots=True)
-class CpuLoss:
+class SparseLoss:
     """The loss of one or several tensors of logits, as `_autograd` wants it.
 
     Attributes:
-        targets: For each tensor, which of its places are not background, or float targets of its
-            shape.
-        hard: Whether float targets are all 0 or 1.
-        ignored: Where a tensor with float targets takes no part.
+        special: For each tensor, which of its places are not background.
         alpha: As in `sigmoid_focal_loss`.
         gamma: As in `sigmoid_focal_loss`.
         scales: Factors of the loss, one for each of as many equal spans of a tensor's blocks: one
@@ -34,13 +30,11 @@ class CpuLoss:
         layouts: How each tensor lies in memory, where it is not what `memory_of` finds.
     """
 
-    targets: Sequence[Special | Tensor]
+    special: Sequence[Special]
     alpha: float | Tensor | None
     gamma: float
     scales: Sequence[float]
     formula: Callable[[Sequence[Tensor]], Tensor]
-    hard: bool = False
-    ignored: Tensor | None = None
     layouts: Sequence[Layout] | None = None
 
     def total(
@@ -52,11 +46,11 @@ class CpuLoss:
             memory, layout = self._memory_of(x, i)
             gradient = None
             if want:
-                gradient = memory_of(x)[0] if inplace else torch.empty_like(memory)
+                gradient = memory if inplace else torch.empty_like(memory)
             step = layout.blocks // len(self.scales)
             for j, scale in enumerate(self.scales):
                 span = range(j * step, (j + 1) * step)
-                run = self._run(x, i, memory, layout, span, scale * factor, gradient=gradient)
+                run = self._run(i, memory, layout, span, scale * factor, gradient=gradient)
                 value += scale * run
             gradients.append(None if gradient is None else from_memory(gradient, x))
         return value, gradients
@@ -65,7 +59,7 @@ class CpuLoss:
         """Return the scaled loss of each entry."""
         memory, layout = self._memory_of(x, 0)
         losses, span = torch.empty_like(memory), range(layout.blocks)
-        self._run(x, 0, memory, layout, span, self.scales[0], losses=losses)
+        self._run(0, memory, layout, span, self.scales[0], losses=losses)
         return from_memory(losses, x)
 
     def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
@@ -73,18 +67,15 @@ class CpuLoss:
         memory, layout = self._memory_of(x, 0)
         gradient, span = torch.empty_like(memory), range(layout.blocks)
         flat = in_memory_order(upstream, x)
-        self._run(x, 0, memory, layout, span, self.scales[0], gradient=gradient, upstream=flat)
+        self._run(0, memory, layout, span, self.scales[0], gradient=gradient, upstream=flat)
         return from_memory(gradient, x)
 
     def _memory_of(self, x: Tensor, index: int) -> tuple[Tensor, Layout]:
-        if self.ignored is not None:
-            x = x.clone().masked_fill_(self.ignored, -torch.inf)
         memory, layout = memory_of(x)
         return memory, layout if self.layouts is None else self.layouts[index]
 
     def _run(
         self,
-        x: Tensor,
         index: int,
         memory: Tensor,
         layout: Layout,
@@ -95,25 +86,11 @@ class CpuLoss:
         upstream: Tensor | None = None,
         losses: Tensor | None = None,
     ) -> float:
-        """Run the kernel that suits the targets over some blocks; the sum it returns is unscaled."""
-        targets = self.targets[index]
-        if isinstance(targets, Tensor):
-            return dense(
-                memory,
-                layout,
-                in_memory_order(targets, x),
-                hard=self.hard,
-                alpha=self.alpha,
-                gamma=self.gamma,
-                gradient=gradient,
-                scale=scale,
-                upstream=upstream,
-                losses=losses,
-            )
+        """Run the kernel over some blocks; the sum it returns is not scaled."""
         return sparse(
             memory,
             layout,
-            targets,
+            self.special[index],
             span=span,
             alpha=self.alpha,
             gamma=self.gamma,

@@ -1,97 +1,178 @@
-"""Loss and gradient on a CPU where any entry may be positive, a piece of memory at a time."""
+"""The loss on a CPU where any entry may be positive: soft targets, many positives, few entries."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from focaldet.losses._layout import Layout, from_memory, in_memory_order, memory_of
+
 if TYPE_CHECKING:
-    from focaldet.losses._layout import Layout, Piece
+    from collections.abc import Callable, Iterator, Sequence
 
-ZERO, ONE = torch.zeros(()), torch.ones(())
-PIECE = 32_768
-"""Entries worked on at a time: the temporary tensors of a piece stay in a core's L2 cache."""
+ONE = torch.ones(())
+SMALL = 32_768
+"""Entries worked on at a time: the temporary tensors of so many stay in a core's L2 cache."""
 
 
-def dense(
-    memory: Tensor,
-    layout: Layout,
-    targets: Tensor,
-    *,
-    hard: bool,
+class _Places(NamedTuple):
+    """What belongs to some logits, broadcasting against them."""
+
+    targets: Tensor
+    ignored: Tensor | None
+    classes: Tensor | None  # None for floating-point targets
+    alpha: float | Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLoss:
+    """The loss of one tensor of logits ``[N, K, ...]``, as `_autograd` wants it.
+
+    Attributes:
+        targets: Class indices ``[N, ...]``, or floats in [0, 1] of the logits' shape.
+        ignored: Mask of the indices that take no part, if there are any.
+        alpha: As in `sigmoid_focal_loss`.
+        gamma: As in `sigmoid_focal_loss`.
+        scale: Factor of the loss.
+        formula: The same loss by operations that autograd differentiates.
+    """
+
+    targets: Tensor
+    ignored: Tensor | None
+    alpha: float | Tensor | None
+    gamma: float
+    scale: float
+    formula: Callable[[Sequence[Tensor]], Tensor]
+
+    def total(
+        self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
+    ) -> tuple[float, list[Tensor | None]]:
+        """Return the scaled loss and, if wanted, ``factor`` times its gradient."""
+        (x,), (want,) = tensors, wanted
+        if x.numel() <= SMALL:
+            losses, slope = self._terms(x, self._whole(x), want=want)
+            value = losses.sum().item() * self.scale
+            if slope is None:
+                return value, [None]
+            slope.mul_(factor * self.scale)
+            return value, [x.copy_(slope) if inplace else slope.to(x.dtype)]
+        value = 0.0
+        memory, layout = memory_of(x)
+        gradient = (memory if inplace else torch.empty_like(memory)) if want else None
+        for here, logits, places in self._pieces(x, memory, layout):
+            losses, slope = self._terms(logits, places, want=want)
+            value += losses.sum().item()
+            if gradient is not None and slope is not None:
+                torch.mul(slope.view(-1), factor * self.scale, out=gradient[here])
+        gradients = [None if gradient is None else from_memory(gradient, x)]
+        return value * self.scale, gradients
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return the scaled loss of each entry."""
+        return self._fill(x, lambda losses, _slope, _here: losses, want=False)
+
+    def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
+        """Return the gradient of ``(entries(x) * upstream).sum()``."""
+        flat = in_memory_order(upstream, x)
+
+        def scaled(_losses: Tensor, slope: Tensor | None, here: slice) -> Tensor:
+            assert slope is not None
+            return slope.view(-1).mul_(flat[here])
+
+        return self._fill(x, scaled, want=True)
+
+    def _fill(
+        self, x: Tensor, value: Callable[[Tensor, Tensor | None, slice], Tensor], *, want: bool
+    ) -> Tensor:
+        """Return a tensor like ``x`` of what ``value`` makes of loss and slope, scaled."""
+        memory, layout = memory_of(x)
+        filled = torch.empty_like(memory)
+        for here, logits, places in self._pieces(x, memory, layout):
+            made = value(*self._terms(logits, places, want=want), here)
+            torch.mul(made.view(-1), self.scale, out=filled[here])
+        return from_memory(filled, x)
+
+    def _whole(self, x: Tensor) -> _Places:
+        """Return what `_terms` needs besides the logits, for all of them."""
+        alpha, ones = self.alpha, [1] * (x.ndim - 2)
+        if isinstance(alpha, Tensor):
+            alpha = alpha.float().view(-1, *ones)
+        if self.targets.is_floating_point():
+            return _Places(self.targets.float(), None, None, alpha)
+        ignored = None if self.ignored is None else self.ignored.unsqueeze(1)
+        classes = torch.arange(x.shape[1]).view(-1, *ones)
+        return _Places(self.targets.unsqueeze(1), ignored, classes, alpha)
+
+    def _pieces(
+        self, x: Tensor, memory: Tensor, layout: Layout
+    ) -> Iterator[tuple[slice, Tensor, _Places]]:
+        """Cut everything up: where in memory, the logits, and what else `_terms` needs."""
+        soft = self.targets.is_floating_point()
+        targets = in_memory_order(self.targets, x) if soft else self.targets.reshape(-1)
+        mask = None if self.ignored is None else self.ignored.reshape(-1)
+        for piece in layout.pieces(range(layout.blocks), SMALL):
+            here, (blocks, count, inner) = slice(piece.start, piece.stop), piece.shape
+            own = slice(piece.first_class, piece.first_class + count)
+            alpha = self.alpha
+            if isinstance(alpha, Tensor):
+                alpha = alpha[own].float().view(-1, 1)
+            if soft:
+                places = _Places(targets[here].view(piece.shape).float(), None, None, alpha)
+            else:
+                keys, shape = slice(piece.first_key, piece.last_key), (blocks, 1, inner)
+                ignored = None if mask is None else mask[keys].view(shape)
+                classes = torch.arange(own.start, own.stop).view(-1, 1)
+                places = _Places(targets[keys].view(shape), ignored, classes, alpha)
+            yield here, memory[here].view(piece.shape), places
+
+    def _terms(self, x: Tensor, places: _Places, *, want: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the losses and, if wanted, their derivatives."""
+        x, (targets, ignored, classes, alpha) = x.float(), places
+        if classes is None:
+            return _soft(x, targets, alpha, self.gamma)
+        return _hard(x, targets == classes, ignored, alpha, self.gamma, want=want)
+
+
+def _hard(
+    x: Tensor,
+    positive: Tensor,
+    ignored: Tensor | None,
     alpha: float | Tensor | None,
     gamma: float,
-    gradient: Tensor | None = None,
-    scale: float = 1.0,
-    upstream: Tensor | None = None,
-    losses: Tensor | None = None,
-) -> float:
-    """Sum the losses.
+    *,
+    want: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``a p^gamma s`` and, if wanted, ``dz/dx a p^gamma (gamma (1 - p) s + p)``.
 
-    Args:
-        memory: Flat logits in the order of ``layout``; float32, bfloat16 or float16.
-        layout: That order.
-        targets: Flat targets in [0, 1] of the same order.
-        hard: Whether all targets are 0 or 1.
-        alpha: A number, None, or one for each class.
-        gamma: Focusing parameter.
-        gradient: Flat; where the gradient goes, if anywhere. May be ``memory`` itself.
-        scale: Factor of the gradient and of the losses one by one, not of their sum.
-        upstream: Flat; a factor of the gradient for each entry.
-        losses: Flat; where the losses go one by one, if anywhere.
+    ``z`` is the logit of being wrong, ``p = sigmoid(z)`` and ``s = softplus(z)``.
     """
-    sides = None if alpha is None else _sides(alpha)
-    terms = _hard_terms if hard else _soft_terms
-    total = 0.0
-    for piece in layout.pieces(range(layout.blocks), PIECE):
-        here = slice(piece.start, piece.stop)
-        x, t = memory[here].float(), targets[here].float()
-        loss, slope, power = terms(x, t, gamma)
-        if sides is not None:
-            a = _alpha(t, sides, piece)
-            power = a if power is None else power.mul_(a)
-        if power is not None:
-            loss.mul_(power)
-        total += loss.sum().item()
-        if losses is not None:
-            losses[here] = loss.mul_(scale)
-        if gradient is not None:
-            if power is not None:
-                slope.mul_(power)
-            if upstream is not None:
-                slope.mul_(upstream[here])
-            torch.mul(slope, scale, out=gradient[here])
-    return total
-
-
-def _hard_terms(x: Tensor, t: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Factors of ``f(z) = p^gamma s`` and of its derivative, ``z`` the logit of being wrong.
-
-    Returns:
-        ``s`` and ``dz/dx (gamma (1 - p) s + p)``, both to be multiplied by the third, ``p^gamma``.
-    """
-    turn = torch.sub(ONE, t, alpha=2)
+    turn = torch.where(positive, -1.0, 1.0)
     z = x * turn
+    if ignored is not None:
+        z.masked_fill_(ignored, -torch.inf)
     p, s = torch.sigmoid(z), F.softplus(z)
-    if gamma == 0:
-        return s, p.mul_(turn), None
-    slope = torch.addcmul(p, torch.sigmoid(z.neg_()), s, value=gamma).mul_(turn)
-    return s, slope, p.pow_(gamma)
+    power = p.pow(gamma)
+    if alpha is not None:
+        power.mul_(torch.where(positive, alpha, 1 - alpha))
+    if not want:
+        return power.mul_(s), None
+    slope = torch.addcmul(p, torch.sigmoid(z.neg_()), s, value=gamma)
+    return s.mul_(power), slope.mul_(power).mul_(turn)
 
 
-def _soft_terms(x: Tensor, t: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Factors of ``m^gamma c`` and of its derivative.
+def _soft(
+    x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """``a m^gamma c`` and its derivative ``a m^(gamma - 1) (gamma p (1 - p) (1 - 2 t) c + m (p - t))``.
 
-    For a target t the mean error is ``m = (1 - t) p + t (1 - p)`` and the cross-entropy
-    ``c = softplus(x) - t x``.
-
-    Returns:
-        ``m c`` and ``gamma p (1 - p) (1 - 2 t) c + m (p - t)``, both to be multiplied by the third,
-        ``m^(gamma - 1)``; for gamma 0, ``c`` and ``p - t``.
+    For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
+    ``c = softplus(x) - t x`` and the weight ``a = (1 - alpha) (1 - t) + alpha t``.
     """
+    a = None if alpha is None else _alpha(t, alpha)
     turn = None
     if not x.amax().item() <= 1:
         # Near p = 1 digits are lost: look at -|x|, and at the target as it is seen from there.
@@ -102,39 +183,33 @@ def _soft_terms(x: Tensor, t: Tensor, gamma: float) -> tuple[Tensor, Tensor, Ten
     minus_c = torch.addcmul(log_q, x, t)
     if x.amin().item() == -torch.inf:
         minus_c = torch.where(t == 0, log_q, minus_c)
-    q = torch.sub(ONE, p)
-    m = torch.lerp(p, q, t)
     slope = p - t
     if gamma > 0:
+        q = torch.sub(ONE, p)
+        m = torch.lerp(p, q, t)
         error_slope = q.mul_(p).addcmul_(q, t, value=-2)  # p (1 - p) (1 - 2 t)
         slope.mul_(m).addcmul_(error_slope, minus_c, value=-gamma)
         minus_c.mul_(m)
+        power = _power(m, gamma - 1)
+        a = power if a is None else a if power is None else a.mul_(power)
     if turn is not None:
         slope.mul_(turn)
-    return minus_c.neg_(), slope, _power(m, gamma)
+    if a is not None:
+        slope.mul_(a)
+        minus_c.mul_(a)
+    return minus_c.neg_(), slope
 
 
-def _power(m: Tensor, gamma: float) -> Tensor | None:
-    """``m ** (gamma - 1)``, in place; None stands for 1."""
-    if gamma in (0, 1):
+def _power(m: Tensor, exponent: float) -> Tensor | None:
+    """``m ** exponent``, in place; None stands for 1."""
+    if exponent == 0:
         return None
-    if gamma < 1:  # what this is multiplied by vanishes with m
+    if exponent < 0:  # what this is multiplied by vanishes with m
         m.clamp_(min=torch.finfo(m.dtype).tiny)
-    return m if gamma == 2 else m.pow_(gamma - 1)
+    return m if exponent == 1 else m.pow_(exponent)
 
 
-def _sides(alpha: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The weights of targets 0 and 1."""
-    if isinstance(alpha, Tensor):
-        return 1 - alpha.float(), alpha.float()
-    return torch.full((), 1 - alpha), torch.full((), alpha)
-
-
-def _alpha(t: Tensor, sides: tuple[Tensor, Tensor], piece: Piece) -> Tensor:
-    """The weight of each entry."""
-    if sides[0].ndim == 0:
-        return torch.lerp(*sides, t)
-    classes = piece.shape[1]
-    own = slice(piece.first_class, piece.first_class + classes)
-    low, high = (side[own].view(1, classes, 1) for side in sides)
-    return torch.lerp(low, high, t.view(piece.shape)).view(-1)
+def _alpha(t: Tensor, alpha: float | Tensor) -> Tensor:
+    """Weigh each entry: ``alpha`` at target 1, ``1 - alpha`` at target 0."""
+    high = alpha if isinstance(alpha, Tensor) else torch.full((), alpha)
+    return torch.lerp(1 - high, high, t)

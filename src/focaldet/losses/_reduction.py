@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from focaldet.losses._arguments import Normalizer, Reduction
 
 
-def count_positives(targets: Tensor, ignore_index: int) -> Tensor:
+def count_positives(targets: Tensor, ignore_index: int = -1) -> Tensor:
     """How many class indices name a class; for floating-point targets, their sum."""
     if targets.is_floating_point():
         return targets.sum(dtype=torch.promote_types(targets.dtype, torch.float32))
-    return ((targets >= 0) & (targets != ignore_index)).sum()
+    positive = targets >= 0
+    if ignore_index >= 0:
+        positive = positive & (targets != ignore_index)
+    return positive.sum()
 
 
 def divisor(normalizer: Normalizer, count: Callable[[], Tensor]) -> float | Tensor:

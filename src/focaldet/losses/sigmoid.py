@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
-from focaldet.losses._formula import alpha_for, one_hot_mask, sigmoid_focal_entries, soft_focal
-from focaldet.losses._cpu import CpuLoss
-from focaldet.losses._layout import Special, find_special
+from focaldet.losses._dense import SMALL, DenseLoss
+from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
+from focaldet.losses._cpu import SparseLoss
+from focaldet.losses._layout import find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from focaldet.losses._arguments import Normalizer, Reduction
-
-
-SMALL = 16_384
-"""Up to so many entries it is not worth while to treat the positives apart."""
 
 
 def sigmoid_focal_loss(
@@ -52,11 +51,7 @@ def sigmoid_focal_loss(
         return formula(logits)
     if logits.ndim == 1:
         return formula(logits)
-    known = _know(logits, targets, ignore_index)
-    scale = 1.0 / float(divisor(normalizer, known.count_positives))
-    if reduction == "mean":
-        scale /= max(known.entries, 1)
-    kernel = CpuLoss([known.targets], alpha, gamma, [scale], lambda xs: formula(xs[0]), not targets.is_floating_point(), known.ignored)
+    kernel = _kernel(logits, targets, alpha, gamma, reduction, normalizer, ignore_index, formula)
     if reduction == "none":
         return EntryLosses.apply(kernel, logits)
     if inplace_gradient:
@@ -64,38 +59,46 @@ def sigmoid_focal_loss(
     return TotalLoss.apply(kernel, logits)
 
 
-class _Known(NamedTuple):
-    """Targets as the kernels take them."""
+def _kernel(
+    logits: Tensor,
+    targets: Tensor,
+    alpha: Tensor | float | None,
+    gamma: float,
+    reduction: Reduction,
+    normalizer: Normalizer,
+    ignore_index: int,
+    formula: Callable[[Tensor], Tensor],
+) -> DenseLoss | SparseLoss:
+    """Choose the kernel that suits the targets."""
+    special, mask, entries = None, None, logits.numel()
+    if not targets.is_floating_point():
+        K = logits.shape[1]
+        if entries > SMALL:
+            special = find_special(targets.reshape(-1), K, ignore_index)
+            entries -= len(special.ignored) * K
+        if special is None or len(special.positive) * 40 > entries:
+            special = None
+            targets, mask = arguments.set_apart_ignored(targets, K, ignore_index)
+            if mask is not None and reduction == "mean":
+                entries -= int(mask.sum()) * K
 
-    targets: Special | Tensor
-    ignored: Tensor | None
-    entries: int  # that take part
+    def positives() -> Tensor:
+        if special is None:
+            return count_positives(targets)
+        return torch.tensor(len(special.positive))
 
-    def count_positives(self) -> Tensor:
-        """As `_reduction.count_positives`."""
-        if isinstance(self.targets, Tensor):
-            return count_positives(self.targets, 0)
-        return torch.tensor(len(self.targets.positive))
+    scale = 1.0
+    if normalizer is not None:
+        scale /= float(divisor(normalizer, positives))
+    if reduction == "mean":
+        scale /= max(entries, 1)
 
+    def formula_of_first(tensors: Sequence[Tensor]) -> Tensor:
+        return formula(tensors[0])
 
-def _know(logits: Tensor, targets: Tensor, ignore_index: int) -> _Known:
-    K = logits.shape[1]
-    if targets.is_floating_point():
-        return _Known(targets, None, logits.numel())
-    if logits.numel() > SMALL:
-        special = find_special(targets.reshape(-1), K, ignore_index)
-        if len(special.positive) * 40 < logits.numel():
-            return _Known(special, None, (targets.numel() - len(special.ignored)) * K)
-    # Few entries, or few that are background: it does not pay to treat the positives apart.
-    ignored = targets == ignore_index
-    targets = targets.masked_fill(ignored, -1)
-    arguments.check_indices(targets, K, ignore_index)
-    count = int(ignored.sum())
-    return _Known(
-        one_hot_mask(targets, K, 1).float(),
-        ignored.unsqueeze(1) if count else None,
-        (targets.numel() - count) * K,
-    )
+    if special is not None:
+        return SparseLoss([special], alpha, gamma, [scale], formula_of_first)
+    return DenseLoss(targets, mask, alpha, gamma, scale, formula_of_first)
 
 
 def kernels_apply(
