@@ -38,12 +38,13 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 
+default_role = "py:obj"  # single backticks in docstrings link where they can
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "exclude-members": "extra_repr"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
@@ -52,6 +53,7 @@ napoleon_use_ivar = True
 
 # Names of other projects, and such as are only spelled in annotations. No inventories are fetched.
 nitpick_ignore_regex = [
+    ("py:obj", r".*"),
     ("py:.*", r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|supervision)(\..*)?"),
     ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
     ("py:class", r"Normalizer|Reduction"),  # aliases that the losses keep to themselves
@@ -107,7 +109,14 @@ def _keep_colons(*event: Any) -> None:
             lines[index + 1] = f"{' ' * (len(lines[index + 1]) - len(text))}: {text}"
 
 
+def _skip_field_aliases(*event: Any) -> bool | None:
+    """Leave out the members of a NamedTuple, whose docstrings say no more than their numbers."""
+    _, _, _, member, _, _ = event
+    return True if str(member.__doc__).startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> None:
     """Register the hooks."""
     app.connect("missing-reference", _resolve_short_name)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # napoleon's is 500
+    app.connect("autodoc-skip-member", _skip_field_aliases)
