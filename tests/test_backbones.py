@@ -54,6 +54,7 @@ def test_norms_are_frozen_or_train_with_the_eps_asked_for() -> None:
 @pytest.mark.parametrize("trainable", range(6))
 def test_the_last_stages_train(name: str, trainable: int) -> None:
     backbone = build_backbone(name, norm="batch")
+    freeze_stages(backbone, 0)
     freeze_stages(backbone, trainable)
     trains = [
         {p.requires_grad for module in stage for p in module.parameters()}

@@ -36,6 +36,10 @@ def test_lists_become_tuples_so_that_configs_can_be_keys() -> None:
         ('{"model_type": "bert"}', "with 'num_classes'; got .*model_type"),
         ('{"format_version": 2, "num_classes": 1}', "`format_version` must be 1; got 2. A newer"),
         ('{"num_classes": 1}', "`format_version` must be 1; got None"),
+        (
+            '{"format_version": 1, "num_classes": "3"}',
+            "of the right types; got .*must be an integer",
+        ),
         ('{"format_version": 1, "num_classes": 1, "depth": 3}', r"known fields; got \['depth'\]"),
     ],
 )
@@ -48,6 +52,10 @@ def test_wrong_json_is_named(text: str, message: str) -> None:
     ("options", "message"),
     [
         ({"num_classes": 0}, "`num_classes` must be >= 1; got 0"),
+        (
+            {"num_classes": 2, "anchor_sizes": (8, 16)},
+            r"`anchor_sizes` must be 5 numbers.*\(8, 16\)",
+        ),
         (
             {"num_classes": 2, "class_names": ("a",)},
             "`class_names` must be one name a class.*got 1",

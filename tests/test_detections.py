@@ -42,6 +42,7 @@ def test_filtering_by_score_and_by_class(found: Detections) -> None:
     assert found.filter(labels=["owl"]).labels.tolist() == [2, 2]
     assert found.filter(labels=[0], score_threshold=0.2).label_names == ["cat"]
     assert len(found.filter(labels=[])) == 0
+    assert len(found.filter()) == 3
     with pytest.raises(ValueError, match="`labels` must be known class names; got 'cow'"):
         found.filter(labels=["cow"])
 

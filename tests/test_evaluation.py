@@ -58,6 +58,13 @@ def test_nothing_found_is_0_and_no_objects_are_a_dash() -> None:
     assert evaluate_coco(truth(), {}).stats == (-1,) * 12
 
 
+def test_the_callers_annotations_stay_as_they_are() -> None:
+    annotations = truth((4, 7, [10, 10, 40, 40]))
+    before = json.dumps(annotations)
+    evaluate_coco(annotations, {4: found([[1, 1, 5, 5]], [0.5], [0])})
+    assert json.dumps(annotations) == before
+
+
 def test_it_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_coco(truth((4, 7, [10, 10, 40, 40])), {4: found([[1, 1, 5, 5]], [0.5], [0])})
     assert capsys.readouterr().out == ""

@@ -21,7 +21,13 @@ CLASSES = 4
 
 
 def head_output(batch: int = 1, bias: float = -2.0) -> tuple[Any, Any, Any]:
-    logits = [torch.randn(batch, 9 * CLASSES, *size) * 1.5 + bias for size in FEATURES]
+    counts = [batch * 9 * CLASSES * height * width for height, width in FEATURES]
+    # All different, since the order of equal scores is nobody's promise.
+    values = (torch.linspace(-4, 4, sum(counts)) + bias)[torch.randperm(sum(counts))]
+    logits = [
+        level.view(batch, 9 * CLASSES, *size)
+        for level, size in zip(torch.split(values, counts), FEATURES, strict=True)
+    ]
     deltas = [torch.randn(batch, 36, *size) * 0.3 for size in FEATURES]
     return logits, deltas, AnchorGenerator()(FEATURES)
 

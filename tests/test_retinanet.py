@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.heads import flatten_maps
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TARGET: Any = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}
 
@@ -108,17 +111,33 @@ def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 
-def test_stages_are_frozen_only_once_they_hold_weights(tiny_config: RetinaNetConfig) -> None:
+def test_stages_are_frozen_only_once_they_hold_weights(
+    tiny_config: RetinaNetConfig, tmp_path: Path
+) -> None:
     fresh = RetinaNet.from_config(tiny_config)
-    assert all(p.requires_grad for p in fresh.parameters())
+    fresh.save_pretrained(tmp_path)
+    for model in (fresh, RetinaNet.from_pretrained(tmp_path)):
+        assert model.config.trainable_stages == 5
+        assert all(p.requires_grad for p in model.parameters())
     weights = fresh.backbone.state_dict()
     tuned = RetinaNet.from_config(tiny_config, backbone_weights=weights)
     frozen = {n.split(".")[1] for n, p in tuned.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1", "layer1"}
+    tuned.save_pretrained(tmp_path)
+    again = RetinaNet.from_pretrained(tmp_path)
+    assert [p.requires_grad for p in again.parameters()] == [
+        p.requires_grad for p in tuned.parameters()
+    ]
+
+
+def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig) -> None:
+    with pytest.warns(UserWarning, match="backbone_norm='frozen' without backbone_weights"):
+        RetinaNet.from_config(tiny_config.replace(backbone_norm="frozen"))
 
 
 def test_the_paper_preset_is_the_papers_detector() -> None:
-    model = RetinaNet.from_config(RetinaNetConfig.paper())
+    with pytest.warns(UserWarning, match="frozen"):
+        model = RetinaNet.from_config(RetinaNetConfig.paper())
     assert model.fpn.p6.in_channels == 2048  # from C5
     assert model.fpn.p7_relu
     assert model.criterion.normalizer == "batch"

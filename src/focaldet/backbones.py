@@ -220,18 +220,21 @@ def _load_classifier_weights(backbone: nn.Module, name: str, weights: Mapping[st
     backbone.load_state_dict(kept, strict=False)
 
 
-def freeze_stages(backbone: nn.Module, trainable_stages: int) -> None:
-    """Let only the last stages of a backbone train.
+def freeze_stages(backbone: ResNet | MobileNet, trainable_stages: int) -> None:
+    """Let the last stages of a backbone train, and freeze the parameters of the others.
+
+    The running statistics of a BatchNorm that trains ("batch") go on moving in frozen stages, as
+    in torchvision.
 
     Args:
-        backbone: a :class:`ResNet` or :class:`MobileNet`, or another module with ``stages``.
+        backbone: a backbone built by name.
         trainable_stages: 0 to 5, counted from the last one back; 5 trains everything.
 
     Raises:
         ValueError: ``trainable_stages`` out of its range.
     """
-    stages: list[list[nn.Module]] = getattr(backbone, "stages", [])
     check_range("trainable_stages", trainable_stages, 0, 5)
-    for stage in stages[: max(0, len(stages) - trainable_stages)]:
+    frozen = len(backbone.stages) - trainable_stages
+    for index, stage in enumerate(backbone.stages):
         for module in stage:
-            module.requires_grad_(requires_grad=False)
+            module.requires_grad_(requires_grad=index >= frozen)

@@ -17,6 +17,8 @@ __all__ = ["FORMAT_VERSION", "RetinaNetConfig"]
 FORMAT_VERSION = 1
 """Of config.json; raised when an older focaldet could not read what a newer one writes."""
 
+_NUM_LEVELS = 5  # P3..P7
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig:
@@ -33,8 +35,8 @@ class RetinaNetConfig:
         backbone_norm: "frozen" for BatchNorm with fixed statistics and scales, which needs
             pretrained weights; "batch" for BatchNorm that trains, which training from scratch needs.
         backbone_norm_eps: added to the variances; None takes the backbone's own default.
-        trainable_stages: how many of the backbone's five stages train, from the last one back, once
-            it holds pretrained weights.
+        trainable_stages: how many of the backbone's five stages train, from the last one back. A
+            backbone built without weights trains whole, and its model's config says 5.
         fpn_channels: channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: whether a ReLU stands before P7.
@@ -57,7 +59,9 @@ class RetinaNetConfig:
             :class:`focaldet.transforms.Preprocess`.
 
     Raises:
-        ValueError: ``num_classes`` below 1, or other than one name a class.
+        TypeError: ``num_classes`` that is no integer.
+        ValueError: ``num_classes`` below 1, other than one name a class, or other than five
+            ``anchor_sizes``.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -114,7 +118,12 @@ class RetinaNetConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):  # JSON knows no tuples
                 object.__setattr__(self, field.name, tuple(value))
+        if not isinstance(self.num_classes, int):
+            raise TypeError(must_be("num_classes", "an integer", repr(self.num_classes)))
         check_range("num_classes", self.num_classes, 1)
+        if len(self.anchor_sizes) != _NUM_LEVELS:
+            condition = f"{_NUM_LEVELS} numbers, one a pyramid level"
+            raise ValueError(must_be("anchor_sizes", condition, self.anchor_sizes))
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             condition = f"one name a class (num_classes={self.num_classes})"
             raise ValueError(must_be("class_names", condition, f"{len(self.class_names)} names"))
@@ -209,7 +218,12 @@ class RetinaNetConfig:
         unknown = sorted(values.keys() - known - {"format_version"})
         if unknown:
             raise ValueError(must_be("config.json", "made of known fields", unknown))
-        return cls(**{name: values[name] for name in values.keys() & known})
+        try:
+            return cls(**{name: values[name] for name in values.keys() & known})
+        except TypeError as error:
+            raise ValueError(
+                must_be("config.json", "made of values of the right types", error)
+            ) from error
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -11,6 +11,7 @@ from focaldet._checks import check_boxes, must_be
 from focaldet.boxes import xyxy_to_xywh
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
 
     import PIL.Image
@@ -122,18 +123,20 @@ class Detections:
         return [self.class_names[label] for label in labels]
 
     def filter(
-        self, *, score_threshold: float = 0.0, labels: Sequence[int | str] | None = None
+        self, *, score_threshold: float | None = None, labels: Sequence[int | str] | None = None
     ) -> Detections:
         """Keep detections whose score is above a threshold and whose class is wanted.
 
         Args:
-            score_threshold: scores must be greater than this.
+            score_threshold: scores must be greater than this; None keeps all.
             labels: labels or class names to keep; None keeps all.
 
         Raises:
             ValueError: a class name that is not in ``class_names``.
         """
-        keep = self.scores > score_threshold
+        keep = torch.ones_like(self.labels, dtype=torch.bool)
+        if score_threshold is not None:
+            keep &= self.scores > score_threshold
         if labels is not None:
             wanted = [self._label_of(label) for label in labels]
             keep &= torch.isin(self.labels, torch.tensor(wanted, device=self.labels.device).long())
@@ -218,8 +221,8 @@ class Detections:
         image: ImageSource | None = None,
         *,
         line_width: int | None = None,
-        font_size: int | None = None,
-        font: str | None = None,
+        font_size: float | None = None,
+        font: str | os.PathLike[str] | None = None,
     ) -> PIL.Image.Image:
         """Draw the detections on a copy of the image.
 

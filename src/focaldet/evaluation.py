@@ -73,22 +73,38 @@ def evaluate_coco(
     >>> from focaldet import Detections
     >>> import torch
     >>> image = {"id": 7, "height": 50, "width": 50}
-    >>> box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 5, 40, 40], "area": 1600,
-    ...        "iscrowd": 0}
+    >>> box = {
+    ...     "id": 1,
+    ...     "image_id": 7,
+    ...     "category_id": 3,
+    ...     "bbox": [5, 5, 40, 40],
+    ...     "area": 1600,
+    ...     "iscrowd": 0,
+    ... }
     >>> truth = {"images": [image], "annotations": [box], "categories": [{"id": 3, "name": "cat"}]}
-    >>> found = Detections(torch.tensor([[5.0, 5, 45, 45]]), torch.tensor([0.9]), torch.tensor([0]),
-    ...                    image_size=(50, 50))
+    >>> found = Detections(
+    ...     torch.tensor([[5.0, 5, 45, 45]]),
+    ...     torch.tensor([0.9]),
+    ...     torch.tensor([0]),
+    ...     image_size=(50, 50),
+    ... )
     >>> round(evaluate_coco(truth, {7: found}).ap, 3)
     1.0
     """
-    if not isinstance(annotations, Mapping):
-        annotations = json.loads(Path(annotations).read_text(encoding="utf-8"))
+    if isinstance(annotations, Mapping):
+        content = dict(annotations)
+    else:
+        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+    # pycocotools writes into the annotations: let it do so in copies
+    content["annotations"] = [dict(annotation) for annotation in content["annotations"]]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         truth = COCO()
-        truth.dataset = annotations
+        truth.dataset = content
         truth.createIndex()
         entries = _entries(truth, results)
-        judge = COCOeval(truth, truth.loadRes(entries) if entries else _nothing_found(truth), "bbox")
+        judge = COCOeval(
+            truth, truth.loadRes(entries) if entries else _nothing_found(truth), "bbox"
+        )
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

@@ -36,7 +36,7 @@ class Matcher:
     Args:
         positive_threshold: IoU in (0, 1].
         negative_threshold: IoU in [0, positive_threshold].
-        force_match_floor: IoU in [0, 1) that a forced match must exceed; None forces none.
+        force_match_floor: IoU in [0, 1] that a forced match must exceed; None forces none.
 
     Deviation: torchvision, Detectron2 and MMDetection force-match at any IoU, so that one box which
     no anchor overlaps makes every anchor of the image positive. Even a floor of 0 excludes that.

@@ -33,7 +33,7 @@ class PostProcess(nn.Module):
 
     Args:
         box_coder: decodes the deltas.
-        score_threshold: scores must be greater than this, in [0, 1).
+        score_threshold: scores must be greater than this, in [0, 1].
         pre_nms_top_k: how many best (anchor, class) pairs of each level go on.
         nms_threshold: of two boxes with a greater IoU the worse one goes, in [0, 1].
         max_detections: how many best detections of an image are kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from focaldet.transforms import Preprocess
 
 __all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
+
+
+_ALL_STAGES = 5
+_RANDOM_FROZEN = (
+    "backbone_norm='frozen' without backbone_weights: a backbone that starts at random hardly trains "
+    "without working norms. Use backbone_norm='batch', or hand in weights; from_pretrained loads a "
+    "whole detector."
+)
 
 
 class RetinaNetOutput(NamedTuple):
@@ -123,12 +132,29 @@ class RetinaNet(nn.Module):
             backbone: a module of your own, if ``config.backbone`` is "custom"; see
                 :class:`focaldet.backbones.Backbone`.
             backbone_weights: a torchvision classifier's state dict for a backbone known by name.
-                With them all but ``config.trainable_stages`` stages are frozen; without, all train.
+                With them all but ``config.trainable_stages`` stages are frozen. Without, all train,
+                and ``trainable_stages`` of the model's config is 5.
 
         Raises:
             ValueError: an option out of its range, or weights that don't fit.
             TypeError: a custom backbone that is missing, or lacks ``channels`` or ``strides``.
+
+        Warns:
+            UserWarning: frozen BatchNorm without weights, which does not train.
         """
+        if backbone_weights is None and config.backbone != "custom":
+            if config.backbone_norm == "frozen":
+                warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=2)
+            config = config.replace(trainable_stages=_ALL_STAGES)
+        return cls._build(config, backbone, backbone_weights)
+
+    @classmethod
+    def _build(
+        cls,
+        config: RetinaNetConfig,
+        backbone: nn.Module | None,
+        backbone_weights: Mapping[str, Tensor] | None = None,
+    ) -> RetinaNet:
         if (backbone is None) == (config.backbone == "custom"):
             condition = "given if, and only if, config.backbone is 'custom'"
             got = f"{type(backbone).__name__} with config.backbone={config.backbone!r}"
@@ -140,10 +166,8 @@ class RetinaNet(nn.Module):
                 norm_eps=config.backbone_norm_eps,
                 weights=backbone_weights,
             )
-        model = cls(config, backbone=backbone, **build_parts(config, backbone))
-        if backbone_weights is not None:
             freeze_stages(backbone, config.trainable_stages)
-        return model
+        return cls(config, backbone=backbone, **build_parts(config, backbone))
 
     @classmethod
     def from_pretrained(
@@ -168,10 +192,9 @@ class RetinaNet(nn.Module):
                 that don't fit the architecture. No code in a file is ever run.
         """
         checkpoint = load_checkpoint(source, config)
-        model = cls.from_config(checkpoint.config, backbone=backbone)
+        model = cls._build(checkpoint.config, backbone)
         check_fit(model.state_dict(), checkpoint.tensors)
         model.load_state_dict(checkpoint.tensors)
-        freeze_stages(model.backbone, checkpoint.config.trainable_stages)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

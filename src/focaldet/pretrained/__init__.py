@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["FAMILIES", "Checkpoint", "check_fit", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FAMILIES", "Checkpoint", "Family", "check_fit", "load_checkpoint", "save_checkpoint"]
 
 FAMILIES: tuple[Family, ...] = (torchvision_family,)
 """The families of which a lone file can be."""
