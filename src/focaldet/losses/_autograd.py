@@ -21,7 +21,7 @@ class Kernel(Protocol):
     def total(
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
     ) -> tuple[float, Gradients]:
-        """Return the reduced loss and ``factor`` times its gradient for the tensors wanted."""
+        """Return ``factor`` times the reduced loss and its gradient for the tensors wanted."""
 
     def entries(self, x: Tensor) -> Tensor:
         """Return the loss of each entry, in the shape and type of ``x``."""

@@ -40,7 +40,7 @@ class SparseLoss:
     def total(
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
     ) -> tuple[float, list[Tensor | None]]:
-        """Return the sum of the scaled losses, and ``factor`` times its gradient where wanted."""
+        """Return ``factor`` times the sum of the scaled losses and its gradient where wanted."""
         value, gradients = 0.0, []
         for i, (x, want) in enumerate(zip(tensors, wanted, strict=True)):
             memory, layout = self._memory_of(x, i)
@@ -53,7 +53,7 @@ class SparseLoss:
                 run = self._run(i, memory, layout, span, scale * factor, gradient=gradient)
                 value += scale * run
             gradients.append(None if gradient is None else from_memory(gradient, x))
-        return value, gradients
+        return value * factor, gradients
 
     def entries(self, x: Tensor) -> Tensor:
         """Return the scaled loss of each entry."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 ONE = torch.ones(())
-SMALL = 32_768
+SMALL = 65_536
 """Entries worked on at a time: the temporary tensors of so many stay in a core's L2 cache."""
 
 
@@ -51,49 +51,39 @@ class DenseLoss:
     def total(
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
     ) -> tuple[float, list[Tensor | None]]:
-        """Return the scaled loss and, if wanted, ``factor`` times its gradient."""
+        """Return ``factor`` times the scaled loss and, if wanted, its gradient."""
         (x,), (want,) = tensors, wanted
+        scale = factor * self.scale
         if x.numel() <= SMALL:
-            losses, slope = self._terms(x, self._whole(x), want=want)
-            value = losses.sum().item() * self.scale
-            if slope is None:
-                return value, [None]
-            slope.mul_(factor * self.scale)
-            return value, [x.copy_(slope) if inplace else slope.to(x.dtype)]
+            losses, slope = self._terms(x, self._whole(x), scale)
+            if not want:
+                return losses.sum().item(), [None]
+            return losses.sum().item(), [x.copy_(slope) if inplace else slope.to(x.dtype)]
         value = 0.0
         memory, layout = memory_of(x)
         gradient = (memory if inplace else torch.empty_like(memory)) if want else None
         for here, logits, places in self._pieces(x, memory, layout):
-            losses, slope = self._terms(logits, places, want=want)
+            losses, slope = self._terms(logits, places, scale)
             value += losses.sum().item()
-            if gradient is not None and slope is not None:
-                torch.mul(slope.view(-1), factor * self.scale, out=gradient[here])
-        gradients = [None if gradient is None else from_memory(gradient, x)]
-        return value * self.scale, gradients
+            if gradient is not None:
+                gradient[here] = slope.view(-1)
+        return value, [None if gradient is None else from_memory(gradient, x)]
 
     def entries(self, x: Tensor) -> Tensor:
         """Return the scaled loss of each entry."""
-        return self._fill(x, lambda losses, _slope, _here: losses, want=False)
-
-    def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
-        """Return the gradient of ``(entries(x) * upstream).sum()``."""
-        flat = in_memory_order(upstream, x)
-
-        def scaled(_losses: Tensor, slope: Tensor | None, here: slice) -> Tensor:
-            assert slope is not None
-            return slope.view(-1).mul_(flat[here])
-
-        return self._fill(x, scaled, want=True)
-
-    def _fill(
-        self, x: Tensor, value: Callable[[Tensor, Tensor | None, slice], Tensor], *, want: bool
-    ) -> Tensor:
-        """Return a tensor like ``x`` of what ``value`` makes of loss and slope, scaled."""
         memory, layout = memory_of(x)
         filled = torch.empty_like(memory)
         for here, logits, places in self._pieces(x, memory, layout):
-            made = value(*self._terms(logits, places, want=want), here)
-            torch.mul(made.view(-1), self.scale, out=filled[here])
+            filled[here] = self._terms(logits, places, self.scale)[0].view(-1)
+        return from_memory(filled, x)
+
+    def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
+        """Return the gradient of ``(entries(x) * upstream).sum()``."""
+        memory, layout = memory_of(x)
+        flat, filled = in_memory_order(upstream, x), torch.empty_like(memory)
+        for here, logits, places in self._pieces(x, memory, layout):
+            slope = self._terms(logits, places, self.scale)[1].view(-1)
+            filled[here] = slope.mul_(flat[here])
         return from_memory(filled, x)
 
     def _whole(self, x: Tensor) -> _Places:
@@ -129,12 +119,12 @@ class DenseLoss:
                 places = _Places(targets[keys].view(shape), ignored, classes, alpha)
             yield here, memory[here].view(piece.shape), places
 
-    def _terms(self, x: Tensor, places: _Places, *, want: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the losses and, if wanted, their derivatives."""
+    def _terms(self, x: Tensor, places: _Places, scale: float) -> tuple[Tensor, Tensor]:
+        """Return ``scale`` times the losses and their derivatives."""
         x, (targets, ignored, classes, alpha) = x.float(), places
         if classes is None:
-            return _soft(x, targets, alpha, self.gamma)
-        return _hard(x, targets == classes, ignored, alpha, self.gamma, want=want)
+            return _soft(x, targets, alpha, self.gamma, scale)
+        return _hard(x, targets == classes, ignored, alpha, self.gamma, scale)
 
 
 def _hard(
@@ -143,46 +133,42 @@ def _hard(
     ignored: Tensor | None,
     alpha: float | Tensor | None,
     gamma: float,
-    *,
-    want: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """``a p^gamma s`` and, if wanted, ``dz/dx a p^gamma (gamma (1 - p) s + p)``.
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``a p^gamma s`` and its derivative ``dz/dx a p^gamma (gamma (1 - p) s + p)``.
 
-    ``z`` is the logit of being wrong, ``p = sigmoid(z)`` and ``s = softplus(z)``.
+    ``z`` is the logit of being wrong, ``p = sigmoid(z)``, ``s = softplus(z)``, and ``a`` is
+    ``scale * alpha`` for positives and ``scale * (1 - alpha)`` for the others.
     """
     turn = torch.where(positive, -1.0, 1.0)
     z = x * turn
     if ignored is not None:
         z.masked_fill_(ignored, -torch.inf)
     p, s = torch.sigmoid(z), F.softplus(z)
-    power = p.pow(gamma)
-    if alpha is not None:
-        power.mul_(torch.where(positive, alpha, 1 - alpha))
-    if not want:
-        return power.mul_(s), None
+    high, low = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+    a = p.pow(gamma).mul_(torch.where(positive, high * scale, low * scale))
     slope = torch.addcmul(p, torch.sigmoid(z.neg_()), s, value=gamma)
-    return s.mul_(power), slope.mul_(power).mul_(turn)
+    return s.mul_(a), slope.mul_(a).mul_(turn)
 
 
 def _soft(
-    x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float
+    x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     """``a m^gamma c`` and its derivative ``a m^(gamma - 1) (gamma p (1 - p) (1 - 2 t) c + m (p - t))``.
 
     For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
-    ``c = softplus(x) - t x`` and the weight ``a = (1 - alpha) (1 - t) + alpha t``.
+    ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``.
     """
-    a = None if alpha is None else _alpha(t, alpha)
+    a = _weights(t, alpha, scale)
     turn = None
-    if not x.amax().item() <= 1:
+    low, high = x.aminmax()
+    if not (high.item() <= 1 and low.item() > -torch.inf):
         # Near p = 1 digits are lost: look at -|x|, and at the target as it is seen from there.
         upper = x.ge(0).float()
         x, t, turn = x.abs().neg_(), (t - upper).abs_(), torch.sub(ONE, upper, alpha=2)
+        x.masked_fill_((x == -torch.inf) & (t == 0), -1e30)  # 0 * inf is NaN
     p = torch.sigmoid(x)
-    log_q = p.neg().log1p_()
-    minus_c = torch.addcmul(log_q, x, t)
-    if x.amin().item() == -torch.inf:
-        minus_c = torch.where(t == 0, log_q, minus_c)
+    minus_c = p.neg().log1p_().addcmul_(x, t)
     slope = p - t
     if gamma > 0:
         q = torch.sub(ONE, p)
@@ -190,26 +176,23 @@ def _soft(
         error_slope = q.mul_(p).addcmul_(q, t, value=-2)  # p (1 - p) (1 - 2 t)
         slope.mul_(m).addcmul_(error_slope, minus_c, value=-gamma)
         minus_c.mul_(m)
-        power = _power(m, gamma - 1)
-        a = power if a is None else a if power is None else a.mul_(power)
+        if gamma != 1:
+            a.mul_(_power(m, gamma - 1))
     if turn is not None:
         slope.mul_(turn)
-    if a is not None:
-        slope.mul_(a)
-        minus_c.mul_(a)
-    return minus_c.neg_(), slope
+    return minus_c.mul_(a), slope.mul_(a)
 
 
-def _power(m: Tensor, exponent: float) -> Tensor | None:
-    """``m ** exponent``, in place; None stands for 1."""
-    if exponent == 0:
-        return None
+def _power(m: Tensor, exponent: float) -> Tensor:
+    """``m ** exponent``, in place."""
     if exponent < 0:  # what this is multiplied by vanishes with m
         m.clamp_(min=torch.finfo(m.dtype).tiny)
     return m if exponent == 1 else m.pow_(exponent)
 
 
-def _alpha(t: Tensor, alpha: float | Tensor) -> Tensor:
-    """Weigh each entry: ``alpha`` at target 1, ``1 - alpha`` at target 0."""
+def _weights(t: Tensor, alpha: float | Tensor | None, scale: float) -> Tensor:
+    """Weigh each entry: ``scale * alpha`` at target 1, ``scale * (1 - alpha)`` at target 0."""
+    if alpha is None:
+        return torch.full_like(t, scale)
     high = alpha if isinstance(alpha, Tensor) else torch.full((), alpha)
-    return torch.lerp(1 - high, high, t)
+    return torch.lerp((1 - high) * scale, high * scale, t)
