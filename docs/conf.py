@@ -74,7 +74,6 @@ def _homes() -> dict[str, str]:
         full = f"focaldet.{module}"
         for name in importlib.import_module(full).__all__:
             homes.setdefault(name, f"{full}.{name}")
-    homes["Family"] = "focaldet.pretrained.checkpoint.Family"
     return homes | {f"focaldet.{name}": homes[name] for name in focaldet.__all__ if name in homes}
 
 
