@@ -55,18 +55,19 @@ class DenseLoss:
         (x,), (want,) = tensors, wanted
         scale = factor * self.scale
         if x.numel() <= SMALL:
-            losses, slope = self._terms(x, self._whole(x), scale)
+            losses, slope, weights = self._terms(x, self._whole(x), scale)
             if not want:
                 return losses.sum().item(), [None]
+            slope.mul_(weights)
             return losses.sum().item(), [x.copy_(slope) if inplace else slope.to(x.dtype)]
         value = 0.0
         memory, layout = memory_of(x)
         gradient = (memory if inplace else torch.empty_like(memory)) if want else None
         for here, logits, places in self._pieces(x, memory, layout):
-            losses, slope = self._terms(logits, places, scale)
+            losses, slope, weights = self._terms(logits, places, scale)
             value += losses.sum().item()
             if gradient is not None:
-                gradient[here] = slope.view(-1)
+                torch.mul(slope.view(-1), weights.view(-1), out=gradient[here])
         return value, [None if gradient is None else from_memory(gradient, x)]
 
     def entries(self, x: Tensor) -> Tensor:
@@ -82,8 +83,8 @@ class DenseLoss:
         memory, layout = memory_of(x)
         flat, filled = in_memory_order(upstream, x), torch.empty_like(memory)
         for here, logits, places in self._pieces(x, memory, layout):
-            slope = self._terms(logits, places, self.scale)[1].view(-1)
-            filled[here] = slope.mul_(flat[here])
+            _, slope, weights = self._terms(logits, places, self.scale)
+            filled[here] = slope.mul_(weights).view(-1).mul_(flat[here])
         return from_memory(filled, x)
 
     def _whole(self, x: Tensor) -> _Places:
@@ -110,17 +111,19 @@ class DenseLoss:
             alpha = self.alpha
             if isinstance(alpha, Tensor):
                 alpha = alpha[own].float().view(-1, 1)
+            shape = piece.shape if isinstance(alpha, Tensor) or not soft else (-1,)
+            logits = memory[here].view(shape)
             if soft:
-                places = _Places(targets[here].view(piece.shape).float(), None, None, alpha)
+                places = _Places(targets[here].view(shape).float(), None, None, alpha)
             else:
                 keys, shape = slice(piece.first_key, piece.last_key), (blocks, 1, inner)
                 ignored = None if mask is None else mask[keys].view(shape)
                 classes = torch.arange(own.start, own.stop).view(-1, 1)
                 places = _Places(targets[keys].view(shape), ignored, classes, alpha)
-            yield here, memory[here].view(piece.shape), places
+            yield here, logits, places
 
-    def _terms(self, x: Tensor, places: _Places, scale: float) -> tuple[Tensor, Tensor]:
-        """Return ``scale`` times the losses and their derivatives."""
+    def _terms(self, x: Tensor, places: _Places, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses times ``scale``, and two factors of their derivatives."""
         x, (targets, ignored, classes, alpha) = x.float(), places
         if classes is None:
             return _soft(x, targets, alpha, self.gamma, scale)
@@ -134,8 +137,8 @@ def _hard(
     alpha: float | Tensor | None,
     gamma: float,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """``a p^gamma s`` and its derivative ``dz/dx a p^gamma (gamma (1 - p) s + p)``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``a p^gamma s``, and of its derivative ``dz/dx (gamma (1 - p) s + p)`` and ``a p^gamma``.
 
     ``z`` is the logit of being wrong, ``p = sigmoid(z)``, ``s = softplus(z)``, and ``a`` is
     ``scale * alpha`` for positives and ``scale * (1 - alpha)`` for the others.
@@ -148,39 +151,41 @@ def _hard(
     high, low = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
     a = p.pow(gamma).mul_(torch.where(positive, high * scale, low * scale))
     slope = torch.addcmul(p, torch.sigmoid(z.neg_()), s, value=gamma)
-    return s.mul_(a), slope.mul_(a).mul_(turn)
+    return s.mul_(a), slope.mul_(turn), a
 
 
 def _soft(
     x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float, scale: float
-) -> tuple[Tensor, Tensor]:
-    """``a m^gamma c`` and its derivative ``a m^(gamma - 1) (gamma p (1 - p) (1 - 2 t) c + m (p - t))``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``a m^gamma c``, and of its derivative the factors (both with the sign turned)
+    ``gamma p (1 - p) (1 - 2 t) c + m (p - t)`` and ``a m^(gamma - 1)``.
 
     For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
     ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``.
     """
-    a = _weights(t, alpha, scale)
+    minus_a = _weights(t, alpha, -scale)
     turn = None
     low, high = x.aminmax()
     if not (high.item() <= 1 and low.item() > -torch.inf):
         # Near p = 1 digits are lost: look at -|x|, and at the target as it is seen from there.
-        upper = x.ge(0).float()
+        upper = torch.ge(x, 0, out=torch.empty_like(x))
         x, t, turn = x.abs().neg_(), (t - upper).abs_(), torch.sub(ONE, upper, alpha=2)
-        x.masked_fill_((x == -torch.inf) & (t == 0), -1e30)  # 0 * inf is NaN
+        if x.amin().item() == -torch.inf:  # 0 * inf is NaN
+            x.masked_fill_((x == -torch.inf) & (t == 0), -1e30)
     p = torch.sigmoid(x)
     minus_c = p.neg().log1p_().addcmul_(x, t)
-    slope = p - t
+    minus_slope = t - p
     if gamma > 0:
         q = torch.sub(ONE, p)
         m = torch.lerp(p, q, t)
         error_slope = q.mul_(p).addcmul_(q, t, value=-2)  # p (1 - p) (1 - 2 t)
-        slope.mul_(m).addcmul_(error_slope, minus_c, value=-gamma)
+        minus_slope.mul_(m).addcmul_(error_slope, minus_c, value=gamma)
         minus_c.mul_(m)
         if gamma != 1:
-            a.mul_(_power(m, gamma - 1))
+            minus_a.mul_(_power(m, gamma - 1))
     if turn is not None:
-        slope.mul_(turn)
-    return minus_c.mul_(a), slope.mul_(a)
+        minus_slope.mul_(turn)
+    return minus_c.mul_(minus_a), minus_slope, minus_a
 
 
 def _power(m: Tensor, exponent: float) -> Tensor:
