@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 ONE = torch.ones(())
-SMALL = 65_536
-"""Entries worked on at a time: the temporary tensors of so many stay in a core's L2 cache."""
+FEW = 16_384
+"""Up to so many entries a call costs more than what it computes, so the fewest calls win."""
+PIECE = 98_304
+"""Entries worked on at a time: the temporary tensors of so many stay in cache."""
 
 
 class _Places(NamedTuple):
@@ -54,7 +56,7 @@ class DenseLoss:
         """Return ``factor`` times the scaled loss and, if wanted, its gradient."""
         (x,), (want,) = tensors, wanted
         scale = factor * self.scale
-        if x.numel() <= SMALL:
+        if x.numel() <= PIECE:
             losses, slope, weights = self._terms(x, self._whole(x), scale)
             if not want:
                 return losses.sum().item(), [None]
@@ -105,7 +107,7 @@ class DenseLoss:
         soft = self.targets.is_floating_point()
         targets = in_memory_order(self.targets, x) if soft else self.targets.reshape(-1)
         mask = None if self.ignored is None else self.ignored.reshape(-1)
-        for piece in layout.pieces(range(layout.blocks), SMALL):
+        for piece in layout.pieces(range(layout.blocks), PIECE):
             here, (blocks, count, inner) = slice(piece.start, piece.stop), piece.shape
             own = slice(piece.first_class, piece.first_class + count)
             alpha = self.alpha

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
-from focaldet.losses._dense import SMALL, DenseLoss
+from focaldet.losses._dense import FEW, DenseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
 from focaldet.losses._cpu import SparseLoss
 from focaldet.losses._layout import find_special
@@ -73,7 +73,7 @@ def _kernel(
     special, mask, entries = None, None, logits.numel()
     if not targets.is_floating_point():
         K = logits.shape[1]
-        if entries > SMALL:
+        if entries > FEW:
             special = find_special(targets.reshape(-1), K, ignore_index)
             entries -= len(special.ignored) * K
         if special is None or len(special.positive) * 40 > entries:
