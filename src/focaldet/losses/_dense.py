@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 ONE = torch.ones(())
-FEW = 16_384
+FEW = 32_768
 """Up to so many entries a call costs more than what it computes, so the fewest calls win."""
 PIECE = 98_304
 """Entries worked on at a time: the temporary tensors of so many stay in cache."""

@@ -21,43 +21,42 @@ def scratch(pieces: Sequence[Piece], count: int) -> dict[int, tuple[Tensor, ...]
     return {length: memory[:, :length].unbind() for length in lengths}
 
 
-class Marker:
-    """Writes to the positive and to the ignored entries of a piece."""
+class Blank:
+    """Sets the positives and the ignored places of a piece to 0."""
 
     def __init__(self, layout: Layout, special: Special, pieces: Sequence[Piece]) -> None:
         entries = layout.entry(special.positive, special.classes)
-        self.positive = entries if layout.inner == 1 else entries.sort().values
-        self.ignored = special.ignored
-        self.pieces = pieces
-        self.positive_ends = _ends(self.positive, [(p.start, p.stop) for p in pieces])
-        self.ignored_ends = _ends(self.ignored, [(p.first_key, p.last_key) for p in pieces])
+        if layout.inner > 1:
+            entries = entries.sort().values
+        self.shapes = [piece.shape for piece in pieces]
+        self.positive = _deal(entries, [(piece.start, piece.stop) for piece in pieces])
+        self.ignored = _deal(
+            special.ignored, [(piece.first_key, piece.last_key) for piece in pieces]
+        )
 
-    def fill(self, values: Tensor, index: int, value: float) -> None:
-        """Set the positive and ignored entries of piece ``index``."""
-        first, last = self.positive_ends[index]
-        if last > first:
-            values.index_fill_(0, self.positive[first:last] - self.pieces[index].start, value)
-
-        first, last = self.ignored_ends[index]
-        if last > first:
-            _fill_places(values, self.pieces[index], self.ignored[first:last], value)
-
-
-def _fill_places(values: Tensor, piece: Piece, keys: Tensor, value: float) -> None:
-    """Set all classes of some places of a piece."""
-    keys = keys - piece.first_key
-    blocks, classes, inner = piece.shape
-    if inner == 1:
-        values.view(blocks, classes).index_fill_(0, keys, value)
-    elif blocks == 1:
-        values.view(classes, inner).index_fill_(1, keys, value)
-    else:
-        values.view(piece.shape)[keys // inner, :, keys % inner] = value
+    def __call__(self, values: Tensor, index: int) -> None:
+        """Blank ``values`` of piece ``index``."""
+        entries, keys = self.positive[index], self.ignored[index]
+        if entries is not None:
+            values.index_fill_(0, entries, 0.0)
+        if keys is None:
+            return
+        blocks, classes, inner = self.shapes[index]
+        if inner == 1:
+            values.view(blocks, classes).index_fill_(0, keys, 0.0)
+        elif blocks == 1:
+            values.view(classes, inner).index_fill_(1, keys, 0.0)
+        else:
+            values.view(blocks, classes, inner)[keys // inner, :, keys % inner] = 0.0
 
 
-def _ends(ordered: Tensor, intervals: list[tuple[int, int]]) -> list[list[int]]:
-    """Where in ``ordered`` each interval begins and ends."""
+def _deal(ordered: Tensor, intervals: Sequence[tuple[int, int]]) -> list[Tensor | None]:
+    """The numbers in each interval, counted from its beginning; None where there are none."""
     if len(ordered) == 0:
-        return [[0, 0]] * len(intervals)
-    ends = torch.searchsorted(ordered, torch.tensor(intervals, dtype=torch.int64))
-    return ends.tolist()  # type: ignore[no-any-return]
+        return [None] * len(intervals)
+    bounds = torch.tensor(intervals, dtype=torch.int64)
+    ends = torch.searchsorted(ordered, bounds)
+    dealt: list[Tensor | None] = []
+    for (start, _), (first, last) in zip(intervals, ends.tolist(), strict=True):
+        dealt.append(ordered[first:last] - start if last > first else None)
+    return dealt

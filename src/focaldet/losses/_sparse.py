@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focaldet.losses._layout import CHUNK
-from focaldet.losses._pieces import Marker, scratch
+from focaldet.losses._pieces import Blank, scratch
 
 if TYPE_CHECKING:
     from focaldet.losses._layout import Layout, Piece, Special
@@ -86,7 +86,7 @@ def _background(
     """Take every entry but the special ones for background."""
     gradient, scale, upstream, losses = out
     pieces = list(layout.pieces(span))
-    marker = Marker(layout, special, pieces)
+    blank = Blank(layout, special, pieces)
     native = memory.dtype == torch.float32
     buffers = scratch(pieces, 3 if native else 4)
     constant = 1.0 if isinstance(weight, Tensor) else weight
@@ -99,7 +99,7 @@ def _background(
         p, log_q, power, *rest = buffers[len(piece)]
         x = memory[here] if native else rest[0].copy_(memory[here])
         torch.sigmoid(x, out=p)
-        marker.fill(p, i, 0.0)
+        blank(p, i)
         # 1 - p has few digits left where p is near 1. A piece with a logit above 4 (2 where the
         # powers of p are taken from log q) goes the longer way, and so do NaN and infinity.
         plain = p.amax().item() <= limit
@@ -109,7 +109,7 @@ def _background(
             log_q.copy_(F.softplus(x)).neg_().masked_fill_(p == 0, 0.0)
         power = _power(x, p, log_q, gamma, out=power)
         if gamma % 1:
-            marker.fill(power, i, 0.0)
+            blank(power, i)
         if gradient is not None:
             # f'(z) / p^gamma = -factor ((1 - p) s + p / gamma), or p where gamma is 0
             slope = gradient[here] if native else x
