@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_range, must_be
 
@@ -19,7 +19,7 @@ LAYOUT = (
 )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def plain_cpu(*tensors: Tensor) -> bool:
@@ -33,23 +33,36 @@ def plain_cpu(*tensors: Tensor) -> bool:
         if tensor.device.type != "cpu" or type(tensor) not in _PLAIN:
             return False
     return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 (nothing public tells)
+        and torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001 (nothing public tells)
     )
 
 
 def class_axis(logits: Tensor) -> int:
     """The axis of the classes: 1, or 0 for a single row of logits ``[K]``."""
-    return min(1, logits.ndim - 1)
+    return 1 if logits.ndim > 1 else 0
 
 
-def check_options(
-    alpha: Tensor | float | None, gamma: float, reduction: str, normalizer: Normalizer
-) -> None:
-    """Raise unless each option of a sigmoid focal loss is in its range."""
-    check_alpha(alpha)
-    check_gamma(gamma)
-    check_reduction(reduction, normalizer)
+def count_classes(logits: Tensor) -> int:
+    """The number of classes; a single logit is one."""
+    return logits.shape[class_axis(logits)] if logits.ndim else 1
+
+
+class Options(NamedTuple):
+    """The options that the sigmoid focal losses share."""
+
+    alpha: Tensor | float | None
+    gamma: float
+    reduction: Reduction
+    normalizer: Normalizer
+    ignore_index: int
+
+    def check(self) -> Options:
+        """Raise unless each option is in its range."""
+        check_alpha(self.alpha)
+        check_gamma(self.gamma)
+        check_reduction(self.reduction, self.normalizer)
+        return self
 
 
 def check_gamma(gamma: float) -> None:
@@ -108,6 +121,15 @@ def check_reduction(reduction: str, normalizer: Normalizer) -> None:
         raise ValueError(must_be("normalizer", "finite and > 0", normalizer))
 
 
+def check_own_normalizer(normalizer: object) -> None:
+    """Raise unless ``normalizer`` is a number, a tensor of one or None."""
+    if isinstance(normalizer, str):
+        remedy = "With exclusive classes every place is a positive; the mean counts them."
+        raise ValueError(must_be("normalizer", "a number or None", repr(normalizer), remedy))
+    if isinstance(normalizer, Tensor):
+        check_one_number(normalizer)
+
+
 def check_one_number(normalizer: Normalizer) -> None:
     """Raise if ``normalizer`` is a tensor of more than one element."""
     if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
@@ -151,25 +173,31 @@ def check_target_type(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(must_be("targets", f"on {logits.device}", targets.device))
 
 
-def out_of_range(targets: Tensor, num_classes: int) -> bool:
-    """Whether some index is neither a class nor -1."""
+def out_of_range(targets: Tensor, num_classes: int, lowest: int = -1) -> bool:
+    """Whether some index is outside ``[lowest, num_classes)``."""
     if targets.numel() == 0:
         return False
     low, high = targets.aminmax()
-    return low.item() < -1 or high.item() >= num_classes
+    return low.item() < lowest or high.item() >= num_classes
 
 
-def check_indices(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise unless each index is a class, -1 (background) or ``ignore_index``.
+def check_indices(
+    targets: Tensor, num_classes: int, ignore_index: int, *, background: bool = True
+) -> None:
+    """Raise unless each index is a class, ``ignore_index`` or, with ``background``, -1.
 
     Nothing is raised where the values cannot be read at once: see `plain_cpu`.
     """
-    if not plain_cpu(targets) or not out_of_range(targets, num_classes):
+    if not plain_cpu(targets):
         return
-    valid = targets.masked_fill(targets == ignore_index, -1)
-    wrong = valid[(valid < -1) | (valid >= num_classes)]
+    lowest = -1 if background else 0
+    if not out_of_range(targets, num_classes, lowest):
+        return
+    wrong = targets[(targets < lowest) | (targets >= num_classes)]
+    wrong = wrong[wrong != ignore_index]
     if len(wrong):
-        condition = f"in [0, {num_classes}), -1 (background) or ignore_index {ignore_index}"
+        others = "-1 (background) or ignore_index" if background else "or ignore_index"
+        condition = f"in [0, {num_classes}), {others} {ignore_index}"
         remedy = "A two-class problem with one logit takes floating-point targets."
         got = int(wrong[0])
         raise ValueError(must_be("targets", condition, got, remedy if num_classes == 1 else ""))
@@ -183,13 +211,13 @@ def set_apart_ignored(
     Returns:
         The indices, and a mask of the ignored places or None if there are none.
     """
-    if ignore_index < -1 or ignore_index >= num_classes:
-        if not out_of_range(targets, num_classes):
-            return targets, None
+    unlike = ignore_index < -1 or ignore_index >= num_classes
+    if unlike and not out_of_range(targets, num_classes):
+        return targets, None
     ignored = targets == ignore_index
-    valid = targets.masked_fill(ignored, -1)
-    check_indices(valid, num_classes, ignore_index)
-    return valid, ignored
+    targets = targets.masked_fill(ignored, -1)
+    check_indices(targets, num_classes, ignore_index)
+    return targets, ignored
 
 
 def _check_unit_interval(name: str, values: Tensor) -> None:
@@ -199,3 +227,18 @@ def _check_unit_interval(name: str, values: Tensor) -> None:
     if not (low >= 0 and high <= 1):
         got = low if not low >= 0 else high
         raise ValueError(must_be(name, "in [0, 1] everywhere", got))
+
+
+def align_alpha(alpha: Tensor | float | None, logits: Tensor) -> Tensor | float | None:
+    """A tensor of class weights in a shape and type that broadcast against ``logits``."""
+    if not isinstance(alpha, Tensor):
+        return alpha
+    return alpha.to(logits.dtype).view(-1, *[1] * (logits.ndim - class_axis(logits) - 1))
+
+
+def set_option(module: nn.Module, name: str, value: object) -> None:
+    """Set an option of a loss: a tensor as a buffer that is no part of the state."""
+    if isinstance(value, Tensor):
+        module.register_buffer(name, value, persistent=False)
+    else:
+        setattr(module, name, value)

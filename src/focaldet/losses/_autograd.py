@@ -41,7 +41,7 @@ class TotalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, kernel: Kernel, *tensors: Tensor) -> Tensor:
         """Compute the loss and, where it will be wanted, the gradient."""
         ctx.kernel = kernel
         ctx.save_for_backward(*tensors)  # so that a change of the logits in place is noticed
@@ -56,7 +56,7 @@ class TotalLoss(torch.autograd.Function):
         return torch.tensor(value, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Hand out the gradient times ``upstream``."""
         tensors: Sequence[Tensor] = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
@@ -76,17 +76,17 @@ class TotalLossInPlace(torch.autograd.Function):
     """`TotalLoss` whose gradient overwrites the logits."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, logits: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, kernel: Kernel, logits: Tensor) -> Tensor:
         """Compute the loss and turn the logits into its gradient."""
         value, _ = kernel.total([logits], [True], 1.0, inplace=True)
         # Not saved for backward: autograd would complain of the change just made. Writing through
         # a view has raised the version of the logits, so that others who saved them do complain.
-        ctx.gradient, ctx.version = logits.detach(), logits._version
+        ctx.gradient, ctx.version = logits.detach(), logits._version  # noqa: SLF001
         return torch.tensor(value, dtype=torch.float32)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
         """Hand out the gradient times ``upstream``, once."""
         gradient: Tensor | None = ctx.gradient
         ctx.gradient = None
@@ -94,12 +94,12 @@ class TotalLossInPlace(torch.autograd.Function):
             raise RuntimeError(
                 must_be(
                     "inplace_gradient",
-                    "False for a second backward",
-                    True,
+                    "off for a second backward",
+                    "True",
                     "The one copy of the gradient went to the first.",
                 )
             )
-        if gradient._version != ctx.version:
+        if gradient._version != ctx.version:  # noqa: SLF001
             raise RuntimeError(
                 must_be(
                     "logits",
@@ -116,14 +116,14 @@ class EntryLosses(torch.autograd.Function):
     """The losses of all entries; the gradient is made in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, kernel: Kernel, x: Tensor) -> Tensor:
         """Compute the losses."""
         ctx.kernel = kernel
         ctx.save_for_backward(x)
         return kernel.entries(x)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient."""
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():

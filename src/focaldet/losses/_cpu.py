@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from focaldet.losses._layout import Special
 
+
 @dataclass(frozen=True, slots=True)
 class SparseLoss:
     """The loss of one or several tensors of logits, as `_autograd` wants it.

@@ -129,7 +129,7 @@ class DenseLoss:
         x, (targets, ignored, classes, alpha) = x.float(), places
         if classes is None:
             return _soft(x, targets, alpha, self.gamma, scale)
-        return _hard(x, targets == classes, ignored, alpha, self.gamma, scale)
+        return _hard(x, targets == classes, ignored, alpha, gamma=self.gamma, scale=scale)
 
 
 def _hard(
@@ -137,6 +137,7 @@ def _hard(
     positive: Tensor,
     ignored: Tensor | None,
     alpha: float | Tensor | None,
+    *,
     gamma: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,10 +160,10 @@ def _hard(
 def _soft(
     x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``a m^gamma c``, and of its derivative the factors (both with the sign turned)
-    ``gamma p (1 - p) (1 - 2 t) c + m (p - t)`` and ``a m^(gamma - 1)``.
+    """``a m^gamma c``, and two factors of its derivative.
 
-    For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
+    The factors are ``gamma p (1 - p) (1 - 2 t) c + m (p - t)`` and ``a m^(gamma - 1)``, for gamma 0
+    ``p - t`` and ``a``; both with their signs turned, which saves turning that of ``c``. For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
     ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``.
     """
     minus_a = _weights(t, alpha, -scale)

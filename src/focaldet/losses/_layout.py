@@ -38,7 +38,9 @@ class Special(NamedTuple):
         """The part of it whose keys lie in a range."""
         ends = torch.tensor([keys.start, keys.stop])
         p, i = torch.searchsorted(self.positive, ends), torch.searchsorted(self.ignored, ends)
-        return Special(self.positive[p[0] : p[1]], self.classes[p[0] : p[1]], self.ignored[i[0] : i[1]])
+        return Special(
+            self.positive[p[0] : p[1]], self.classes[p[0] : p[1]], self.ignored[i[0] : i[1]]
+        )
 
 
 def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Special:
@@ -86,7 +88,7 @@ class Layout:
     def pieces(self, span: range, size: int = CHUNK) -> Iterator[Piece]:
         """Cut a span of blocks into pieces of at most ``size`` entries."""
         K, D = self.num_classes, self.inner
-        if K * D <= size:
+        if size >= K * D:
             blocks, classes, positions = size // max(K * D, 1), K, D
         else:
             blocks, classes, positions = 1, max(size // D, 1), min(D, size)

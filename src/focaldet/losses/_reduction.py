@@ -43,10 +43,10 @@ def divisor(normalizer: Normalizer, count: Callable[[], Tensor]) -> float | Tens
     return positives.clamp(min=1)
 
 
-def reduce(losses: Tensor, reduction: Reduction, count: Tensor | int) -> Tensor:
-    """Sum, mean over ``count`` entries (0 if there are none), or the losses as they are."""
+def reduce(losses: Tensor, reduction: Reduction, count: Tensor | int, dtype: torch.dtype) -> Tensor:
+    """Sum, mean over ``count`` entries (0 if there are none), or all the losses in ``dtype``."""
     if reduction == "none":
-        return losses
+        return losses.to(dtype)
     total = losses.sum()
     if reduction == "sum":
         return total

@@ -61,7 +61,9 @@ def sparse(
     elif alpha is not None:
         positive_weight, background_weight = alpha, 1 - alpha
     out = _Out(gradient, scale, upstream, losses)
-    total = _background(memory, layout, special, span, background_weight, gamma, out)
+    total = _background(
+        memory, layout, special, span=span, weight=background_weight, gamma=gamma, out=out
+    )
     return total + _positives(logits, entries, positive_weight, gamma, out)
 
 
@@ -73,26 +75,32 @@ class _Out(NamedTuple):
     upstream: Tensor | None
     losses: Tensor | None
 
+    def write_gradient(self, here: slice, slope: Tensor, power: Tensor, factor: float) -> None:
+        """Write ``factor * slope * power`` (where ``slope`` is) to a stretch of memory."""
+        torch.addcmul(ZERO, slope, power, value=factor, out=slope)
+        if self.upstream is not None:
+            slope.mul_(self.upstream[here])
+        if self.gradient is not None and self.gradient.dtype != slope.dtype:
+            self.gradient[here] = slope
+
 
 def _background(
     memory: Tensor,
     layout: Layout,
     special: Special,
+    *,
     span: range,
     weight: float | Tensor,
     gamma: float,
     out: _Out,
 ) -> float:
     """Take every entry but the special ones for background."""
-    gradient, scale, upstream, losses = out
     pieces = list(layout.pieces(span))
     blank = Blank(layout, special, pieces)
     native = memory.dtype == torch.float32
     buffers = scratch(pieces, 3 if native else 4)
     constant = 1.0 if isinstance(weight, Tensor) else weight
-    limit = 0.982 if gamma % 1 in (0, 0.5) else 0.88
-    lowest = torch.tensor(-1 / gamma) if gamma > 0 else ZERO
-    factor = -scale * constant * (gamma if gamma > 0 else 1.0)
+    factor = -out.scale * constant * (gamma if gamma > 0 else 1.0)
     total = 0.0
     for i, piece in enumerate(pieces):
         here = slice(piece.start, piece.stop)
@@ -100,37 +108,48 @@ def _background(
         x = memory[here] if native else rest[0].copy_(memory[here])
         torch.sigmoid(x, out=p)
         blank(p, i)
-        # 1 - p has few digits left where p is near 1. A piece with a logit above 4 (2 where the
-        # powers of p are taken from log q) goes the longer way, and so do NaN and infinity.
-        plain = p.amax().item() <= limit
-        if plain:
-            torch.neg(p, out=log_q).log1p_()
-        else:
-            log_q.copy_(F.softplus(x)).neg_().masked_fill_(p == 0, 0.0)
+        near_one = _log_complement(x, p, gamma, out=log_q)
         power = _power(x, p, log_q, gamma, out=power)
         if gamma % 1:
             blank(power, i)
-        if gradient is not None:
-            # f'(z) / p^gamma = -factor ((1 - p) s + p / gamma), or p where gamma is 0
-            slope = gradient[here] if native else x
-            if gamma == 0:
-                torch.neg(p, out=slope)
-            elif plain:
-                torch.lerp(log_q, lowest, p, out=slope)
-            else:
-                torch.addcmul(p * lowest, torch.sigmoid(-x), log_q, out=slope)
+        slope = None
+        if out.gradient is not None:
+            slope = out.gradient[here] if native else x
+            _slope(x, p, log_q, gamma, near_one=near_one, out=slope)
         if isinstance(weight, Tensor):
             power = _weigh(power, weight, piece)
         total -= log_q.mul_(power).sum().item()
-        if losses is not None:
-            losses[here] = log_q.mul_(-constant * scale)
-        if gradient is not None:
-            torch.addcmul(ZERO, slope, power, value=factor, out=slope)
-            if upstream is not None:
-                slope.mul_(upstream[here])
-            if not native:
-                gradient[here] = slope
+        if out.losses is not None:
+            out.losses[here] = log_q.mul_(-constant * out.scale)
+        if slope is not None:
+            out.write_gradient(here, slope, power, factor)
     return total * constant
+
+
+def _log_complement(x: Tensor, p: Tensor, gamma: float, out: Tensor) -> bool:
+    """Write ``log(1 - p)``, and 0 where p is 0; return whether p comes near 1.
+
+    ``1 - p`` has few digits left there. A piece with a logit above 4 (2 where powers of p are taken
+    from this logarithm) goes the longer way, and so do NaN and infinity.
+    """
+    near_one = not p.amax().item() <= (0.982 if gamma % 1 in (0, 0.5) else 0.88)
+    if near_one:
+        out.copy_(F.softplus(x)).neg_().masked_fill_(p == 0, 0.0)
+    else:
+        torch.neg(p, out=out).log1p_()
+    return near_one
+
+
+def _slope(
+    x: Tensor, p: Tensor, log_q: Tensor, gamma: float, *, near_one: bool, out: Tensor
+) -> None:
+    """Write ``-((1 - p) s + p / gamma)``, or ``-p`` where gamma is 0; ``out`` may be ``x``."""
+    if gamma == 0:
+        torch.neg(p, out=out)
+    elif near_one:
+        torch.addcmul(p * (-1 / gamma), torch.sigmoid(-x), log_q, out=out)
+    else:
+        torch.lerp(log_q, torch.tensor(-1 / gamma), p, out=out)
 
 
 def _power(x: Tensor, p: Tensor, log_q: Tensor, gamma: float, out: Tensor) -> Tensor:

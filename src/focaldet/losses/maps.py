@@ -9,6 +9,7 @@ from torch import Tensor
 
 from focaldet._checks import must_be
 from focaldet.losses import _arguments as arguments
+from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import TotalLoss
 from focaldet.losses._cpu import SparseLoss
 from focaldet.losses._formula import sigmoid_focal_entries
@@ -75,17 +76,15 @@ def sigmoid_focal_loss_maps(
         arXiv:1708.02002.
     """
     maps = list(maps)
-    arguments.check_options(alpha, gamma, reduction, normalizer)
+    options = Options(alpha, gamma, reduction, normalizer, ignore_index).check()
     arguments.check_alpha_size(alpha, num_classes)
     _check_maps(maps, targets, num_classes, normalizer)
 
     def formula(tensors: Sequence[Tensor]) -> Tensor:
-        return _formula(
-            tensors, targets, num_classes, alpha, gamma, reduction, normalizer, ignore_index
-        )
+        return _formula(tensors, targets, num_classes, options)
 
     if reduction == "none":
-        return _each(maps, targets, num_classes, alpha, gamma, normalizer, ignore_index)
+        return _each(maps, targets, num_classes, options)
     if not all(kernels_apply(m, targets, alpha, normalizer) for m in maps):
         arguments.check_indices(targets, num_classes, ignore_index)
         return formula(maps)
@@ -119,47 +118,42 @@ def _special_of_maps(
     """Deal the special places of ``[B, R]`` out to the maps, as keys of each map's layout."""
     parts, start = [], 0
     for m, layout in zip(maps, layouts, strict=True):
-        places = m[0].numel() // num_classes  # of one image, H * W * A
-        levels = []
-        for keys in (special.positive, special.ignored):
-            image, row = keys // rows, keys % rows - start
-            here = (row >= 0) & (row < places)
-            image, row = image[here], row[here]
-            if layout.inner == 1:
-                levels.append((image * places + row, here, None))
-                continue
-            anchors = places // layout.inner
-            block = image * anchors + row % anchors
-            ordered = (block * layout.inner + row // anchors).sort()
-            levels.append((ordered.values, here, ordered.indices))
-        (positive, here, order), (ignored, _, _) = levels
-        classes = special.classes[here]
-        parts.append(Special(positive, classes if order is None else classes[order], ignored))
+        places = m.shape[1:].numel() // num_classes  # of one image, H * W * A
+        positive, order = _keys(special.positive - start, rows, places, layout)
+        ignored, _ = _keys(special.ignored - start, rows, places, layout)
+        parts.append(Special(positive, special.classes[order], ignored))
         start += places
     return parts
 
 
-def _formula(
-    maps: Sequence[Tensor],
-    targets: Tensor,
-    num_classes: int,
-    alpha: Tensor | float | None,
-    gamma: float,
-    reduction: Reduction,
-    normalizer: Normalizer,
-    ignore_index: int,
-) -> Tensor:
+def _keys(keys: Tensor, rows: int, places: int, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Keys of ``[B, rows]`` whose row is below ``places``, as sorted keys of a map's layout.
+
+    Returns:
+        The new keys, and which of the old ones they were.
+    """
+    image, row = keys.div(rows, rounding_mode="floor"), keys.remainder(rows)
+    which = (row < places).nonzero().view(-1)
+    image, row = image[which], row[which]
+    if layout.inner == 1:
+        return image * places + row, which
+    anchors = places // layout.inner
+    block = image * anchors + row % anchors
+    ordered = (block * layout.inner + row // anchors).sort()
+    return ordered.values, which[ordered.indices]
+
+
+def _formula(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
     """The loss by operations that autograd differentiates, level by level."""
+    alpha, gamma, reduction, normalizer, ignore_index = options
     divided = divisor(normalizer, lambda: count_positives(targets, ignore_index))
     if isinstance(divided, Tensor) and divided.ndim:
         divided = divided.view(-1, 1, 1, 1, 1)
     totals, start = [], 0
     for m in maps:
-        B, C, H, W = m.shape
-        A = C // num_classes
-        x = m.unflatten(1, (A, num_classes))
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        level = targets[:, start : start + H * W * A].unflatten(1, (H, W, A)).permute(0, 3, 1, 2)
+        x = _by_anchor(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m, num_classes)
+        B, A, _, H, W = x.shape
+        level = targets[:, start : start + H * W * A].reshape(B, H, W, A).permute(0, 3, 1, 2)
         weights = alpha.to(x.dtype).view(-1, 1, 1) if isinstance(alpha, Tensor) else alpha
         losses = sigmoid_focal_entries(
             x, level, alpha=weights, gamma=gamma, ignore_index=ignore_index, dim=2
@@ -172,17 +166,10 @@ def _formula(
     return total
 
 
-def _each(
-    maps: Sequence[Tensor],
-    targets: Tensor,
-    num_classes: int,
-    alpha: Tensor | float | None,
-    gamma: float,
-    normalizer: Normalizer,
-    ignore_index: int,
-) -> Tensor:
+def _each(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
     """The losses one by one, ``[B, R, K]``."""
-    rows = [m.unflatten(1, (-1, num_classes)).permute(0, 3, 4, 1, 2).flatten(1, 3) for m in maps]
+    alpha, gamma, _, normalizer, ignore_index = options
+    rows = [_by_anchor(m, num_classes).permute(0, 3, 4, 1, 2).flatten(1, 3) for m in maps]
     images = isinstance(normalizer, Tensor) and normalizer.ndim > 0
     losses = sigmoid_focal_loss(
         torch.cat(rows, 1).movedim(-1, 1),
@@ -196,6 +183,12 @@ def _each(
     if isinstance(normalizer, Tensor) and images:
         losses = losses / normalizer.to(losses.dtype).view(-1, 1, 1)
     return losses
+
+
+def _by_anchor(m: Tensor, num_classes: int) -> Tensor:
+    """See ``[B, A*K, H, W]`` as ``[B, A, K, H, W]``."""
+    B, C, H, W = m.shape
+    return m.view(B, C // num_classes, num_classes, H, W)
 
 
 def _check_maps(

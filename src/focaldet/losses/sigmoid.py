@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from focaldet._checks import must_be
 from focaldet.losses import _arguments as arguments
+from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
+from focaldet.losses._cpu import SparseLoss
 from focaldet.losses._dense import FEW, DenseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
-from focaldet.losses._cpu import SparseLoss
-from focaldet.losses._layout import find_special
+from focaldet.losses._layout import Special, find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from focaldet.losses._arguments import Normalizer, Reduction
+
+    Formula = Callable[[Tensor], Tensor]
 
 
 def sigmoid_focal_loss(
@@ -33,54 +36,147 @@ def sigmoid_focal_loss(
     ignore_index: int = -100,
     inplace_gradient: bool = False,
 ) -> Tensor:
-    """Focal loss of independent classes (equation 5 of the paper)."""
-    arguments.check_options(alpha, gamma, reduction, normalizer)
+    """Focal loss of independent classes, ``-alpha_t (1 - p_t)^gamma log(p_t)``.
+
+    ``p_t`` is the probability that the logit gives to what is true of its class: ``sigmoid(x)``
+    where the class is the target, ``1 - sigmoid(x)`` everywhere else. The paper's setting is
+    ``reduction="sum", normalizer="num_pos"``.
+
+    Convention: ``alpha`` weighs the positive side and ``1 - alpha`` the background. With the
+    default of 0.25 a positive counts a third of what a background entry of the same error counts:
+    at logit 0 the two losses are 0.0433 and 0.1300.
+
+    Args:
+        logits: ``[N, K]`` or ``[N, K, d1, ...]`` (or ``[K]``): floating-point, K classes.
+        targets: Class indices ``[N]`` or ``[N, d1, ...]`` (or ``[]``) in [0, K), as in
+            `torch.nn.CrossEntropyLoss`; -1 says "none of the classes" (background) and
+            ``ignore_index`` "takes no part". Or floats in [0, 1] of the logits' shape, of any
+            number of axes: 0 and 1 for several classes at once, values between for soft targets,
+            which interpolate ``p_t`` and ``alpha_t`` linearly and multiply the cross-entropy of
+            the soft target. torchvision, fvcore and mmdet read them alike; MONAI, kornia and
+            segmentation_models_pytorch do not.
+        alpha: Weight of the positives in [0, 1]; ``None`` weighs both sides with 1; a tensor of K
+            numbers gives each class its own ``alpha``, and its background ``1 - alpha``.
+        gamma: Focusing parameter, >= 0. 0 gives the (weighted) binary cross-entropy.
+        reduction: "mean" over the entries that take part (0 if there are none), "sum", or "none".
+        normalizer: Divides the losses: a number or a tensor of one element, > 0; "num_pos" for the
+            number of positives, at least 1 (for floating-point targets their sum); or
+            "num_pos_all_ranks" for the mean number of positives of the ranks of
+            `torch.distributed`, so that gradients averaged over ranks are those of the whole batch.
+        ignore_index: The index of places that take no part; their logits may be anything, NaN too.
+            If it is -1 or a class, places with that index are ignored.
+        inplace_gradient: Let the gradient overwrite the logits, which saves its memory. They must
+            not be needed by anything else, nor be a leaf, and there is one backward only. Where
+            the kernels for a CPU do not apply (see Notes), or nothing is differentiated, the option
+            changes nothing.
+
+    Returns:
+        The loss: a scalar (float32 for half-precision logits), or of the logits' shape and type
+        for reduction "none".
+
+    Raises:
+        TypeError: If the logits are no floating-point tensor, or the targets neither that nor
+            indices.
+        ValueError: If an option or a target is out of its range or shapes don't fit. Values of
+            tensors are looked at on a CPU outside `torch.compile` and `torch.func`; elsewhere that
+            would cost a synchronisation.
+
+    Notes:
+        Plain CPU tensors of float32, bfloat16 and float16 have their gradient made together with
+        the loss, in pieces that stay in cache. float64, `torch.compile`, `torch.func`, forward-mode
+        differentiation, a second derivative, other devices and differentiable targets or options
+        take the same formula in operations of PyTorch. Neither gives NaN for gamma in (0, 1).
+
+    Examples:
+        >>> logits = torch.tensor([[0.0, -4.0], [-3.0, -5.0], [9.0, 9.0]])
+        >>> targets = torch.tensor([0, -1, -100])  # class 0, background, ignored
+        >>> loss = sigmoid_focal_loss(logits, targets, reduction="sum", normalizer="num_pos")
+        >>> round(loss.item(), 5)
+        0.04341
+
+    References:
+        Lin, Goyal, Girshick, He, Dollár. Focal Loss for Dense Object Detection. ICCV 2017,
+        equation 5 and appendix B. arXiv:1708.02002. The paper's normaliser is "num_pos".
+    """
+    options = Options(alpha, gamma, reduction, normalizer, ignore_index).check()
     arguments.check_one_number(normalizer)
     arguments.check_logits("logits", logits)
     arguments.check_targets(logits, targets)
-    arguments.check_alpha_size(alpha, logits.shape[arguments.class_axis(logits)])
-
-    def formula(x: Tensor, count: bool = True) -> Tensor:
-        return _composite(x, targets, alpha, gamma, reduction, normalizer, ignore_index)
-
-    if inplace_gradient and logits.requires_grad and torch.is_grad_enabled():
+    arguments.check_alpha_size(alpha, arguments.count_classes(logits))
+    inplace = inplace_gradient and logits.requires_grad and torch.is_grad_enabled()
+    if inplace:
         _check_overwritable(logits, reduction)
-    elif inplace_gradient:
-        inplace_gradient = False
     if not kernels_apply(logits, targets, alpha, normalizer):
-        return formula(logits)
-    if logits.ndim == 1:
-        return formula(logits)
-    kernel = _kernel(logits, targets, alpha, gamma, reduction, normalizer, ignore_index, formula)
+        return _formula(logits, targets, options)
+    shape = logits.shape
+    if logits.ndim < 2:  # [K] with an index, or any floats: a batch of one row
+        soft = targets.is_floating_point()
+        logits, targets = logits.reshape(1, -1), targets.reshape(1, -1) if soft else targets.view(1)
+
+    def formula(x: Tensor) -> Tensor:
+        return _formula(x, targets, options)
+
+    kernel = _kernel(logits, targets, options, formula)
     if reduction == "none":
-        return EntryLosses.apply(kernel, logits)
-    if inplace_gradient:
-        return TotalLossInPlace.apply(kernel, logits)
-    return TotalLoss.apply(kernel, logits)
+        return EntryLosses.apply(kernel, logits).view(shape)  # type: ignore[no-any-return]
+    function = TotalLossInPlace if inplace else TotalLoss
+    return function.apply(kernel, logits)  # type: ignore[no-any-return]
+
+
+def kernels_apply(
+    logits: Tensor, targets: Tensor, alpha: Tensor | float | None, normalizer: Normalizer
+) -> bool:
+    """Whether the CPU kernels can take these: plain tensors, only the logits differentiated."""
+    others = [targets]
+    if isinstance(alpha, Tensor):
+        others.append(alpha)
+    if isinstance(normalizer, Tensor):
+        others.append(normalizer)
+    return (
+        arguments.plain_cpu(logits, *others)
+        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and logits.layout == torch.strided
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
+        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (nothing public tells)
+    )
+
+
+def _check_overwritable(logits: Tensor, reduction: str) -> None:
+    """Raise unless the gradient can take the place of the logits."""
+    if reduction == "none":
+        remedy = "The losses one by one leave nothing to overwrite with."
+        condition = "'mean' or 'sum' with inplace_gradient"
+        raise ValueError(must_be("reduction", condition, repr(reduction), remedy))
+    base = logits._base  # noqa: SLF001 (nothing public tells)
+    base = logits if base is None else base
+    if base.is_leaf:
+        remedy = "Its values would be lost: leave inplace_gradient off."
+        raise ValueError(
+            must_be("logits", "computed from other tensors with inplace_gradient", "a leaf", remedy)
+        )
+    if not (logits.is_contiguous() or logits.movedim(1, -1).is_contiguous()):
+        condition = "contiguous or channels_last with inplace_gradient"
+        raise ValueError(must_be("logits", condition, f"strides {list(logits.stride())}"))
 
 
 def _kernel(
-    logits: Tensor,
-    targets: Tensor,
-    alpha: Tensor | float | None,
-    gamma: float,
-    reduction: Reduction,
-    normalizer: Normalizer,
-    ignore_index: int,
-    formula: Callable[[Tensor], Tensor],
+    logits: Tensor, targets: Tensor, options: Options, formula: Formula
 ) -> DenseLoss | SparseLoss:
-    """Choose the kernel that suits the targets."""
-    special, mask, entries = None, None, logits.numel()
+    """Choose the kernel that suits the targets, and tell it what they are."""
+    alpha, gamma, reduction, normalizer, ignore_index = options
+    special: Special | None = None
+    mask: Tensor | None = None
+    entries = logits.numel()
     if not targets.is_floating_point():
         K = logits.shape[1]
         if entries > FEW:
             special = find_special(targets.reshape(-1), K, ignore_index)
             entries -= len(special.ignored) * K
         if special is None or len(special.positive) * 40 > entries:
+            # Where calls or positives are what costs, all entries are treated alike.
             special = None
             targets, mask = arguments.set_apart_ignored(targets, K, ignore_index)
-            if mask is not None and reduction == "mean":
-                entries -= int(mask.sum()) * K
+            entries = logits.numel() - (0 if mask is None else int(mask.sum()) * K)
 
     def positives() -> Tensor:
         if special is None:
@@ -92,73 +188,62 @@ def _kernel(
         scale /= float(divisor(normalizer, positives))
     if reduction == "mean":
         scale /= max(entries, 1)
-
-    def formula_of_first(tensors: Sequence[Tensor]) -> Tensor:
-        return formula(tensors[0])
-
     if special is not None:
-        return SparseLoss([special], alpha, gamma, [scale], formula_of_first)
-    return DenseLoss(targets, mask, alpha, gamma, scale, formula_of_first)
+        return SparseLoss([special], alpha, gamma, [scale], lambda xs: formula(xs[0]))
+    return DenseLoss(targets, mask, alpha, gamma, scale, lambda xs: formula(xs[0]))
 
 
-def kernels_apply(
-    logits: Tensor, targets: Tensor, alpha: Tensor | float | None, normalizer: Normalizer
-) -> bool:
-    """Whether the CPU kernels can take these: plain tensors, and only the logits differentiated."""
-    others = [targets, *(t for t in (alpha, normalizer) if isinstance(t, Tensor))]
-    return (
-        logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and arguments.plain_cpu(logits, *others)
-        and not any(t.requires_grad for t in others)
-        and torch.autograd.forward_ad._current_level < 0
-    )
-
-
-def _check_overwritable(logits: Tensor, reduction: str) -> None:
-    base = logits._base if logits._base is not None else logits
-    if base.is_leaf:
-        raise ValueError("`logits` must be")
-    if reduction == "none":
-        raise ValueError("`reduction`")
-
-
-def _composite(
-    logits: Tensor,
-    targets: Tensor,
-    alpha: Tensor | float | None,
-    gamma: float,
-    reduction: Reduction,
-    normalizer: Normalizer,
-    ignore_index: int,
-) -> Tensor:
-    dim = arguments.class_axis(logits)
-    half = logits.dtype in (torch.float16, torch.bfloat16)
-    x = logits.float() if half else logits
-    if isinstance(alpha, Tensor):
-        alpha = alpha.to(x.dtype).view(-1, *[1] * (logits.ndim - dim - 1))
-    count: Tensor | int
+def _formula(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
+    """The loss by operations that autograd, functorch and compilers know."""
+    alpha, gamma, reduction, normalizer, ignore_index = options
+    dim, K = arguments.class_axis(logits), arguments.count_classes(logits)
+    x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    alpha = arguments.align_alpha(alpha, x)
+    count: Tensor | int = x.numel()
     if targets.is_floating_point():
         t = targets.to(x.dtype)
         losses = soft_focal(x, t, gamma)
         if alpha is not None:
             losses = losses * alpha_for(t, alpha)
-        count = x.numel()
     else:
+        arguments.check_indices(targets, K, ignore_index)
         losses = sigmoid_focal_entries(
             x, targets, alpha=alpha, gamma=gamma, ignore_index=ignore_index, dim=dim
         )
-        count = (targets != ignore_index).sum() * x.shape[dim]
+        count = (targets != ignore_index).sum() * K
     if normalizer is not None:
         losses = losses / divisor(normalizer, lambda: count_positives(targets, ignore_index))
-    if reduction == "none":
-        return losses.to(logits.dtype)
-    return reduce(losses, reduction, count)
+    return reduce(losses, reduction, count, logits.dtype)
 
 
 class FocalLoss(nn.Module):
-    """`sigmoid_focal_loss` as a module, with the same names, order and defaults."""
+    """`sigmoid_focal_loss` as a module, with the same names, order and defaults.
+
+    A tensor ``alpha`` or ``normalizer`` moves with the module but is not part of its state.
+
+    Args:
+        alpha: Weight of the positives in [0, 1], None for none, or a tensor ``[K]``.
+        gamma: Focusing parameter, >= 0.
+        reduction: "none", "mean" or "sum".
+        normalizer: A number or tensor > 0, "num_pos", "num_pos_all_ranks" or None.
+        ignore_index: The index of places that take no part.
+        inplace_gradient: Let the gradient overwrite the logits.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Examples:
+        >>> FocalLoss(reduction="sum", normalizer="num_pos")(
+        ...     torch.zeros(2, 3), torch.tensor([1, -1])
+        ... )
+        tensor(0.6931)
+
+    References:
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017. arXiv:1708.02002.
+    """
 
     alpha: Tensor | float | None
+    normalizer: Normalizer
 
     def __init__(
         self,
@@ -171,20 +256,17 @@ class FocalLoss(nn.Module):
         inplace_gradient: bool = False,
     ) -> None:
         super().__init__()
-        arguments.check_options(alpha, gamma, reduction, normalizer)
+        Options(alpha, gamma, reduction, normalizer, ignore_index).check()
         arguments.check_one_number(normalizer)
-        if isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha, persistent=False)
-        else:
-            self.alpha = alpha
+        arguments.set_option(self, "alpha", alpha)
+        arguments.set_option(self, "normalizer", normalizer)
         self.gamma = gamma
         self.reduction: Reduction = reduction
-        self.normalizer = normalizer
         self.ignore_index = ignore_index
         self.inplace_gradient = inplace_gradient
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of ``logits`` against ``targets``; see `sigmoid_focal_loss`."""
+        """Compute the loss of ``logits`` against ``targets``; see `sigmoid_focal_loss`."""
         return sigmoid_focal_loss(
             logits,
             targets,
@@ -197,7 +279,7 @@ class FocalLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, as they were given."""
+        """Show the options."""
         return (
             f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}, "
             f"normalizer={self.normalizer!r}, ignore_index={self.ignore_index}, "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from focaldet._checks import check_range
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._formula import focal, one_hot_mask
-from focaldet.losses._reduction import divisor, reduce
+from focaldet.losses._reduction import reduce
 
 if TYPE_CHECKING:
     from focaldet.losses._arguments import Reduction
@@ -27,52 +27,143 @@ def softmax_focal_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Focal loss of exclusive classes."""
-    arguments.check_class_weights(alpha)
-    arguments.check_gamma(gamma)
-    arguments.check_reduction(reduction, normalizer)
-    arguments.check_one_number(normalizer)
-    check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    """Focal loss of exclusive classes, ``-alpha_t (1 - p_t)^gamma log(p_t)`` of a softmax.
+
+    At gamma 0 and alpha None it is `torch.nn.functional.cross_entropy`, for each reduction and with
+    label smoothing too.
+
+    Convention: there is no background side, so ``alpha`` weighs classes, as the weights of
+    `torch.nn.CrossEntropyLoss` do. Unlike there the mean divides by the number of places, not by
+    the sum of their weights. MONAI and kornia give class 0 the weight ``1 - alpha`` and all others
+    ``alpha``: pass ``torch.tensor([1 - alpha] + [alpha] * (K - 1))`` for that.
+
+    Args:
+        logits: ``[N, K]`` or ``[N, K, d1, ...]`` (or ``[K]``): floating-point, K classes.
+        targets: Class indices ``[N]`` or ``[N, d1, ...]`` (or ``[]``) in [0, K), or
+            ``ignore_index``; there is no "none of the classes" here. Or floats in [0, 1] of the
+            logits' shape, the probabilities of the classes: the loss is their mean over classes.
+        alpha: None, a number, or K class weights >= 0.
+        gamma: Focusing parameter, >= 0.
+        reduction: "mean" over the places that take part (0 if there are none), "sum", or "none".
+        normalizer: Divides the losses: a number or a tensor of one element, > 0.
+        ignore_index: The index of places that take no part; their logits may be anything, NaN too.
+        label_smoothing: In [0, 1]: this part of each target is spread evenly over the K classes.
+
+    Returns:
+        The loss: a scalar (float32 for half-precision logits), or of the shape of class indices
+        and the logits' type for reduction "none".
+
+    Raises:
+        TypeError: If the logits are no floating-point tensor, or the targets neither that nor
+            indices.
+        ValueError: If an option or a target is out of its range or shapes don't fit.
+
+    Examples:
+        >>> logits, targets = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2])
+        >>> loss = softmax_focal_loss(logits, targets, reduction="none")
+        >>> [round(x, 4) for x in loss.tolist()]  # easy, hard
+        [0.0109, 0.9635]
+
+    References:
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, equation 5, with the softmax's
+        p_t (the paper's own loss is the sigmoid's). arXiv:1708.02002.
+    """
+    _check_options(alpha, gamma, reduction, normalizer, label_smoothing)
     arguments.check_logits("logits", logits)
     arguments.check_targets(logits, targets)
-    dim = arguments.class_axis(logits)
-    num_classes = logits.shape[dim]
-    arguments.check_alpha_size(alpha, num_classes)
+    K, dim = arguments.count_classes(logits), arguments.class_axis(logits)
+    arguments.check_alpha_size(alpha, K)
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    if isinstance(alpha, Tensor):
-        alpha = alpha.to(x.dtype).view(-1, *[1] * (logits.ndim - dim - 1))
-    if targets.is_floating_point():
-        t = targets.to(x.dtype)
-        ignored = torch.zeros_like(t.select(dim, 0), dtype=torch.bool)
-    else:
+    soft = targets.is_floating_point()
+    count: Tensor | int = x.numel() // max(K, 1)
+    ignored = None
+    if not soft:
+        arguments.check_indices(targets, K, ignore_index, background=False)
         ignored = targets == ignore_index
-        t = one_hot_mask(targets, num_classes, dim).to(x.dtype)
-    t = t * (1 - label_smoothing) + label_smoothing / num_classes
-    x = x.masked_fill(ignored.unsqueeze(dim), 0.0)
-    losses = focal(_log_odds_against(x, dim), gamma).masked_fill(t == 0, 0.0) * t
+        count = (~ignored).sum()
+        x = x.masked_fill(ignored.unsqueeze(dim), 0.0)
+        targets = targets.masked_fill(ignored, 0)
+    t = targets.to(x.dtype) if soft else one_hot_mask(targets, K, dim).to(x.dtype)
+    if label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / K
     if alpha is not None:
-        losses = losses * alpha
-    losses = losses.sum(dim).masked_fill(ignored, 0.0)
+        t = t * arguments.align_alpha(alpha, x)  # type: ignore[operator]
+    if soft or label_smoothing:
+        losses = focal(_odds_against_each(x, dim).masked_fill(t == 0, 0.0), gamma)
+        losses = (losses * t).sum(dim)
+    else:
+        losses = focal(_odds_against(x, one_hot_mask(targets, K, dim), dim), gamma) * t.sum(dim)
+    if ignored is not None:
+        losses = losses.masked_fill(ignored, 0.0)
     if normalizer is not None:
-        losses = losses / divisor(normalizer, None)
-    if reduction == "none":
-        return losses.to(logits.dtype)
-    return reduce(losses, reduction, (~ignored).sum())
+        losses = losses / normalizer
+    return reduce(losses, reduction, count, logits.dtype)
 
 
-def _log_odds_against(x: Tensor, dim: int) -> Tensor:
+def _odds_against(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
+    """``log((1 - p) / p)`` of the class that is chosen on axis ``dim``, which is then gone.
+
+    That is the log-sum-exp of the other classes less the logit of this one: accurate however near
+    p is to 1, and the softmax focal loss is ``f`` of it, as the sigmoid's is of a logit.
+    """
+    others = x.masked_fill(chosen, -torch.inf)
+    # All others may be at -inf, or there may be none: p is 1, and nothing is to be differentiated.
+    alone = (others == -torch.inf).all(dim, keepdim=True)
+    others = others.masked_fill(alone, 0.0).logsumexp(dim)
+    own = x.masked_fill(~chosen, 0.0).sum(dim)
+    return (others - own).masked_fill(alone.squeeze(dim), -torch.inf)
+
+
+def _odds_against_each(x: Tensor, dim: int) -> Tensor:
     """``log((1 - p) / p)`` of every class."""
-    log_p = x.log_softmax(dim)
     top = one_hot_mask(x.argmax(dim), x.shape[dim], dim)
-    others = x.masked_fill(top, -torch.inf).logsumexp(dim, keepdim=True)
-    p = log_p.exp().masked_fill(top, 0.0)
-    return torch.where(top, others - x, torch.log1p(-p) - log_p)
+    of_top = _odds_against(x, top, dim).unsqueeze(dim)
+    log_p = x.log_softmax(dim)
+    p = log_p.exp().masked_fill(top, 0.0)  # of the others, hence at most 1/2
+    return torch.where(top, of_top, torch.log1p(-p) - log_p.masked_fill(top, 0.0))
+
+
+def _check_options(
+    alpha: Tensor | float | None,
+    gamma: float,
+    reduction: Reduction,
+    normalizer: Tensor | float | None,
+    label_smoothing: float,
+) -> None:
+    """Raise unless each option is in its range."""
+    arguments.check_class_weights(alpha)
+    arguments.check_gamma(gamma)
+    arguments.check_own_normalizer(normalizer)
+    arguments.check_reduction(reduction, normalizer)
+    check_range("label_smoothing", label_smoothing, 0.0, 1.0)
 
 
 class SoftmaxFocalLoss(nn.Module):
-    """`softmax_focal_loss` as a module, with the same names, order and defaults."""
+    """`softmax_focal_loss` as a module, with the same names, order and defaults.
+
+    A tensor ``alpha`` or ``normalizer`` moves with the module but is not part of its state.
+
+    Args:
+        alpha: None, a number, or K class weights >= 0.
+        gamma: Focusing parameter, >= 0.
+        reduction: "none", "mean" or "sum".
+        normalizer: A number or tensor > 0, or None.
+        ignore_index: The index of places that take no part.
+        label_smoothing: In [0, 1].
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Examples:
+        >>> SoftmaxFocalLoss(gamma=0.0)(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+
+    References:
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017. arXiv:1708.02002.
+    """
 
     alpha: Tensor | float | None
+    normalizer: Tensor | float | None
 
     def __init__(
         self,
@@ -85,18 +176,16 @@ class SoftmaxFocalLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha, persistent=False)
-        else:
-            self.alpha = alpha
+        _check_options(alpha, gamma, reduction, normalizer, label_smoothing)
+        arguments.set_option(self, "alpha", alpha)
+        arguments.set_option(self, "normalizer", normalizer)
         self.gamma = gamma
         self.reduction: Reduction = reduction
-        self.normalizer = normalizer
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of ``logits`` against ``targets``; see `softmax_focal_loss`."""
+        """Compute the loss of ``logits`` against ``targets``; see `softmax_focal_loss`."""
         return softmax_focal_loss(
             logits,
             targets,
@@ -106,4 +195,12 @@ class SoftmaxFocalLoss(nn.Module):
             normalizer=self.normalizer,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return (
+            f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}, "
+            f"normalizer={self.normalizer!r}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}"
         )

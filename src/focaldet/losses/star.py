@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from focaldet._checks import check_range
 from focaldet.losses import _arguments as arguments
+from focaldet.losses._arguments import Options
 from focaldet.losses._formula import alpha_for, one_hot_mask, softplus
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from focaldet.losses._arguments import Normalizer, Reduction
 
 
@@ -27,28 +29,62 @@ def focal_star_loss(
     normalizer: Normalizer = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """The paper's FL*: cross-entropy of a steeper, shifted logit."""
-    arguments.check_options(alpha, gamma, reduction, normalizer)
+    """FL*, the cross-entropy of a steeper and shifted logit: ``-log(p_t*) / gamma``.
+
+    ``p_t* = sigmoid(gamma x_t + beta)`` with ``x_t = x`` for a positive and ``-x`` for background.
+    The paper finds 33.8 AP for (gamma, beta) = (2, 1) and 33.9 for (4, 0), where the focal loss
+    with gamma 2 has 34.0 (table 3).
+
+    Args:
+        logits: As in `sigmoid_focal_loss`.
+        targets: As in `sigmoid_focal_loss`. A soft target t gives the mean of the two losses,
+            weighed t and 1 - t; the paper has no soft targets.
+        alpha: As in `sigmoid_focal_loss`. The paper's appendix leaves it out of its formula.
+        gamma: Steepness, > 0.
+        beta: Shift. fvcore's ``sigmoid_focal_loss_star`` is this with beta 0.
+        reduction: As in `sigmoid_focal_loss`.
+        normalizer: As in `sigmoid_focal_loss`.
+        ignore_index: As in `sigmoid_focal_loss`.
+
+    Returns:
+        As `sigmoid_focal_loss`.
+
+    Raises:
+        TypeError: As `sigmoid_focal_loss`.
+        ValueError: As `sigmoid_focal_loss`, and if gamma is 0.
+
+    Examples:
+        >>> loss = focal_star_loss(torch.zeros(1, 1), torch.tensor([0]), alpha=None)
+        >>> round(loss.item(), 4)  # log(1 + exp(-1)) / 2
+        0.1566
+
+    References:
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, appendix A.
+        arXiv:1708.02002.
+    """
+    Options(alpha, gamma, reduction, normalizer, ignore_index).check()
     check_range("gamma", gamma, 0.0, low_open=True)
     arguments.check_one_number(normalizer)
     arguments.check_logits("logits", logits)
     arguments.check_targets(logits, targets)
-    dim = arguments.class_axis(logits)
-    arguments.check_alpha_size(alpha, logits.shape[dim])
+    K = arguments.count_classes(logits)
+    arguments.check_alpha_size(alpha, K)
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    if isinstance(alpha, Tensor):
-        alpha = alpha.to(x.dtype).view(-1, *[1] * (logits.ndim - dim - 1))
+    count: Tensor | int = x.numel()
     if targets.is_floating_point():
         t = targets.to(x.dtype)
-        ignored = torch.zeros_like(t, dtype=torch.bool)
     else:
-        ignored = (targets == ignore_index).unsqueeze(dim).expand_as(x)
-        t = one_hot_mask(targets, x.shape[dim], dim).to(x.dtype)
-    x = x.masked_fill(ignored, 0.0)
-    yes, no = softplus(-(gamma * x + beta)), softplus(gamma * x - beta)
-    losses = (alpha_for(t, alpha) * (t * yes + (1 - t) * no) / gamma).masked_fill(ignored, 0.0)
+        arguments.check_indices(targets, K, ignore_index)
+        dim = arguments.class_axis(logits)
+        ignored = (targets == ignore_index).unsqueeze(dim)
+        t = (one_hot_mask(targets, K, dim) & ~ignored).to(x.dtype)
+        x = x.masked_fill(ignored, -torch.inf)  # whose loss as background is 0
+        count = (~ignored).sum() * K
+    # The side that has no weight is evaluated at 0, since 0 * inf is NaN.
+    positive = softplus(-(gamma * x.where(t > 0, 0.0) + beta))
+    negative = softplus(gamma * x.where(t < 1, 0.0) - beta)
+    losses = (t * positive + (1 - t) * negative) / gamma
+    losses = losses * alpha_for(t, arguments.align_alpha(alpha, x))
     if normalizer is not None:
         losses = losses / divisor(normalizer, lambda: count_positives(targets, ignore_index))
-    if reduction == "none":
-        return losses.to(logits.dtype)
-    return reduce(losses, reduction, (~ignored).sum())
+    return reduce(losses, reduction, count, logits.dtype)
