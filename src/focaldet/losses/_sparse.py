@@ -108,7 +108,7 @@ def _background(
         x = memory[here] if native else rest[0].copy_(memory[here])
         torch.sigmoid(x, out=p)
         blank(p, i)
-        near_one = _log_complement(x, p, gamma, out=log_q)
+        near_one = _log_complement(x, p, out=log_q)
         power = _power(x, p, log_q, gamma, out=power)
         if gamma % 1:
             blank(power, i)
@@ -126,13 +126,13 @@ def _background(
     return total * constant
 
 
-def _log_complement(x: Tensor, p: Tensor, gamma: float, out: Tensor) -> bool:
+def _log_complement(x: Tensor, p: Tensor, out: Tensor) -> bool:
     """Write ``log(1 - p)``, and 0 where p is 0; return whether p comes near 1.
 
-    ``1 - p`` has few digits left there. A piece with a logit above 4 (2 where powers of p are taken
-    from this logarithm) goes the longer way, and so do NaN and infinity.
+    ``1 - p`` has few digits left there. A piece with a logit above 2 goes the longer way, and so do
+    NaN and infinity.
     """
-    near_one = not p.amax().item() <= (0.982 if gamma % 1 in (0, 0.5) else 0.88)
+    near_one = not p.amax().item() <= 0.88
     if near_one:
         out.copy_(F.softplus(x)).neg_().masked_fill_(p == 0, 0.0)
     else:

@@ -134,6 +134,7 @@ def kernels_apply(
         others.append(normalizer)
     return (
         arguments.plain_cpu(logits, *others)
+        and logits.numel() > 0
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and logits.layout == torch.strided
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
