@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -50,7 +51,8 @@ def import_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
         bare.__path__ = [str(folder)]
         monkeypatch.setitem(sys.modules, package, bare)
         package, folder = f"{package}.{part}", folder / part
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # undone after the test
+    del sys.modules[name]
     return importlib.import_module(name)
 
 
@@ -97,9 +99,10 @@ def ours(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
     return sigmoid_focal_loss(x, t, alpha=alpha, gamma=gamma, reduction="none")
 
 
-def row_of(peer: str) -> list[str]:
-    """The cells of the page's table of values, without the name."""
-    text = PAGE.read_text(encoding="utf-8").split("<!-- values -->")[1].split("<!-- end -->")[0]
+def row_of(peer: str, table: str = "values") -> list[str]:
+    """The cells of one of the page's two tables, without the name."""
+    text = PAGE.read_text(encoding="utf-8").split(f"<!-- {table} -->")[1]
+    text = text.split(f"<!-- end of {table} -->")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
     [found] = [row[1:] for row in rows if row[0].split(" ")[0] == peer]
     return found
@@ -128,6 +131,35 @@ def test_the_values_written_for_soft_targets_are_computed(
 
 def test_our_own_values_are_those_written() -> None:
     check_values(row_of("focaldet"), ours)
+
+
+def signature_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> inspect.Signature:
+    """The signature of what a user of the peer calls."""
+    if peer == "mmdet":
+        entries_of(peer, monkeypatch)
+        return inspect.signature(sys.modules["mmdet.models.losses.focal_loss"].FocalLoss)
+    if peer == "SMP":
+        smp = import_alone(monkeypatch, "segmentation_models_pytorch.losses.focal")
+        return inspect.signature(smp.FocalLoss)
+    home, name = {
+        "focaldet": ("focaldet", "FocalLoss"),
+        "torchvision": ("torchvision.ops", "sigmoid_focal_loss"),
+        "fvcore": ("fvcore.nn", "sigmoid_focal_loss"),
+        "MONAI": ("monai.losses", "FocalLoss"),
+        "kornia": ("kornia.losses", "focal_loss"),
+    }[peer]
+    return inspect.signature(getattr(pytest.importorskip(home), name))
+
+
+@pytest.mark.parametrize("peer", ["focaldet", *PEERS])
+def test_the_defaults_are_those_written(peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = signature_of(peer, monkeypatch).parameters
+    alpha, _, reduction = [cell.strip("`") for cell in row_of(peer, "defaults")][:3]
+    default = parameters["alpha"].default
+    assert alpha == ("required" if default is inspect.Parameter.empty else f"{default}")
+    assert reduction == getattr(parameters["reduction"].default, "value", None) or (
+        reduction == parameters["reduction"].default
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
@@ -174,7 +206,7 @@ def test_at_gamma_0_our_means_are_those_of_torch() -> None:
     )
 
 
-def test_the_softmax_means_of_monai_and_kornia_are_divided_by_the_classes_too() -> None:
+def test_kornia_divides_its_softmax_mean_by_the_classes_and_counts_the_ignored() -> None:
     x, targets = torch.randn(50, 4), torch.randint(4, (50,))
     targets[0] = -100
     kornia = pytest.importorskip("kornia.losses")
@@ -215,7 +247,7 @@ def test_the_multiclass_mode_of_smp_is_a_sigmoid_a_class(monkeypatch: pytest.Mon
     torch.testing.assert_close(smp.FocalLoss("multiclass")(x, targets), wanted)
 
 
-def test_one_gamma_is_the_other_of_fl_star_in_fvcore() -> None:
+def test_fl_star_of_fvcore_is_ours_with_beta_0() -> None:
     fvcore = pytest.importorskip("fvcore.nn")
     x, targets = torch.randn(20, 3), (torch.rand(20, 3) < 0.3).float()
     got = focal_star_loss(x, targets, alpha=0.25, gamma=2.0, beta=0.0, reduction="none")

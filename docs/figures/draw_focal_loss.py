@@ -81,7 +81,7 @@ def draw_curves() -> None:
             color=colour,
             fontweight="bold",
             fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
         )
     axes.text(0.31, 1.4, "cross-entropy", color=SHADES[0], fontsize=9)
     axes.set(
