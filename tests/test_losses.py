@@ -78,10 +78,10 @@ def loss_and_gradient(logits: Tensor, targets: Tensor, **options: Any) -> tuple[
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:
-    """Largest deviation as a part of the largest exact entry."""
+    """Largest deviation as a part of the largest exact entry, or of what float32 still resolves."""
     if exact.numel() == 0:
         return 0.0
-    scale = exact.abs().max().clamp(min=1e-300)
+    scale = exact.abs().max().clamp(min=1e-30)
     return ((value.double() - exact).abs().max() / scale).item()
 
 
@@ -282,8 +282,6 @@ def test_class_indices_give_the_loss_and_gradient_of_float64(
     t = some_targets((rows,), classes, positive=positive, ignored=ignored)
     if alpha == "classes":
         alpha = torch.rand(classes)
-    if spread == 0.0 and gamma * abs(center) > 30:
-        return  # so small that float32 has no number for it
     check(x, t, alpha=alpha, gamma=gamma, reduction=reduction)
 
 
