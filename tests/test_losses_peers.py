@@ -240,6 +240,20 @@ def test_a_vector_alpha_of_monai_weighs_positives_alone() -> None:
     torch.testing.assert_close(got, both)
 
 
+@pytest.mark.parametrize("peer", ["MONAI", "kornia"])
+def test_one_alpha_of_a_softmax_loss_weighs_class_0_by_the_rest(peer: str) -> None:
+    x, targets = torch.randn(50, 4), torch.randint(4, (50,))
+    if peer == "MONAI":
+        monai = pytest.importorskip("monai.losses.focal_loss")
+        got = monai.softmax_focal_loss(x, F.one_hot(targets, 4).float(), 2.0, 0.3)
+    else:
+        kornia = pytest.importorskip("kornia.losses")
+        got = kornia.focal_loss(x, targets, alpha=0.3, gamma=2.0, reduction="none")
+    weights = torch.tensor([0.7, 0.3, 0.3, 0.3])
+    wanted = softmax_focal_loss(x, targets, alpha=weights, gamma=2.0, reduction="none")
+    torch.testing.assert_close(got.sum(1), wanted)
+
+
 def test_the_multiclass_mode_of_smp_is_a_sigmoid_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     smp = import_alone(monkeypatch, "segmentation_models_pytorch.losses.focal")
     x, targets = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 3, 5))

@@ -46,6 +46,8 @@ mpl.rcParams.update(
         "axes.labelcolor": INK,
         "figure.facecolor": "white",
         "savefig.facecolor": "white",
+        "figure.constrained_layout.w_pad": 0.12,  # for dark pages, where the edge is seen
+        "figure.constrained_layout.h_pad": 0.1,
         "lines.linewidth": 2,
     }
 )
