@@ -27,10 +27,15 @@ def plain_cpu(*tensors: Tensor) -> bool:
 
     A device would have to be waited for; a trace, a transform or a tensor subclass has no values.
     """
+    return plain("cpu", *tensors)
+
+
+def plain(device: str, *tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors of this type of device, outside traces and transforms."""
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if tensor.device.type != "cpu" or type(tensor) not in _PLAIN:
+        if tensor.device.type != device or type(tensor) not in _PLAIN:
             return False
     return (
         torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 (nothing public tells)
