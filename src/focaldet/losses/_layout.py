@@ -55,8 +55,8 @@ def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Specia
     low, high = values.aminmax()
     if low.item() >= 0 and high.item() < num_classes and not 0 <= ignore_index < num_classes:
         return Special(keys, values, keys[:0])
-    ignored = values == ignore_index
-    positive = ignored.logical_not()
+    takes_part = values != ignore_index
+    positive, ignored = takes_part.nonzero().view(-1), takes_part.logical_not().nonzero().view(-1)
     classes = values[positive]
     check_indices(classes, num_classes, ignore_index)
     return Special(keys[positive], classes, keys[ignored])

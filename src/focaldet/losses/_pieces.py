@@ -54,6 +54,8 @@ def _deal(ordered: Tensor, intervals: Sequence[tuple[int, int]]) -> list[Tensor 
     """The numbers in each interval, counted from its beginning; None where there are none."""
     if len(ordered) == 0:
         return [None] * len(intervals)
+    if len(intervals) == 1:  # all there are
+        return [ordered - intervals[0][0]]
     bounds = torch.tensor(intervals, dtype=torch.int64)
     ends = torch.searchsorted(ordered, bounds)
     dealt: list[Tensor | None] = []
