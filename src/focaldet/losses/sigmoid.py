@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from focaldet._checks import must_be
 from focaldet.losses import _arguments as arguments
+from focaldet.losses import _cuda
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
 from focaldet.losses._cpu import SparseLoss
@@ -83,9 +84,12 @@ def sigmoid_focal_loss(
 
     Notes:
         Plain CPU tensors of float32, bfloat16 and float16 have their gradient made together with
-        the loss, in pieces that stay in cache. float64, `torch.compile`, `torch.func`, forward-mode
-        differentiation, a second derivative, other devices and differentiable targets or options
-        take the same formula in operations of PyTorch. Neither gives NaN for gamma in (0, 1).
+        the loss, in pieces that stay in cache. The same on a CUDA device, where Triton is
+        installed, go through its kernels if they are contiguous rows ``[N, K]`` with class indices,
+        alpha is no tensor and the reduction is not "none". float64, `torch.compile`, `torch.func`, forward-mode
+        differentiation, a second derivative, everything else on other devices and differentiable
+        targets or options take the same formula in operations of PyTorch. None of them gives NaN
+        for gamma in (0, 1).
 
     Examples:
         >>> logits = torch.tensor([[0.0, -4.0], [-3.0, -5.0], [9.0, 9.0]])
@@ -106,6 +110,8 @@ def sigmoid_focal_loss(
     inplace = inplace_gradient and logits.requires_grad and torch.is_grad_enabled()
     if inplace:
         _check_overwritable(logits, reduction)
+    if _cuda.applies(logits, targets, options):
+        return _cuda.rows_loss(logits, targets, options)
     if not kernels_apply(logits, targets, alpha, normalizer):
         return _formula(logits, targets, options)
     shape = logits.shape
