@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ONE = torch.ones(())
 FEW = 32_768
 """Up to so many entries a call costs more than what it computes, so the fewest calls win."""
-PIECE = 98_304
+PIECE = 131_072
 """Entries worked on at a time: the temporary tensors of so many stay in cache."""
 
 
@@ -57,16 +57,17 @@ class DenseLoss:
         (x,), (want,) = tensors, wanted
         scale = factor * self.scale
         if x.numel() <= PIECE:
-            losses, slope, weights = self._terms(x, self._whole(x), scale)
+            losses, slope, weights = self._terms(x, self._whole(x), scale, [])
+            value = losses.sum().item()
             if not want:
-                return losses.sum().item(), [None]
-            slope.mul_(weights)
-            return losses.sum().item(), [x.copy_(slope) if inplace else slope.to(x.dtype)]
-        value = 0.0
+                return value, [None]
+            made = slope * weights  # not in place: what they are part of should not live on
+            return value, [x.copy_(made) if inplace else made.to(x.dtype)]
+        value, scratch = 0.0, list[Tensor]()
         memory, layout = memory_of(x)
         gradient = (memory if inplace else torch.empty_like(memory)) if want else None
         for here, logits, places in self._pieces(x, memory, layout):
-            losses, slope, weights = self._terms(logits, places, scale)
+            losses, slope, weights = self._terms(logits, places, scale, scratch)
             value += losses.sum().item()
             if gradient is not None:
                 torch.mul(slope.view(-1), weights.view(-1), out=gradient[here])
@@ -75,17 +76,18 @@ class DenseLoss:
     def entries(self, x: Tensor) -> Tensor:
         """Return the scaled loss of each entry."""
         memory, layout = memory_of(x)
-        filled = torch.empty_like(memory)
+        filled, scratch = torch.empty_like(memory), list[Tensor]()
         for here, logits, places in self._pieces(x, memory, layout):
-            filled[here] = self._terms(logits, places, self.scale)[0].view(-1)
+            filled[here] = self._terms(logits, places, self.scale, scratch)[0].view(-1)
         return from_memory(filled, x)
 
     def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient of ``(entries(x) * upstream).sum()``."""
         memory, layout = memory_of(x)
         flat, filled = in_memory_order(upstream, x), torch.empty_like(memory)
+        scratch: list[Tensor] = []
         for here, logits, places in self._pieces(x, memory, layout):
-            _, slope, weights = self._terms(logits, places, self.scale)
+            _, slope, weights = self._terms(logits, places, self.scale, scratch)
             filled[here] = slope.mul_(weights).view(-1).mul_(flat[here])
         return from_memory(filled, x)
 
@@ -124,11 +126,16 @@ class DenseLoss:
                 places = _Places(targets[keys].view(shape), ignored, classes, alpha)
             yield here, logits, places
 
-    def _terms(self, x: Tensor, places: _Places, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the losses times ``scale``, and two factors of their derivatives."""
+    def _terms(
+        self, x: Tensor, places: _Places, scale: float, scratch: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses times ``scale`` and two factors of their derivatives.
+
+        What is returned may be part of ``scratch``, which the next call uses again.
+        """
         x, (targets, ignored, classes, alpha) = x.float(), places
         if classes is None:
-            return _soft(x, targets, alpha, self.gamma, scale)
+            return _soft(x, targets, alpha, gamma=self.gamma, scale=scale, scratch=scratch)
         return _hard(x, targets == classes, ignored, alpha, gamma=self.gamma, scale=scale)
 
 
@@ -158,7 +165,13 @@ def _hard(
 
 
 def _soft(
-    x: Tensor, t: Tensor, alpha: float | Tensor | None, gamma: float, scale: float
+    x: Tensor,
+    t: Tensor,
+    alpha: float | Tensor | None,
+    *,
+    gamma: float,
+    scale: float,
+    scratch: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``a m^gamma c``, and two factors of its derivative.
 
@@ -166,29 +179,40 @@ def _soft(
     ``p - t`` and ``a``; both with their signs turned, which saves turning that of ``c``. For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
     ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``.
     """
-    minus_a = _weights(t, alpha, -scale)
+    minus_a, p, minus_c, minus_slope, q, m, *spare = _like(scratch, x)
+    _weights(t, alpha, -scale, out=minus_a)
     turn = None
     low, high = x.aminmax()
     if not (high.item() <= 1 and low.item() > -torch.inf):
         # Near p = 1 digits are lost: look at -|x|, and at the target as it is seen from there.
-        upper = torch.ge(x, 0, out=torch.empty_like(x))
-        x, t, turn = x.abs().neg_(), (t - upper).abs_(), torch.sub(ONE, upper, alpha=2)
-        if x.amin().item() == -torch.inf:  # 0 * inf is NaN
+        upper = torch.ge(x, 0, out=spare[0])
+        x = torch.abs(x, out=spare[1]).neg_()
+        t = torch.sub(t, upper, out=spare[2]).abs_()
+        turn = torch.sub(ONE, upper, alpha=2, out=upper)
+        if low.item() == -torch.inf or high.item() == torch.inf:  # 0 * inf is NaN
             x.masked_fill_((x == -torch.inf) & (t == 0), -1e30)
-    p = torch.sigmoid(x)
-    minus_c = p.neg().log1p_().addcmul_(x, t)
-    minus_slope = t - p
+    torch.sigmoid(x, out=p)
+    torch.neg(p, out=minus_c).log1p_().addcmul_(x, t)
+    torch.sub(t, p, out=minus_slope)
     if gamma > 0:
-        q = torch.sub(ONE, p)
-        m = torch.lerp(p, q, t)
-        error_slope = q.mul_(p).addcmul_(q, t, value=-2)  # p (1 - p) (1 - 2 t)
-        minus_slope.mul_(m).addcmul_(error_slope, minus_c, value=gamma)
+        torch.sub(ONE, p, out=q)
+        p.addcmul_(p, t, value=-2)  # p (1 - 2 t) = m - t
+        torch.add(t, p, out=m)
+        q.mul_(p)
+        minus_slope.mul_(m).addcmul_(q, minus_c, value=gamma)
         minus_c.mul_(m)
         if gamma != 1:
             minus_a.mul_(_power(m, gamma - 1))
     if turn is not None:
         minus_slope.mul_(turn)
     return minus_c.mul_(minus_a), minus_slope, minus_a
+
+
+def _like(scratch: list[Tensor], x: Tensor) -> list[Tensor]:
+    """Nine float32 buffers of the shape of ``x``: those of the last call, if they fit."""
+    if not scratch or scratch[0].shape != x.shape:
+        scratch[:] = torch.empty((9, *x.shape)).unbind()
+    return scratch
 
 
 def _power(m: Tensor, exponent: float) -> Tensor:
@@ -198,9 +222,10 @@ def _power(m: Tensor, exponent: float) -> Tensor:
     return m if exponent == 1 else m.pow_(exponent)
 
 
-def _weights(t: Tensor, alpha: float | Tensor | None, scale: float) -> Tensor:
-    """Weigh each entry: ``scale * alpha`` at target 1, ``scale * (1 - alpha)`` at target 0."""
+def _weights(t: Tensor, alpha: float | Tensor | None, scale: float, out: Tensor) -> None:
+    """Write the weights: ``scale * alpha`` at target 1, ``scale * (1 - alpha)`` at target 0."""
     if alpha is None:
-        return torch.full_like(t, scale)
+        out.fill_(scale)
+        return
     high = alpha if isinstance(alpha, Tensor) else torch.full((), alpha)
-    return torch.lerp((1 - high) * scale, high * scale, t)
+    torch.lerp((1 - high) * scale, high * scale, t, out=out)
