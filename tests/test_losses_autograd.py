@@ -280,3 +280,46 @@ def test_the_gradient_in_place_is_given_out_once_and_guarded(x: Tensor) -> None:
     value = sigmoid_focal_loss(y, TARGETS, inplace_gradient=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.backward(value)
+
+
+@pytest.mark.parametrize("rows", [6, 2000])
+@pytest.mark.parametrize("soft", [True, False])
+def test_targets_that_change_before_a_second_gradient_are_noticed(rows: int, soft: bool) -> None:
+    x = torch.randn(rows, 40, requires_grad=True)
+    t = torch.rand(rows, 40) if soft else torch.full((rows,), -1)
+    for options in ({"reduction": "none"}, {"reduction": "sum"}):
+        value = sigmoid_focal_loss(x, t, **options)  # type: ignore[arg-type]
+        t[0] = 0
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.backward(value.sum())
+
+
+@pytest.mark.parametrize("rows", [6, 2000, 9000])
+@pytest.mark.parametrize("soft", [True, False])
+def test_default_types_and_devices_change_nothing(rows: int, soft: bool) -> None:
+    x = torch.randn(rows, 40)
+    t = (
+        torch.rand(rows, 40)
+        if soft
+        else torch.randint(-1, 40, (rows,)).masked_fill(x[:, 0] > 0, -1)
+    )
+    maps, map_targets = [x[:4].reshape(1, 8, 4, 5)], torch.tensor([[0, -1, 1, -100] * 10])
+    losses: list[Loss] = [
+        lambda y: sigmoid_focal_loss(y, t, reduction="sum", normalizer="num_pos"),
+        lambda y: sigmoid_focal_loss(y, t, alpha=None, gamma=1.5),
+        lambda y: sigmoid_focal_loss(y, t, gamma=0.3, reduction="none"),
+    ]
+    exact = [gradient_of(loss, x) for loss in losses]
+    of_maps = sigmoid_focal_loss_maps(maps, map_targets, num_classes=4)
+    with torch.device("meta"):
+        for loss, gradient in zip(losses, exact, strict=True):
+            assert_close(gradient_of(loss, x), gradient)
+        assert_close(sigmoid_focal_loss_maps(maps, map_targets, num_classes=4), of_maps)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            for loss, gradient in zip(losses, exact, strict=True):
+                assert_close(gradient_of(loss, x), gradient)
+            assert_close(sigmoid_focal_loss_maps(maps, map_targets, num_classes=4), of_maps)
+        finally:
+            torch.set_default_dtype(torch.float32)

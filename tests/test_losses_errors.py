@@ -143,3 +143,9 @@ def test_labels_0_and_1_of_a_single_logit_are_pointed_to_floats() -> None:
         sigmoid_focal_loss(torch.zeros(3, 1), torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match=r"`logits` must be of at least one axis; got \[\]"):
         sigmoid_focal_loss(torch.tensor(0.0), torch.tensor(0))
+
+
+@pytest.mark.parametrize("loss", EVERY)
+def test_a_list_of_alphas_is_no_tensor(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match=r"`alpha` must be a number, None or .*; got \[0.1, 0.2"):
+        loss(X, T, alpha=[0.1, 0.2, 0.3, 0.4])

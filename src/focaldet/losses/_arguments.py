@@ -82,7 +82,9 @@ def check_alpha(alpha: Tensor | float | None) -> None:
         _check_vector(alpha)
         if plain_cpu(alpha):
             _check_unit_interval("alpha", alpha)
-    elif alpha is not None and not 0 <= alpha <= 1:
+        return
+    _check_number(alpha)
+    if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(must_be("alpha", "in [0, 1]", alpha, "None turns the weights off."))
 
 
@@ -92,8 +94,16 @@ def check_class_weights(alpha: Tensor | float | None) -> None:
         _check_vector(alpha)
         if plain_cpu(alpha) and not bool((alpha >= 0).all()):
             raise ValueError(must_be("alpha", ">= 0 everywhere", alpha.min().item()))
-    elif alpha is not None:
+        return
+    _check_number(alpha)
+    if alpha is not None:
         check_range("alpha", alpha, 0.0)
+
+
+def _check_number(alpha: object) -> None:
+    if alpha is not None and not isinstance(alpha, (int, float)):
+        condition = "a number, None or a floating-point tensor of shape [K]"
+        raise TypeError(must_be("alpha", condition, repr(alpha)))
 
 
 def _check_vector(alpha: Tensor) -> None:

@@ -41,27 +41,27 @@ class TotalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, kernel: Kernel, targets: Tensor, *tensors: Tensor) -> Tensor:
         """Compute the loss and, where it will be wanted, the gradient."""
         ctx.kernel = kernel
-        ctx.save_for_backward(*tensors)  # so that a change of the logits in place is noticed
+        ctx.save_for_backward(targets, *tensors)  # so that a change in place is noticed
         # A gradient rounded to half precision cannot be scaled without rounding twice, and a loss
         # scaler would come too late for what has underflown: float16 waits for the backward.
-        wanted = ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[2:]
         early = any(wanted) and tensors[0].dtype != torch.float16
         value, gradients = kernel.total(
             tensors, wanted if early else [False] * len(tensors), 1.0, inplace=False
         )
         ctx.gradients = gradients if early else None
-        return torch.tensor(value, dtype=torch.float32)
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Hand out the gradient times ``upstream``."""
-        tensors: Sequence[Tensor] = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
+        _, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return None, *_differentiable(ctx.kernel.formula, tensors, wanted, upstream)
+            return None, None, *_differentiable(ctx.kernel.formula, tensors, wanted, upstream)
         factor = upstream.item()
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
@@ -69,24 +69,24 @@ class TotalLoss(torch.autograd.Function):
             _, gradients = ctx.kernel.total(tensors, wanted, factor, inplace=False)
         elif factor != 1:
             gradients = [None if g is None else g.mul_(factor) for g in gradients]
-        return None, *gradients
+        return None, None, *gradients
 
 
 class TotalLossInPlace(torch.autograd.Function):
     """`TotalLoss` whose gradient overwrites the logits."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, logits: Tensor) -> Tensor:
+    def forward(ctx: Any, kernel: Kernel, _targets: Tensor, logits: Tensor) -> Tensor:
         """Compute the loss and turn the logits into its gradient."""
         value, _ = kernel.total([logits], [True], 1.0, inplace=True)
         # Not saved for backward: autograd would complain of the change just made. Writing through
         # a view has raised the version of the logits, so that others who saved them do complain.
         ctx.gradient, ctx.version = logits.detach(), logits._version  # noqa: SLF001
-        return torch.tensor(value, dtype=torch.float32)
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, Tensor]:
         """Hand out the gradient times ``upstream``, once."""
         gradient: Tensor | None = ctx.gradient
         ctx.gradient = None
@@ -109,26 +109,26 @@ class TotalLossInPlace(torch.autograd.Function):
                 )
             )
         factor = upstream.item()
-        return None, gradient if factor == 1 else gradient.mul_(factor)
+        return None, None, gradient if factor == 1 else gradient.mul_(factor)
 
 
 class EntryLosses(torch.autograd.Function):
     """The losses of all entries; the gradient is made in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, x: Tensor) -> Tensor:
+    def forward(ctx: Any, kernel: Kernel, targets: Tensor, x: Tensor) -> Tensor:
         """Compute the losses."""
         ctx.kernel = kernel
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(targets, x)
         return kernel.entries(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient."""
-        (x,) = ctx.saved_tensors
+        _, x = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_differentiable(ctx.kernel.formula, [x], [True], upstream)
-        return None, ctx.kernel.entries_gradient(x, upstream)
+            return None, None, *_differentiable(ctx.kernel.formula, [x], [True], upstream)
+        return None, None, ctx.kernel.entries_gradient(x, upstream)
 
 
 def _differentiable(

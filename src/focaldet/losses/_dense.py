@@ -14,7 +14,7 @@ from focaldet.losses._layout import Layout, from_memory, in_memory_order, memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-ONE = torch.ones(())
+ONE = torch.ones((), dtype=torch.float32, device="cpu")
 FEW = 32_768
 """Up to so many entries a call costs more than what it computes, so the fewest calls win."""
 PIECE = 131_072
@@ -99,7 +99,7 @@ class DenseLoss:
         if self.targets.is_floating_point():
             return _Places(self.targets.float(), None, None, alpha)
         ignored = None if self.ignored is None else self.ignored.unsqueeze(1)
-        classes = torch.arange(x.shape[1]).view(-1, *ones)
+        classes = torch.arange(x.shape[1], device="cpu").view(-1, *ones)
         return _Places(self.targets.unsqueeze(1), ignored, classes, alpha)
 
     def _pieces(
@@ -122,7 +122,7 @@ class DenseLoss:
             else:
                 keys, shape = slice(piece.first_key, piece.last_key), (blocks, 1, inner)
                 ignored = None if mask is None else mask[keys].view(shape)
-                classes = torch.arange(own.start, own.stop).view(-1, 1)
+                classes = torch.arange(own.start, own.stop, device="cpu").view(-1, 1)
                 places = _Places(targets[keys].view(shape), ignored, classes, alpha)
             yield here, logits, places
 
@@ -153,13 +153,17 @@ def _hard(
     ``z`` is the logit of being wrong, ``p = sigmoid(z)``, ``s = softplus(z)``, and ``a`` is
     ``scale * alpha`` for positives and ``scale * (1 - alpha)`` for the others.
     """
-    turn = torch.where(positive, -1.0, 1.0)
+    turn = torch.where(positive, -ONE, ONE)
     z = x * turn
     if ignored is not None:
         z.masked_fill_(ignored, -torch.inf)
     p, s = torch.sigmoid(z), F.softplus(z)
-    high, low = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-    a = p.pow(gamma).mul_(torch.where(positive, high * scale, low * scale))
+    a = p.pow(gamma)
+    if alpha is None:
+        a.mul_(scale)
+    else:
+        low, high = _sides(alpha, scale)
+        a.mul_(torch.where(positive, high, low))
     slope = torch.addcmul(p, torch.sigmoid(z.neg_()), s, value=gamma)
     return s.mul_(a), slope.mul_(turn), a
 
@@ -175,9 +179,10 @@ def _soft(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``a m^gamma c``, and two factors of its derivative.
 
-    The factors are ``gamma p (1 - p) (1 - 2 t) c + m (p - t)`` and ``a m^(gamma - 1)``, for gamma 0
-    ``p - t`` and ``a``; both with their signs turned, which saves turning that of ``c``. For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
-    ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``.
+    For a target t the mean error is ``m = (1 - t) p + t (1 - p)``, the cross-entropy
+    ``c = softplus(x) - t x`` and the weight ``a = scale ((1 - alpha) (1 - t) + alpha t)``. The
+    factors are ``gamma p (1 - p) (1 - 2 t) c + m (p - t)`` and ``a m^(gamma - 1)``, for gamma 0
+    ``p - t`` and ``a``; both with their signs turned, which saves turning that of ``c``.
     """
     minus_a, p, minus_c, minus_slope, q, m, *spare = _like(scratch, x)
     _weights(t, alpha, -scale, out=minus_a)
@@ -211,7 +216,7 @@ def _soft(
 def _like(scratch: list[Tensor], x: Tensor) -> list[Tensor]:
     """Nine float32 buffers of the shape of ``x``: those of the last call, if they fit."""
     if not scratch or scratch[0].shape != x.shape:
-        scratch[:] = torch.empty((9, *x.shape)).unbind()
+        scratch[:] = torch.empty((9, *x.shape), dtype=torch.float32, device="cpu").unbind()
     return scratch
 
 
@@ -227,5 +232,11 @@ def _weights(t: Tensor, alpha: float | Tensor | None, scale: float, out: Tensor)
     if alpha is None:
         out.fill_(scale)
         return
-    high = alpha if isinstance(alpha, Tensor) else torch.full((), alpha)
-    torch.lerp((1 - high) * scale, high * scale, t, out=out)
+    torch.lerp(*_sides(alpha, scale), t, out=out)
+
+
+def _sides(alpha: float | Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The weights of background and of positives."""
+    if isinstance(alpha, Tensor):
+        return (1 - alpha) * scale, alpha * scale
+    return torch.full_like(ONE, (1 - alpha) * scale), torch.full_like(ONE, alpha * scale)

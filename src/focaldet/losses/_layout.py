@@ -36,7 +36,7 @@ class Special(NamedTuple):
 
     def within(self, keys: range) -> Special:
         """The part of it whose keys lie in a range."""
-        ends = torch.tensor([keys.start, keys.stop])
+        ends = torch.tensor([keys.start, keys.stop], device="cpu")
         p, i = torch.searchsorted(self.positive, ends), torch.searchsorted(self.ignored, ends)
         return Special(
             self.positive[p[0] : p[1]], self.classes[p[0] : p[1]], self.ignored[i[0] : i[1]]
@@ -46,7 +46,7 @@ class Special(NamedTuple):
 def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Special:
     """Scan flat class indices once; raise if one of them is out of range."""
     if ignore_index == BACKGROUND:
-        keys = torch.arange(len(targets))
+        keys = torch.arange(len(targets), device="cpu")
     else:
         keys = (targets != BACKGROUND).nonzero().view(-1)
     values = targets[keys]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def scratch(pieces: Sequence[Piece], count: int) -> dict[int, tuple[Tensor, ...]]:
     """``count`` float32 buffers for pieces of each length; the same memory for all lengths."""
     lengths = {len(piece) for piece in pieces}
-    memory = torch.empty(count, max(lengths, default=0))
+    memory = torch.empty(count, max(lengths, default=0), dtype=torch.float32, device="cpu")
     return {length: memory[:, :length].unbind() for length in lengths}
 
 
@@ -56,7 +56,7 @@ def _deal(ordered: Tensor, intervals: Sequence[tuple[int, int]]) -> list[Tensor 
         return [None] * len(intervals)
     if len(intervals) == 1:  # all there are
         return [ordered - intervals[0][0]]
-    bounds = torch.tensor(intervals, dtype=torch.int64)
+    bounds = torch.tensor(intervals, dtype=torch.int64, device="cpu")
     ends = torch.searchsorted(ordered, bounds)
     dealt: list[Tensor | None] = []
     for (start, _), (first, last) in zip(intervals, ends.tolist(), strict=True):

@@ -20,7 +20,7 @@ from focaldet.losses._pieces import Blank, scratch
 if TYPE_CHECKING:
     from focaldet.losses._layout import Layout, Piece, Special
 
-ZERO = torch.zeros(())
+ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def sparse(
@@ -149,7 +149,7 @@ def _slope(
     elif near_one:
         torch.addcmul(p * (-1 / gamma), torch.sigmoid(-x), log_q, out=out)
     else:
-        torch.lerp(log_q, torch.tensor(-1 / gamma), p, out=out)
+        torch.lerp(log_q, torch.full_like(ZERO, -1 / gamma), p, out=out)
 
 
 def _power(x: Tensor, p: Tensor, log_q: Tensor, gamma: float, out: Tensor) -> Tensor:

@@ -89,15 +89,15 @@ def sigmoid_focal_loss_maps(
         arguments.check_indices(targets, num_classes, ignore_index)
         return formula(maps)
     special = find_special(targets.reshape(-1), num_classes, ignore_index)
-    divided = divisor(normalizer, lambda: torch.tensor(len(special.positive)))
-    scales = [1 / d for d in torch.as_tensor(divided).view(-1).tolist()]
+    divided = divisor(normalizer, lambda: torch.tensor(len(special.positive), device="cpu"))
+    scales = [1 / d for d in torch.as_tensor(divided, device="cpu").view(-1).tolist()]
     if reduction == "mean":
         count = (targets.numel() - len(special.ignored)) * num_classes
         scales = [scale / max(count, 1) for scale in scales]
     layouts = [_layout_of(m, num_classes) for m in maps]
     parts = _special_of_maps(special, maps, layouts, targets.shape[1], num_classes)
     kernel = SparseLoss(parts, alpha, gamma, scales, formula, layouts)
-    return TotalLoss.apply(kernel, *maps)  # type: ignore[no-any-return]
+    return TotalLoss.apply(kernel, targets, *maps)  # type: ignore[no-any-return]
 
 
 def _layout_of(m: Tensor, num_classes: int) -> Layout:

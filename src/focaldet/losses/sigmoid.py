@@ -124,9 +124,9 @@ def sigmoid_focal_loss(
 
     kernel = _kernel(logits, targets, options, formula)
     if reduction == "none":
-        return EntryLosses.apply(kernel, logits).view(shape)  # type: ignore[no-any-return]
+        return EntryLosses.apply(kernel, targets, logits).view(shape)  # type: ignore[no-any-return]
     function = TotalLossInPlace if inplace else TotalLoss
-    return function.apply(kernel, logits)  # type: ignore[no-any-return]
+    return function.apply(kernel, targets, logits)  # type: ignore[no-any-return]
 
 
 def kernels_apply(
@@ -188,7 +188,7 @@ def _kernel(
     def positives() -> Tensor:
         if special is None:
             return count_positives(targets)
-        return torch.tensor(len(special.positive))
+        return torch.tensor(len(special.positive), device="cpu")
 
     scale = 1.0
     if normalizer is not None:
