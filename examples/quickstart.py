@@ -126,7 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--train-images", type=int, default=480)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
