@@ -188,7 +188,7 @@ def _soft(
     _weights(t, alpha, -scale, out=minus_a)
     turn = None
     low, high = x.aminmax()
-    if not (high.item() <= 1 and low.item() > -torch.inf):
+    if not (high.item() <= 1.25 and low.item() > -torch.inf):
         # Near p = 1 digits are lost: look at -|x|, and at the target as it is seen from there.
         upper = torch.ge(x, 0, out=spare[0])
         x = torch.abs(x, out=spare[1]).neg_()
