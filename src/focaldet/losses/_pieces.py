@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from focaldet.losses._layout import Layout, Piece, Special
+    from focaldet.losses._layout import Piece
 
 
 def scratch(pieces: Sequence[Piece], count: int) -> dict[int, tuple[Tensor, ...]]:
@@ -24,15 +24,13 @@ def scratch(pieces: Sequence[Piece], count: int) -> dict[int, tuple[Tensor, ...]
 class Blank:
     """Sets the positives and the ignored places of a piece to 0."""
 
-    def __init__(self, layout: Layout, special: Special, pieces: Sequence[Piece]) -> None:
-        entries = layout.entry(special.positive, special.classes)
-        if layout.inner > 1:
-            entries = entries.sort().values
+    def __init__(self, positive: Tensor, ignored: Tensor, pieces: Sequence[Piece]) -> None:
+        """Take the entries of the positives in any order, and the sorted keys of ignored places."""
         self.shapes = [piece.shape for piece in pieces]
-        self.positive = _deal(entries, [(piece.start, piece.stop) for piece in pieces])
-        self.ignored = _deal(
-            special.ignored, [(piece.first_key, piece.last_key) for piece in pieces]
+        self.positive = _deal(
+            positive.sort().values, [(piece.start, piece.stop) for piece in pieces]
         )
+        self.ignored = _deal(ignored, [(piece.first_key, piece.last_key) for piece in pieces])
 
     def __call__(self, values: Tensor, index: int) -> None:
         """Blank ``values`` of piece ``index``."""

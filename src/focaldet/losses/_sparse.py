@@ -18,6 +18,8 @@ from focaldet.losses._layout import CHUNK
 from focaldet.losses._pieces import Blank, scratch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from focaldet.losses._layout import Layout, Piece, Special
 
 ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -61,9 +63,9 @@ def sparse(
     elif alpha is not None:
         positive_weight, background_weight = alpha, 1 - alpha
     out = _Out(gradient, scale, upstream, losses)
-    total = _background(
-        memory, layout, special, span=span, weight=background_weight, gamma=gamma, out=out
-    )
+    pieces = list(layout.pieces(span))
+    blank = Blank(entries, special.ignored, pieces)
+    total = _background(memory, pieces, blank, weight=background_weight, gamma=gamma, out=out)
     return total + _positives(logits, entries, positive_weight, gamma, out)
 
 
@@ -86,17 +88,14 @@ class _Out(NamedTuple):
 
 def _background(
     memory: Tensor,
-    layout: Layout,
-    special: Special,
+    pieces: Sequence[Piece],
+    blank: Blank,
     *,
-    span: range,
     weight: float | Tensor,
     gamma: float,
     out: _Out,
 ) -> float:
-    """Take every entry but the special ones for background."""
-    pieces = list(layout.pieces(span))
-    blank = Blank(layout, special, pieces)
+    """Take every entry but the blank ones for background."""
     native = memory.dtype == torch.float32
     buffers = scratch(pieces, 3 if native else 4)
     constant = 1.0 if isinstance(weight, Tensor) else weight
@@ -187,16 +186,16 @@ def _positives(
     total = 0.0
     for first in range(0, len(entries), CHUNK):
         here = slice(first, first + CHUNK)
-        where, z = entries[here], logits[here].double().neg_()
-        p, s = torch.sigmoid(z), F.logsigmoid(-z).neg_()
+        where, x = entries[here], logits[here].double()
+        p, log_q = torch.sigmoid(-x), F.logsigmoid(x)  # of z = -x: log(1 - p) = log sigmoid(x)
         power = p**gamma * (weight[here].double() if isinstance(weight, Tensor) else weight)
-        loss = power * s
-        total += loss.sum().item()
+        loss = power * log_q
+        total -= loss.sum().item()
         if losses is not None:
-            losses[where] = (loss * scale).to(losses.dtype)
+            losses[where] = (loss * -scale).to(losses.dtype)
         if gradient is not None:
-            slope = power * (gamma * torch.sigmoid(-z) * s + p) * -scale
+            slope = torch.addcmul(p, torch.sigmoid(x), log_q, value=-gamma).mul_(power)
             if upstream is not None:
-                slope = slope * upstream[where]
-            gradient[where] = slope.to(gradient.dtype)
+                slope.mul_(upstream[where])
+            gradient[where] = slope.mul_(-scale).to(gradient.dtype)
     return total
