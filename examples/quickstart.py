@@ -8,6 +8,12 @@ detector needs, nothing hidden. It needs no download and two minutes or so on tw
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait sleep instead of spinning: on a machine that is busy otherwise, spinning makes a
+# step take tens of times as long. It must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import random
 import time
