@@ -55,7 +55,8 @@ def _predict_batch(
         return [None] * len(batch)
     device = model.head.class_logits.weight.device
     pixels = [item.image.to(device) for item in loaded]
-    output = model([p if p.is_floating_point() else p.float() / 255 for p in pixels])
+    images = [p if p.is_floating_point() else p.float() / 255 for p in pixels]
+    output = model(images, validate=False)  # load_image has checked their values
     results = iter(model.detections(output, score_threshold=score_threshold))
     return [
         None if item is None else next(results).to("cpu").with_source(item.name) for item in batch
