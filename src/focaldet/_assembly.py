@@ -15,11 +15,13 @@ from focaldet.postprocess import PostProcess
 from focaldet.transforms import Preprocess
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["Parts", "build_parts"]
+__all__ = ["Parts", "build_anchor_generator", "build_parts", "build_preprocess"]
 
 
 class Parts(TypedDict):
@@ -46,22 +48,9 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
     """
     channels, strides = _levels_of(backbone)
     box_coder = BoxCoder(config.box_weights)
-    anchor_generator = AnchorGenerator(
-        config.anchor_sizes,
-        octave_scales=config.octave_scales,
-        aspect_ratios=config.aspect_ratios,
-        strides=(*strides, 2 * strides[-1], 4 * strides[-1]),
-        offset=config.anchor_offset,
-        mode=config.anchor_mode,
-    )
+    anchor_generator = build_anchor_generator(config, strides)
     return Parts(
-        preprocess=Preprocess(
-            min_size=config.min_size,
-            max_size=config.max_size,
-            mean=config.image_mean,
-            std=config.image_std,
-            size_divisor=config.size_divisor,
-        ),
+        preprocess=build_preprocess(config),
         fpn=FPN(channels, config.fpn_channels, p6_from=config.p6_from, p7_relu=config.p7_relu),
         head=RetinaNetHead(
             config.fpn_channels,
@@ -94,6 +83,41 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
             max_detections=config.max_detections,
             class_agnostic_nms=config.class_agnostic_nms,
         ),
+    )
+
+
+def build_preprocess(config: RetinaNetConfig) -> Preprocess:
+    """Build what brings images to the model's input size.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    return Preprocess(
+        min_size=config.min_size,
+        max_size=config.max_size,
+        mean=config.image_mean,
+        std=config.image_std,
+        size_divisor=config.size_divisor,
+    )
+
+
+def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> AnchorGenerator:
+    """Build the anchors of P3..P7.
+
+    Args:
+        config: describes them.
+        strides: of the backbone's C3, C4 and C5, in pixels.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    return AnchorGenerator(
+        config.anchor_sizes,
+        octave_scales=config.octave_scales,
+        aspect_ratios=config.aspect_ratios,
+        strides=(*strides, 2 * strides[-1], 4 * strides[-1]),
+        offset=config.anchor_offset,
+        mode=config.anchor_mode,
     )
 
 
