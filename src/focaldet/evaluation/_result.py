@@ -1,0 +1,281 @@
+"""What an evaluation says: twelve numbers, a row for each class, and curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from focaldet._checks import check_choice, must_be
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy.typing as npt
+    from matplotlib.figure import Figure
+
+__all__ = ["ClassResult", "CocoResult", "PrecisionRecall"]
+
+Area: TypeAlias = Literal["all", "small", "medium", "large"]
+
+_STATS = (
+    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large"),
+)
+_AREAS: tuple[Area, ...] = ("all", "small", "medium", "large")
+_IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+_RECALLS = 101
+
+
+class PrecisionRecall(NamedTuple):
+    """A precision-recall curve in COCO's 101 points.
+
+    Attributes:
+        recall: ``[101]``, 0, 0.01 ... 1.
+        precision: ``[101]``, the best precision at this recall or a higher one; 0 at recalls that
+            are not reached. Its mean is the average precision. NaN if there are no objects.
+        scores: ``[101]``, the score from which on detections must be kept to reach this recall; 0
+            where it is not reached. NaN if there are no objects, and for all classes together.
+    """
+
+    recall: npt.NDArray[np.float64]
+    precision: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """The numbers of one class; AP and AR are NaN if there are no objects of it.
+
+    Attributes:
+        id: the category id in the annotations.
+        name: the category's name; its id if it has none.
+        ap: AP over IoU .50:.95.
+        ap50: AP at IoU .50.
+        ap75: AP at IoU .75.
+        ar100: average recall over IoU .50:.95 with 100 detections an image.
+        objects: objects in the annotations, without crowds.
+        detections: detections in the results.
+    """
+
+    id: int
+    name: str
+    ap: float
+    ap50: float
+    ap75: float
+    ar100: float
+    objects: int
+    detections: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CocoResult:
+    """COCO's twelve numbers, the numbers of each class, and the curves that they are means of.
+
+    The arrays are pycocotools': T = 10 IoU thresholds .50, .55 ... .95; R = 101 recalls
+    0, .01 ... 1; K categories in ascending order of their ids; A = 4 ranges of area (all, small:
+    up to 32² pixels, medium, large: from 96²); M = 3 limits of detections an image and category
+    (1, 10, 100). They hold -1 where there are no such objects.
+
+    Attributes:
+        stats: in pycocotools' order: AP over IoU .50:.95, AP50, AP75, AP of small, medium and large
+            objects, average recall with 1, 10 and 100 detections an image, and of small, medium and
+            large objects. -1 where there are no such objects.
+        precision: ``[T, R, K, A, M]``.
+        recall: ``[T, K, A, M]``, the highest that is reached.
+        scores: ``[T, R, K, A, M]``, the score at which each recall is reached.
+        classes: the numbers of each category, in ascending order of ids, also of those without
+            objects.
+        num_images: how many images were evaluated.
+        backend: what computed the numbers.
+    """
+
+    stats: tuple[float, ...]
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    classes: tuple[ClassResult, ...]
+    num_images: int
+    backend: str
+
+    @property
+    def ap(self) -> float:
+        """AP over IoU .50:.95."""
+        return self.stats[0]
+
+    @property
+    def ap50(self) -> float:
+        """AP at IoU .50."""
+        return self.stats[1]
+
+    @property
+    def ap75(self) -> float:
+        """AP at IoU .75."""
+        return self.stats[2]
+
+    @property
+    def ap_small(self) -> float:
+        """AP of objects of up to 32² pixels."""
+        return self.stats[3]
+
+    @property
+    def ap_medium(self) -> float:
+        """AP of objects of 32² to 96² pixels."""
+        return self.stats[4]
+
+    @property
+    def ap_large(self) -> float:
+        """AP of objects of 96² pixels and more."""
+        return self.stats[5]
+
+    @property
+    def ar100(self) -> float:
+        """Average recall over IoU .50:.95 with 100 detections an image."""
+        return self.stats[8]
+
+    @property
+    def ap_by_class(self) -> dict[str, float]:
+        """AP over IoU .50:.95 by name; NaN for a class without objects, which no mean counts.
+
+        Of categories of the same name the last one is here; `classes` has all of them.
+        """
+        return {one.name: one.ap for one in self.classes}
+
+    def of_class(self, category: str | int) -> ClassResult:
+        """Return the numbers of one class.
+
+        Args:
+            category: its name, or its id in the annotations.
+
+        Raises:
+            ValueError: there is none, or several have this name.
+        """
+        return self.classes[self._place(category)]
+
+    def precision_recall(
+        self,
+        category: str | int | None = None,
+        *,
+        iou_threshold: float = 0.5,
+        area: Area = "all",
+    ) -> PrecisionRecall:
+        """Return a precision-recall curve, with 100 detections an image.
+
+        Args:
+            category: the class's name, or its id in the annotations; None is the mean of the
+                precisions of all classes that have objects.
+            iou_threshold: .5, .55 ... or .95.
+            area: "all", "small", "medium" or "large" objects.
+
+        Raises:
+            ValueError: another threshold or range of area, or no such class.
+        """
+        check_choice("iou_threshold", round(iou_threshold, 6), _IOU_THRESHOLDS)
+        check_choice("area", area, _AREAS)
+        t, a = _IOU_THRESHOLDS.index(round(iou_threshold, 6)), _AREAS.index(area)
+        precision, scores = self.precision[t, :, :, a, 2], self.scores[t, :, :, a, 2]
+        none = np.full(_RECALLS, np.nan)
+        recall = np.linspace(0, 1, _RECALLS)
+        if category is None:
+            some = precision[:, (precision >= 0).all(axis=0)]
+            return PrecisionRecall(recall, some.mean(axis=1) if some.size else none, none)
+        k = self._place(category)
+        if (precision[:, k] < 0).any():
+            return PrecisionRecall(recall, none, none)
+        return PrecisionRecall(recall, precision[:, k].copy(), scores[:, k].copy())
+
+    def plot_precision_recall(
+        self, path: str | os.PathLike[str] | None = None, *, category: str | int | None = None
+    ) -> Figure:
+        """Draw the precision-recall curves at all IoU thresholds (extra ``plot``).
+
+        Args:
+            path: where to write the picture, its suffix saying the format; None writes nothing.
+            category: one class's name or id; None draws the means over classes.
+
+        Returns:
+            The figure of matplotlib.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: no such class.
+        """
+        from focaldet.evaluation._plot import plot_precision_recall
+
+        curves = {
+            threshold: self.precision_recall(category, iou_threshold=threshold)
+            for threshold in _IOU_THRESHOLDS
+        }
+        if category is None:
+            title = f"Mean of classes, {self.num_images} images"
+        else:
+            one = self.of_class(category)
+            title = f"{one.name}: {one.objects} objects, {self.num_images} images"
+        return plot_precision_recall(curves, title, path)
+
+    def table(self) -> str:
+        """Return a table of the classes, and of all of them, to be printed."""
+        width = max([len("class"), *(len(one.name) for one in self.classes)])
+        head = f"{'class':{width}}  objects  detections     AP   AP50   AP75  AR100"
+        objects = sum(one.objects for one in self.classes)
+        detections = sum(one.detections for one in self.classes)
+        rows = [
+            (one.name, one.objects, one.detections, (one.ap, one.ap50, one.ap75, one.ar100))
+            for one in self.classes
+        ]
+        rows.append(("all", objects, detections, (self.ap, self.ap50, self.ap75, self.ar100)))
+        return "\n".join(
+            [head]
+            + [
+                f"{name:{width}}  {objects:7d}  {detections:10d}  "
+                + "  ".join(f"{_shown(value):>5}" for value in values)
+                for name, objects, detections, values in rows
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers, without the curves, ready for ``json.dump``; None for no objects."""
+        return {
+            "backend": self.backend,
+            "num_images": self.num_images,
+            "stats": {
+                name: _or_none(value) for name, value in zip(_STATS, self.stats, strict=True)
+            },
+            "classes": [
+                {name: _or_none(value) for name, value in dataclasses.asdict(one).items()}
+                for one in self.classes
+            ],
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        return "  ".join(
+            f"{name} {_shown(value)}" for name, value in zip(_STATS, self.stats, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        return f"CocoResult({len(self.classes)} classes, {self.num_images} images: {self})"
+
+    def _place(self, category: str | int) -> int:
+        key = "name" if isinstance(category, str) else "id"
+        places = [k for k, one in enumerate(self.classes) if getattr(one, key) == category]
+        if len(places) != 1:
+            condition = f"the {key} of one class"
+            got = f"{category!r}, which {len(places)} classes have"
+            raise ValueError(must_be("category", condition, got))
+        return places[0]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if value >= 0 else "-"
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and (math.isnan(value) or value < 0) else value
