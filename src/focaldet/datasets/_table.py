@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
-__all__ = ["AnnotationTable"]
+__all__ = ["AnnotationTable", "PackedStrings"]
+
+
+class PackedStrings(Sequence[str]):
+    """Strings that never change, as one run of bytes: small to hold, to pickle and to share.
+
+    >>> list(PackedStrings.pack(["a.jpg", "é.png"]))
+    ['a.jpg', 'é.png']
+    """
+
+    def __init__(self, data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
+        self.data = data
+        self.ends = ends
+
+    @classmethod
+    def pack(cls, strings: Iterable[str]) -> PackedStrings:
+        """Pack strings."""
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        data = np.frombuffer(b"".join(encoded), np.uint8)
+        return cls(data, np.cumsum([len(piece) for piece in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        start = int(self.ends[place - 1]) if place else 0
+        return self.data[start : int(self.ends[place])].tobytes().decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,3 +85,56 @@ class AnnotationTable:
     crowd: npt.NDArray[np.bool_]
     annotation_ids: npt.NDArray[np.int64]
     image_indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_path(self, index: int) -> Path:
+        """Return where the image is."""
+        return self.image_folder / self.file_names[index]
+
+    def boxes_of(self, index: int) -> slice:
+        """Return which rows of the boxes' arrays are of one image."""
+        first, last = np.searchsorted(self.image_indices, [index, index + 1])
+        return slice(int(first), int(last))
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the ground truth in COCO's form, for :func:`focaldet.evaluation.evaluate_coco`.
+
+        Crowds are in it. Left out are boxes without area or not finite, and boxes of undeclared
+        categories. Annotations keep their ids where these are positive and unique, as pycocotools
+        needs them; else they are numbered from 1.
+        """
+        widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
+        usable = np.isfinite(self.boxes).all(1) & (widths_heights > 0).all(1) & (self.labels >= 0)
+        (rows,) = usable.nonzero()
+        ids = self.annotation_ids[rows]
+        if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
+            ids = np.arange(1, len(rows) + 1)
+        corners_sizes = np.concatenate([self.boxes[rows, :2], widths_heights[rows]], axis=1)
+        columns = {
+            "id": ids.tolist(),
+            "image_id": self.image_ids[self.image_indices[rows]].tolist(),
+            "category_id": np.asarray(self.category_ids)[self.labels[rows]].tolist()
+            if len(rows)
+            else [],
+            "bbox": corners_sizes.tolist(),
+            "area": self.areas[rows].tolist(),
+            "iscrowd": self.crowd[rows].astype(int).tolist(),
+        }
+        images = zip(
+            self.image_ids.tolist(), self.file_names, self.image_sizes.tolist(), strict=True
+        )
+        return {
+            "images": [
+                {"id": image_id, "file_name": name, "height": height, "width": width}
+                for image_id, name, (height, width) in images
+            ],
+            "annotations": [
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+            ],
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }

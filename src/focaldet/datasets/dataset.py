@@ -1,0 +1,219 @@
+"""A data set for training: images, and the objects that training can use."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from focaldet._checks import check_choice, must_be
+from focaldet.datasets._sizes import read_size
+from focaldet.images import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from focaldet.datasets._table import AnnotationTable
+
+    Transform: TypeAlias = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+
+__all__ = ["DetectionDataset"]
+
+
+class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """Images and targets as :class:`~focaldet.RetinaNet` takes them.
+
+    ``dataset[i]`` is ``(image, target)``. The image is ``[3, H, W]``, float32 in 0-1, upright. The
+    target is a dictionary of ``boxes`` (``[G, 4]``, float32, xyxy in pixels of that image),
+    ``labels`` (``[G]``, int64) and ``image_id`` (int). Images without objects are kept: they train
+    as negatives. Crowds are left out: they are no single objects.
+
+    Args:
+        table: what a reader such as :func:`~focaldet.datasets.read_coco` returned.
+        transform: called with the image as a uint8 ``tv_tensors.Image`` and the target, its boxes
+            being ``tv_tensors.BoundingBoxes``; returns both. See
+            :func:`~focaldet.datasets.train_transform`.
+        invalid_boxes: what becomes of boxes that are not finite, or have no area inside their image.
+            "drop" leaves them out, with one warning that counts them; "raise" is an error. Other
+            boxes that reach outside are clipped to the image.
+
+    Attributes:
+        table: as given, with every box.
+        class_names: of each label.
+        category_ids: the files' own id of each label.
+        num_classes: their number.
+        image_ids: of each item.
+        sizes: ``[I, 2]``, ``(height, width)`` of each image; where the files don't say, it is read
+            from the images' headers at construction.
+        aspect_ratios: ``[I]``, height / width.
+
+    Raises:
+        ValueError: boxes of categories that are not declared; wrong boxes, if asked for.
+        FileNotFoundError, UnreadableImageError: an image whose size is not annotated.
+
+    Warns:
+        UserWarning: boxes were dropped.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        transform: Transform | None = None,
+        *,
+        invalid_boxes: Literal["drop", "raise"] = "drop",
+    ) -> None:
+        check_choice("invalid_boxes", invalid_boxes, ("drop", "raise"))
+        self.table = table
+        self.transform = transform
+        self.sizes = _complete_sizes(table)
+        boxes = _clipped(table.boxes, self.sizes[table.image_indices])
+        with np.errstate(invalid="ignore"):
+            valid = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        objects = ~table.crowd
+        _check_labels(table, objects)
+        if not valid[objects].all():
+            self._report(objects & ~valid, invalid_boxes)
+        used = objects & valid
+        self._boxes = torch.from_numpy(boxes[used])
+        self._labels = torch.from_numpy(table.labels[used])
+        counts = np.bincount(table.image_indices[used], minlength=len(table))
+        self._ends = np.cumsum(counts)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        return self.table.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The files' own id of each label."""
+        return self.table.category_ids
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.table.class_names)
+
+    @property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """``[I]``, the id of each image."""
+        return self.table.image_ids
+
+    @property
+    def aspect_ratios(self) -> npt.NDArray[np.float64]:
+        """``[I]``, height / width of each image."""
+        ratios: npt.NDArray[np.float64] = self.sizes[:, 0] / self.sizes[:, 1]
+        return ratios
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Read one image and its target.
+
+        Raises:
+            FileNotFoundError: the image is missing; the message names the file and the image's id.
+            UnreadableImageError: it can't be decoded.
+            ValueError: it is of another size than annotated.
+        """
+        index = range(len(self))[index]
+        image = self._load(index)
+        start = int(self._ends[index - 1]) if index else 0
+        rows = slice(start, int(self._ends[index]))
+        target = {
+            "boxes": self._boxes[rows].clone(),
+            "labels": self._labels[rows].clone(),
+            "image_id": int(self.image_ids[index]),
+        }
+        if self.transform is not None:
+            image, target = _transformed(self.transform, image, target)
+        if not image.is_floating_point():
+            image = image.float() / 255
+        return image, target
+
+    def _load(self, index: int) -> Tensor:
+        path = self.table.image_path(index)
+        name = f"image {self.image_ids[index]}"
+        image = load_image(path, name)
+        height, width = self.sizes[index].tolist()
+        if image.shape[1:] != (height, width):
+            remedy = "The boxes would not fit: correct the size in the annotations, or the file."
+            if image.shape[1:] == (width, height):
+                remedy = (
+                    "The file may lie on its side: images are turned upright by their EXIF "
+                    "orientation, and boxes must be those of the upright image."
+                )
+            got = f"{image.shape[2]}x{image.shape[1]} in {str(path)!r}"
+            raise ValueError(must_be(name, f"{width}x{height}, as annotated", got, remedy))
+        return image
+
+    def _report(self, wrong: npt.NDArray[np.bool_], invalid_boxes: str) -> None:
+        table = self.table
+        row = int(wrong.argmax())
+        index = int(table.image_indices[row])
+        height, width = self.sizes[index].tolist()
+        first = (
+            f"{table.boxes[row].tolist()} (annotation {table.annotation_ids[row]} of "
+            f"{table.file_names[index]}, {width}x{height})"
+        )
+        condition = "finite, with an area inside their images"
+        if invalid_boxes == "raise":
+            remedy = "invalid_boxes='drop' leaves such boxes out."
+            got = f"{first} in {str(table.source)!r}"
+            raise ValueError(must_be("boxes", condition, got, remedy))
+        warnings.warn(
+            f"Dropped {wrong.sum()} of {len(wrong)} boxes of {str(table.source)!r}, which must be "
+            f"{condition}; the first is {first}.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
+    """Return the annotated sizes, with those that are missing read from the images."""
+    sizes = table.image_sizes.copy()
+    for index in np.flatnonzero((sizes <= 0).any(axis=1)).tolist():
+        sizes[index] = read_size(table.image_path(index))
+    return sizes
+
+
+def _clipped(
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Clip boxes to their images; NaN and infinity stay what they are."""
+    inside = np.clip(boxes, 0, np.tile(sizes[:, ::-1], 2))
+    return np.where(np.isfinite(boxes), inside, np.nan).astype(np.float32)
+
+
+def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> None:
+    unknown = objects & (table.labels < 0)
+    if unknown.any():
+        row = int(unknown.argmax())
+        got = (
+            f"an undeclared one for {unknown.sum()} boxes, the first being annotation "
+            f"{table.annotation_ids[row]} of {table.file_names[table.image_indices[row]]}, "
+            f"in {str(table.source)!r}"
+        )
+        remedy = f"Declared are {', '.join(table.class_names) or 'none'}."
+        raise ValueError(must_be("category", "declared", got, remedy))
+
+
+def _transformed(
+    transform: Transform, image: Tensor, target: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    from focaldet.datasets._tensors import tv_tensors
+
+    size = (int(image.shape[1]), int(image.shape[2]))
+    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    image, target = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
+    plain = {
+        key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+        for key, value in target.items()
+    }
+    return image.as_subclass(Tensor), plain
