@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +10,12 @@ import torch
 
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
+from focaldet.pretrained.aside import written_aside
 from focaldet.pretrained.checkpoint import Checkpoint
 from focaldet.pretrained.reading import read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import os
 
 __all__ = ["load", "save"]
 
@@ -50,34 +48,19 @@ def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
         path.write_text(checkpoint.config.to_json() + "\n", encoding="utf-8")
 
     name = _SAFE if _safetensors_installed() else _TORCH
-    with contextlib.ExitStack() as stack:
-        written = {
-            target: stack.enter_context(_written_aside(folder / target, write))
-            for target, write in ((name, write_tensors), (_CONFIG, write_config))
-        }
-        for target, aside in written.items():
-            aside.replace(folder / target)
+    with (
+        written_aside(folder / name) as tensor_file,
+        written_aside(folder / _CONFIG) as config_file,
+    ):
+        write_tensors(tensor_file)
+        write_config(config_file)
+        tensor_file.replace(folder / name)
+        config_file.replace(folder / _CONFIG)
     (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)  # would be stale
 
 
 def _safetensors_installed() -> bool:
     return importlib.util.find_spec("safetensors") is not None
-
-
-@contextlib.contextmanager
-def _written_aside(target: Path, write: Callable[[Path], None]) -> Iterator[Path]:
-    """Write a file beside its target and give its path; remove it unless it was renamed."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)  # mkstemp's files are the owner's alone
-        yield aside
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:

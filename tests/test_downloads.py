@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import shutil
+import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from focaldet.pretrained import downloads
+from focaldet.pretrained.downloads import DownloadError, cache_folder, download, fetch
+from focaldet.pretrained.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CONTENT = bytes(range(256)) * 16
+SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
+QUICK: dict[str, Any] = {"wait": 0.0, "timeout": 5.0, "tries": 3}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers the requests one by one as the server's ``answers`` say, the last one for ever."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.ranges.append(self.headers.get("Range"))
+        answers = self.server.answers
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    def begin(self, status: int, length: int | None, **headers: str) -> None:
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Callable[[Handler], None]] = [whole]
+        self.ranges: list[str | None] = []
+        self.released = threading.Event()  # lets a stalling answer end
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/weights.pth"
+
+
+def whole(handler: Handler) -> None:
+    """Send the file, or what is asked of it if it is still the same."""
+    wanted = handler.headers.get("Range")
+    if wanted is None or handler.headers.get("If-Range") != '"1"':
+        handler.begin(200, len(CONTENT), ETag='"1"')
+        handler.wfile.write(CONTENT)
+        return
+    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+    last = len(CONTENT) - 1
+    handler.begin(206, len(CONTENT) - start, Content_Range=f"bytes {start}-{last}/{len(CONTENT)}")
+    handler.wfile.write(CONTENT[start:])
+
+
+def cut(at: int, **headers: str) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.begin(200, len(CONTENT), **headers)
+        handler.wfile.write(CONTENT[:at])
+
+    return answer
+
+
+def stall(handler: Handler) -> None:
+    handler.begin(200, len(CONTENT), ETag='"1"')
+    handler.wfile.write(CONTENT[:700])
+    handler.wfile.flush()
+    handler.server.released.wait(5)
+
+
+def status(code: int) -> Callable[[Handler], None]:
+    return lambda handler: handler.begin(code, 0)
+
+
+def sending(content: bytes, length: int | None, **headers: str) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.begin(200, length, **headers)
+        handler.wfile.write(content)
+
+    return answer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.released.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "weights.pth"
+
+
+def refused(url: str, path: Path, reason: str, **options: Any) -> None:
+    """Require the error with the reason, the URL and the place; and no file of any name."""
+    with pytest.raises(DownloadError) as caught:
+        download(url, path, **{"sha256_prefix": SHA256, "megabytes": 3, **QUICK, **options})
+    message = str(caught.value)
+    assert f"{url} could not be downloaded: " in message
+    assert reason in message, message
+    assert f"Fetch {url} (about 3 MB) and put it at {str(path)!r}" in message
+    assert not list(path.parent.iterdir())
+
+
+def test_a_file_comes_whole_and_alone(server: Server, path: Path) -> None:
+    assert download(server.url, path, sha256_prefix=SHA256, **QUICK) == path
+    assert path.read_bytes() == CONTENT
+    assert [one.name for one in path.parent.iterdir()] == ["weights.pth"]
+    assert path.stat().st_mode & 0o444
+    assert server.ranges == [None]
+
+
+def test_after_a_cut_it_goes_on_where_it_was(server: Server, path: Path) -> None:
+    server.answers = [cut(1000, ETag='"1"'), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(
+    server: Server, path: Path
+) -> None:
+    server.answers = [cut(1000, ETag='"0"'), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"]  # If-Range did not hold
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"1"'}])
+def test_where_the_server_cannot_say_that_the_file_is_the_same_it_starts_again(
+    server: Server, path: Path, headers: dict[str, str]
+) -> None:
+    server.answers = [cut(1000, **headers), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+
+
+def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, path: Path) -> None:
+    server.answers = [cut(1000, ETag='"1"'), cut(2000, ETag='"1"'), sending(CONTENT, len(CONTENT))]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+
+
+def wrong_part(handler: Handler) -> None:
+    handler.begin(206, 10, Content_Range=f"bytes 5-14/{len(CONTENT)}")
+    handler.wfile.write(CONTENT[5:15])
+
+
+@pytest.mark.parametrize("answer", [wrong_part, status(416)])
+def test_a_server_that_sends_another_part_or_none_is_asked_for_the_whole(
+    server: Server, path: Path, answer: Callable[[Handler], None]
+) -> None:
+    server.answers = [cut(1000, ETag='"1"'), answer, whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-", None]
+
+
+def test_a_server_that_stalls_is_left_and_asked_again(server: Server, path: Path) -> None:
+    server.answers = [stall, whole]
+    download(server.url, path, sha256_prefix=SHA256, **{**QUICK, "timeout": 0.2})
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=700-"]
+
+
+def test_a_server_that_stalls_for_ever_is_given_up(server: Server, path: Path) -> None:
+    server.answers = [stall]
+    refused(server.url, path, "timed out", timeout=0.1, tries=2)
+    assert len(server.ranges) == 2
+
+
+def test_passing_failures_are_tried_again_and_lasting_ones_are_not(
+    server: Server, path: Path
+) -> None:
+    server.answers = [status(503), status(429), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    path.unlink()
+    server.answers, server.ranges = [status(404)], []
+    refused(server.url, path, "the server answered 404 Not Found")
+    assert len(server.ranges) == 1
+    server.answers, server.ranges = [status(503)], []
+    refused(server.url, path, "the server answered 503 Service Unavailable")
+    assert len(server.ranges) == 3
+
+
+def test_tries_that_bring_much_are_not_counted(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_WORTHWHILE", 500)
+    server.answers = [*(cut(n, ETag='"1"') for n in (600, 1200, 1800, 2400, 3000)), whole]
+    server.answers[1:5] = [continued(600 * i, 600 * (i + 1)) for i in range(1, 5)]
+    download(server.url, path, sha256_prefix=SHA256, **{**QUICK, "tries": 2})
+    assert path.read_bytes() == CONTENT
+    assert server.ranges[-1] == "bytes=3000-"
+
+
+def continued(start: int, end: int) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        last, size = len(CONTENT) - 1, len(CONTENT)
+        handler.begin(206, size - start, Content_Range=f"bytes {start}-{last}/{size}")
+        handler.wfile.write(CONTENT[start:end])
+
+    return answer
+
+
+def test_a_server_that_always_cuts_is_given_up(server: Server, path: Path) -> None:
+    server.answers = [cut(1000)]
+    refused(server.url, path, f"cut after 1000 of {len(CONTENT)} bytes")
+    assert len(server.ranges) == 3
+
+
+def test_a_server_that_lies_about_the_length_gives_no_file(server: Server, path: Path) -> None:
+    server.answers = [sending(CONTENT, len(CONTENT) + 10)]
+    refused(server.url, path, f"cut after {len(CONTENT)} of {len(CONTENT) + 10} bytes")
+    server.answers = [sending(CONTENT, 1000)]
+    refused(
+        server.url, path, f"the file's SHA-256 begins with {sha256(CONTENT[:1000])}, not {SHA256}"
+    )
+    refused(server.url, path, "the file has 0.0 MB, not about 3", sha256_prefix=None)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def test_a_server_that_says_no_length_is_believed_and_the_hash_decides(
+    server: Server, path: Path
+) -> None:
+    server.answers = [sending(CONTENT, None)]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    path.unlink()
+    server.answers = [sending(CONTENT[:-1], None)]
+    refused(server.url, path, "SHA-256 begins with")
+
+
+def test_another_file_never_gets_the_name(server: Server, path: Path) -> None:
+    server.answers = [sending(b"something else", 14)]
+    refused(server.url, path, f"SHA-256 begins with {sha256(b'something else')}, not {SHA256}")
+    assert len(server.ranges) == 1
+    server.answers = [sending(b"<html>Log in", 12, Content_Type="text/html; charset=utf-8")]
+    refused(server.url, path, "a web page came, perhaps the network's login", sha256_prefix=None)
+
+
+def test_without_a_network_the_error_says_where_to_put_the_file(path: Path) -> None:
+    with Server() as gone:
+        url = gone.url  # of a port where nobody listens any more
+    refused(url, path, "refused", wait=60)
+    url = "http://weights.invalid/weights.pth"
+    refused(url, path, "", wait=60)
+
+
+def test_a_full_disk_is_said_before_and_while_writing(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        usage = types.SimpleNamespace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        refused(server.url, path, "0 MB are missing and 0 MB free")
+
+    def no_space(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(transfer: Any, chunk: bytes) -> None:
+        transfer.file = types.SimpleNamespace(write=no_space)
+        original(transfer, chunk)
+
+    original = downloads._Transfer._write
+    monkeypatch.setattr(downloads._Transfer, "_write", write)
+    server.ranges.clear()
+    refused(server.url, path, "writing failed: [Errno 28] No space left on device")
+    assert len(server.ranges) == 1
+
+
+def test_an_interrupted_download_leaves_nothing(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(downloads._Transfer, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download(server.url, path, **QUICK)
+    assert not list(path.parent.iterdir())
+
+
+def test_two_at_once_do_each_other_no_harm(server: Server, path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def together(handler: Handler) -> None:
+        handler.begin(200, len(CONTENT))
+        handler.wfile.write(CONTENT[:2000])
+        handler.wfile.flush()
+        both.wait(5)
+        handler.wfile.write(CONTENT[2000:])
+
+    server.answers = [together]
+    with ThreadPoolExecutor(2) as pool:
+        done = [
+            pool.submit(download, server.url, path, sha256_prefix=SHA256, **QUICK) for _ in range(2)
+        ]
+        assert {one.result() for one in done} == {path}
+    assert path.read_bytes() == CONTENT
+    assert [one.name for one in path.parent.iterdir()] == ["weights.pth"]
+
+
+def test_it_works_without_tqdm(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    server.answers = [cut(1000, ETag='"1"'), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_terminal_sees_a_bar(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    server.answers = [cut(1000, ETag='"1"'), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert last.startswith("weights.pth: 100%")
+    assert "4.10k/4.10k" in last
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FOCALDET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_the_cache_is_focaldets_home_or_torchs(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache_folder() == home
+    monkeypatch.delenv("FOCALDET_HOME")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "hub" / "checkpoints"
+
+
+def test_a_cached_file_needs_no_network_and_is_checked_each_time(
+    server: Server, home: Path
+) -> None:
+    entry = replace(PUBLISHED[0], url=server.url, sha256_prefix=SHA256)
+    path = home / entry.file_name
+    assert fetch(entry) == path
+    assert fetch(entry) == path
+    assert len(server.ranges) == 1
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(DownloadError, match=rf"is not {entry.name}: .*not {SHA256}. Delete it"):
+        fetch(entry)
+    assert path.exists()  # it may be dear to someone
+
+
+def test_a_file_for_browsers_is_taken_from_the_cache_or_asked_for(home: Path) -> None:
+    [entry] = [one for one in PUBLISHED if one.by_hand]
+    with pytest.raises(DownloadError) as caught:
+        fetch(entry)
+    assert str(caught.value) == (
+        "'yhenon/coco_resnet_50_map_0_335' can only be fetched with a browser. Fetch "
+        "https://drive.google.com/open?id=1yLmjq3JtXi841yXWBxst0coAgR26MNBS (about 152 MB) and put "
+        f"it at {str(home / 'coco_resnet_50_map_0_335_state_dict.pt')!r}; no network is needed then."
+    )
+    home.mkdir()
+    (home / entry.file_name).write_bytes(b"")
+    assert fetch(entry) == home / entry.file_name
