@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from focaldet._checks import must_be
 from focaldet.anchors import AnchorGenerator
+from focaldet.backbones import build_backbone, freeze_stages
 from focaldet.box_coder import BoxCoder
 from focaldet.criterion import RetinaNetCriterion
 from focaldet.fpn import FPN
@@ -15,13 +16,13 @@ from focaldet.postprocess import PostProcess
 from focaldet.transforms import Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["Parts", "build_anchor_generator", "build_parts", "build_preprocess"]
+__all__ = ["Parts", "build_anchor_generator", "build_parts", "build_preprocess", "choose_backbone"]
 
 
 class Parts(TypedDict):
@@ -119,6 +120,36 @@ def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> A
         offset=config.anchor_offset,
         mode=config.anchor_mode,
     )
+
+
+def choose_backbone(
+    config: RetinaNetConfig, backbone: nn.Module | None, weights: Mapping[str, Tensor] | None
+) -> nn.Module:
+    """Take the backbone that was handed in, or build the one that the config names.
+
+    Args:
+        config: describes it; its ``trainable_stages`` are those that train.
+        backbone: given if, and only if, ``config.backbone`` is "custom".
+        weights: a torchvision classifier's state dict for one that is built.
+
+    Raises:
+        TypeError: a backbone that is missing, or one too many.
+        ValueError: an option out of its range, or weights that don't fit.
+    """
+    if (backbone is None) == (config.backbone == "custom"):
+        condition = "given if, and only if, config.backbone is 'custom'"
+        got = f"{type(backbone).__name__} with config.backbone={config.backbone!r}"
+        raise TypeError(must_be("backbone", condition, got))
+    if backbone is not None:
+        return backbone
+    built = build_backbone(
+        config.backbone,
+        norm=config.backbone_norm,
+        norm_eps=config.backbone_norm_eps,
+        weights=weights,
+    )
+    freeze_stages(built, config.trainable_stages)
+    return built
 
 
 def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from focaldet._assembly import build_parts
-from focaldet._checks import must_be
+from focaldet import pretrained
+from focaldet._assembly import build_parts, choose_backbone
 from focaldet._prediction import predict_images
-from focaldet.backbones import build_backbone, freeze_stages
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained import Checkpoint, check_fit, load_checkpoint, save_checkpoint
 from focaldet.structures import check_targets
 
 if TYPE_CHECKING:
@@ -36,8 +34,7 @@ __all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
 _ALL_STAGES = 5
 _RANDOM_FROZEN = (
     "backbone_norm='frozen' without backbone_weights: a backbone that starts at random hardly trains "
-    "without working norms. Use backbone_norm='batch', or hand in weights; from_pretrained loads a "
-    "whole detector."
+    "without working norms. Use backbone_norm='batch', weights, or from_pretrained."
 )
 
 
@@ -155,18 +152,7 @@ class RetinaNet(nn.Module):
         backbone: nn.Module | None,
         backbone_weights: Mapping[str, Tensor] | None = None,
     ) -> RetinaNet:
-        if (backbone is None) == (config.backbone == "custom"):
-            condition = "given if, and only if, config.backbone is 'custom'"
-            got = f"{type(backbone).__name__} with config.backbone={config.backbone!r}"
-            raise TypeError(must_be("backbone", condition, got))
-        if backbone is None:
-            backbone = build_backbone(
-                config.backbone,
-                norm=config.backbone_norm,
-                norm_eps=config.backbone_norm_eps,
-                weights=backbone_weights,
-            )
-            freeze_stages(backbone, config.trainable_stages)
+        backbone = choose_backbone(config, backbone, backbone_weights)
         return cls(config, backbone=backbone, **build_parts(config, backbone))
 
     @classmethod
@@ -176,25 +162,32 @@ class RetinaNet(nn.Module):
         *,
         config: RetinaNetConfig | None = None,
         backbone: nn.Module | None = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> RetinaNet:
         """Build a RetinaNet and load its weights; it is in evaluation mode.
 
         Args:
-            source: a directory that :meth:`save_pretrained` wrote, or a torchvision RetinaNet's state
-                dict in a file. Of a 91-class COCO head the 80 real classes are kept, with their names.
+            source: a directory that :meth:`save_pretrained` wrote; a published name, which is
+                downloaded once (:func:`focaldet.pretrained.list`); a published project's file; or a
+                repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
             config: instead of the one that the checkpoint brings or suggests; the weights must fit.
-            backbone: a module of your own, if ``config.backbone`` is "custom"; its weights are loaded
-                too.
+            backbone: a module of your own, loaded too, if ``config.backbone`` is "custom".
+            num_classes: for other classes the last class layer starts anew, and for a ``config`` of
+                other anchors the box layer too: :func:`focaldet.pretrained.for_other_classes`.
+            class_names: their names.
 
         Raises:
-            FileNotFoundError: nothing is there.
+            FileNotFoundError: nothing is there, or on the Hub.
+            focaldet.pretrained.DownloadError: a published file could not be fetched.
             ValueError: a damaged file, one that would run code, one of no known family, or weights
                 that don't fit the architecture. No code in a file is ever run.
         """
-        checkpoint = load_checkpoint(source, config)
+        checkpoint = pretrained.load_checkpoint(
+            source, config, num_classes=num_classes, class_names=class_names
+        )
         model = cls._build(checkpoint.config, backbone)
-        check_fit(model.state_dict(), checkpoint.tensors)
-        model.load_state_dict(checkpoint.tensors)
+        pretrained.load_into(model, checkpoint)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -206,7 +199,27 @@ class RetinaNet(nn.Module):
         Args:
             folder: made if it does not exist.
         """
-        save_checkpoint(Checkpoint(self.config, self.state_dict()), folder)
+        pretrained.save_checkpoint(self._checkpoint(), folder)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, commit_message: str = "Upload model"
+    ) -> str:
+        """Upload to the Hugging Face Hub what :meth:`save_pretrained` writes (extra ``hub``).
+
+        Args:
+            repository: "user/repo"; made if it does not exist, with a model card if it has none.
+            private: of one that is made; None takes the account's default.
+            commit_message: of the upload.
+
+        Returns:
+            The commit's URL.
+        """
+        return pretrained.push_checkpoint(
+            self._checkpoint(), repository, private=private, commit_message=commit_message
+        )
+
+    def _checkpoint(self) -> pretrained.Checkpoint:
+        return pretrained.Checkpoint(self.config, self.state_dict())
 
     def forward(
         self,

@@ -7,48 +7,82 @@ which of its characteristic keys a file lacks (none: the file is the family's), 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focaldet._checks import must_be
 from focaldet.pretrained import directory, torchvision_family
 from focaldet.pretrained.checkpoint import Checkpoint, Family, check_fit
+from focaldet.pretrained.downloads import DownloadError, cache_folder
+from focaldet.pretrained.hub import push
+from focaldet.pretrained.published import PublishedTable, PublishedWeights, list_published
 from focaldet.pretrained.reading import read_tensors
+from focaldet.pretrained.sources import locate
+from focaldet.pretrained.transfer import LoadingReport, for_other_classes, load_into
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["FAMILIES", "Checkpoint", "Family", "check_fit", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FAMILIES",
+    "Checkpoint",
+    "DownloadError",
+    "Family",
+    "LoadingReport",
+    "PublishedTable",
+    "PublishedWeights",
+    "cache_folder",
+    "check_fit",
+    "for_other_classes",
+    "list",
+    "load_checkpoint",
+    "load_into",
+    "push_checkpoint",
+    "save_checkpoint",
+]
 
 FAMILIES: tuple[Family, ...] = (torchvision_family,)
 """The families of which a lone file can be."""
 
 save_checkpoint = directory.save
+push_checkpoint = push
+list = list_published  # noqa: A001
 
 
 def load_checkpoint(
-    source: str | os.PathLike[str], config: RetinaNetConfig | None = None
+    source: str | os.PathLike[str],
+    config: RetinaNetConfig | None = None,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of any known kind.
 
     Args:
-        source: a directory that ``RetinaNet.save_pretrained`` wrote, or a file of a known family.
+        source: a directory that ``RetinaNet.save_pretrained`` wrote; a file of a known family; a
+            published name, see :func:`list`; or a repository on the Hugging Face Hub.
         config: instead of the one that the checkpoint brings or suggests.
+        num_classes: other classes, for which :func:`load_into` begins layers anew.
+        class_names: their names.
 
     Raises:
         FileNotFoundError: nothing is there, or a directory without a checkpoint.
-        ValueError: a damaged file, one that would run code, or one of no known family.
+        DownloadError: a published file that could not be fetched.
+        ValueError: a damaged file, one that would run code, one of no known family, or arguments
+            that contradict one another.
     """
-    path = Path(source)
+    path = locate(source)
+    if num_classes is None and class_names is None:
+        return _read(path, config)
+    return for_other_classes(_read(path), config, num_classes=num_classes, class_names=class_names)
+
+
+def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
     if path.is_dir():
         return directory.load(path, config)
-    if not path.is_file():
-        condition = "a directory written by save_pretrained or a checkpoint file"
-        raise FileNotFoundError(
-            must_be("source", condition, f"{str(path)!r}, which does not exist")
-        )
     tensors = read_tensors(path)
     tried = []
     for family in FAMILIES:

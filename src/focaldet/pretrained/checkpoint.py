@@ -22,10 +22,12 @@ class Checkpoint(NamedTuple):
     Attributes:
         config: describes the model that takes the tensors.
         tensors: its state dict, in focaldet's key names.
+        renewed: layers that the model initialises itself, whatever the tensors hold for them.
     """
 
     config: RetinaNetConfig
     tensors: dict[str, Tensor]
+    renewed: tuple[str, ...] = ()
 
 
 class Family(Protocol):
