@@ -1,0 +1,100 @@
+"""``metrics.csv``: every number of a run, also of one that was interrupted."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from focaldet.pretrained.aside import written_aside
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+__all__ = ["MetricsFile", "read_metrics"]
+
+_FLUSH_EVERY = 50  # rows
+_COUNTS = ("epoch", "step")
+
+
+class MetricsFile(Logger):
+    """Write all that is logged to one CSV file, a row for each call, and go on with it on resuming.
+
+    pytorch-lightning's own ``CSVLogger`` deletes the file of the run that it resumes.
+
+    Args:
+        path: the file. It is written aside and renamed, every 50 rows and at an epoch's end.
+        resume_step: keep the rows before this step; None begins a new file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._rows: list[dict[str, Any]] = []
+        self._unwritten = 0
+        if resume_step is not None and self.path.is_file():
+            self._rows = [row for row in read_metrics(self.path) if row["step"] < resume_step]
+
+    @property
+    def name(self) -> str:
+        """Nothing: there is one run a folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: there is one run a folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        self._rows.append({**metrics, "step": step})
+        self._unwritten += 1
+        if self._unwritten >= _FLUSH_EVERY:
+            self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Do nothing: ``run.json`` has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file."""
+        if not self._unwritten:
+            return
+        columns = {key for row in self._rows for key in row}.difference(_COUNTS)
+        with written_aside(self.path) as aside:
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, [*_COUNTS, *sorted(columns)])
+                writer.writeheader()
+                writer.writerows(self._rows)
+            aside.replace(self.path)
+        self._unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the file."""
+        del status
+        self.save()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read the rows of a ``metrics.csv``, without empty cells."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return [
+            {key: _number(key, value) for key, value in row.items() if value} for row in rows
+        ]
+
+
+def _number(column: str, text: str) -> float:
+    return int(text) if column in _COUNTS else float(text)

@@ -1,0 +1,122 @@
+"""The optimiser's parts: learning rate, its course, and which parameters decay."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from focaldet._checks import check_choice
+
+if TYPE_CHECKING:
+    from focaldet.training._options import TrainingOptions
+
+__all__ = [
+    "PAPER_BATCH",
+    "PAPER_LR",
+    "build_optimizer",
+    "choose_lr",
+    "lr_factor",
+    "parameter_groups",
+]
+
+PAPER_LR = 0.01
+"""The paper's learning rate, of SGD with a batch of :data:`PAPER_BATCH`."""
+
+PAPER_BATCH = 16
+"""Images in the paper's batch: 2 on each of 8 GPUs."""
+
+_ADAMW_LR = 1e-4  # at PAPER_BATCH
+_MOMENTUM = 0.9
+_STEP_MILESTONES = (2 / 3, 8 / 9)  # 60,000 and 80,000 of 90,000
+_LONGEST_WARMUP = 500
+_WARMUP_START = 1e-3  # of the full rate
+
+
+def choose_lr(options: TrainingOptions, real_batch: int) -> tuple[float, str]:
+    """Return the learning rate of the real batch, and one line that says where it comes from."""
+    if options.lr is not None:
+        return options.lr, f"lr {options.lr:g}, as given, for {real_batch} images an update"
+    base = PAPER_LR if options.optimizer == "sgd" else _ADAMW_LR
+    lr = base * real_batch / PAPER_BATCH
+    return lr, f"lr {lr:g} = {base:g} x {real_batch} / {PAPER_BATCH} images an update"
+
+
+def lr_factor(
+    step: int,
+    total_steps: int,
+    *,
+    schedule: Literal["step", "cosine", "constant"] = "step",
+    warmup_steps: int | None = None,
+) -> float:
+    """Return what the learning rate is multiplied by in one update.
+
+    Args:
+        step: the update, from 0.
+        total_steps: updates of the whole run.
+        schedule: "step" divides by 10 after 2/3 and 8/9 of all updates; "cosine" falls to 0 along
+            half a cosine; "constant" stays.
+        warmup_steps: updates in which the factor rises linearly from 0.001, on top of the schedule;
+            None takes 500, or a tenth of all updates where that is less.
+
+    Raises:
+        ValueError: another schedule.
+
+    >>> [round(lr_factor(step, 90, warmup_steps=0), 3) for step in (0, 59, 60, 79, 80)]
+    [1.0, 1.0, 0.1, 0.1, 0.01]
+    >>> round(lr_factor(45, 90, schedule="cosine", warmup_steps=0), 3)
+    0.5
+    """
+    check_choice("schedule", schedule, ("step", "cosine", "constant"))
+    if warmup_steps is None:
+        warmup_steps = min(_LONGEST_WARMUP, total_steps // 10)
+    factor = 1.0
+    if schedule == "step":
+        ends = [round(total_steps * part) for part in _STEP_MILESTONES]
+        factor = 0.1 ** bisect.bisect_right(ends, step)
+    elif schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
+    if step < warmup_steps:
+        factor *= _WARMUP_START + (1 - _WARMUP_START) * step / warmup_steps
+    return factor
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool
+) -> list[dict[str, Any]]:
+    """Return the parameters that train, in groups for an optimiser.
+
+    Args:
+        model: frozen parameters of it are left out.
+        weight_decay: of the weights.
+        decay_norm_and_bias: False puts parameters of one dimension (norms' scales, all biases) in a
+            group of their own, without decay.
+
+    >>> groups = parameter_groups(nn.Conv2d(3, 4, 1), 1e-4, decay_norm_and_bias=False)
+    >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+    [(1, 0.0001), (1, 0.0)]
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if decay_norm_and_bias:
+        return [{"params": trained, "weight_decay": weight_decay}]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(
+    model: nn.Module, options: TrainingOptions, lr: float
+) -> torch.optim.Optimizer:
+    """Build the optimiser that the options ask for."""
+    groups = parameter_groups(
+        model, options.weight_decay, decay_norm_and_bias=options.decay_norm_and_bias
+    )
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM)
