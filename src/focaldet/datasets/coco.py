@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from focaldet._checks import must_be
+from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._json import CocoColumns, read_columns
 from focaldet.datasets._table import AnnotationTable, PackedStrings
 
@@ -44,8 +45,16 @@ def read_coco(
     path = Path(annotations)
     if not path.is_file():
         raise FileNotFoundError(must_be("annotations", "an existing file", repr(str(path))))
-    del cache
-    return _table(read_columns(path), path, _image_folder(path, images))
+    folder = _image_folder(path, images)
+    if not cache:
+        return _table(read_columns(path), path, folder)
+    cached = load_cache(path, folder)
+    if cached is not None:
+        return cached
+    state = fingerprint(path)
+    table = _table(read_columns(path), path, folder)
+    save_cache(table, path, state)
+    return table
 
 
 def _image_folder(path: Path, images: str | os.PathLike[str] | None) -> Path:

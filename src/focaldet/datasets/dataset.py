@@ -72,18 +72,16 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.table = table
         self.transform = transform
         self.sizes = _complete_sizes(table)
-        boxes = _clipped(table.boxes, self.sizes[table.image_indices])
-        with np.errstate(invalid="ignore"):
-            valid = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        boxes, valid = _clipped(table.boxes, self.sizes, table.image_indices)
         objects = ~table.crowd
         _check_labels(table, objects)
-        if not valid[objects].all():
-            self._report(objects & ~valid, invalid_boxes)
         used = objects & valid
-        self._boxes = torch.from_numpy(boxes[used])
-        self._labels = torch.from_numpy(table.labels[used])
-        counts = np.bincount(table.image_indices[used], minlength=len(table))
-        self._ends = np.cumsum(counts)
+        if (used < objects).any():
+            self._report(used < objects, invalid_boxes)
+        rows = np.flatnonzero(used)
+        self._boxes = torch.from_numpy(boxes.take(rows, axis=0))
+        self._labels = torch.from_numpy(table.labels.take(rows))
+        self._ends = np.cumsum(np.bincount(table.image_indices.take(rows), minlength=len(table)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -178,17 +176,23 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
 def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
     """Return the annotated sizes, with those that are missing read from the images."""
     sizes = table.image_sizes.copy()
-    for index in np.flatnonzero((sizes <= 0).any(axis=1)).tolist():
+    for index in np.flatnonzero(sizes.min(axis=1) <= 0).tolist():
         sizes[index] = read_size(table.image_path(index))
     return sizes
 
 
 def _clipped(
-    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float32]:
-    """Clip boxes to their images; NaN and infinity stay what they are."""
-    inside = np.clip(boxes, 0, np.tile(sizes[:, ::-1], 2))
-    return np.where(np.isfinite(boxes), inside, np.nan).astype(np.float32)
+    boxes: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int32],
+    image_indices: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the boxes clipped to their images, and which are finite and have an area there."""
+    limits = np.tile(sizes[:, ::-1], 2).astype(np.float32).take(image_indices, axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(boxes @ np.ones(4))  # the sum of a row: infinities make it inf or NaN
+        x1, y1, x2, y2 = (inside := np.clip(boxes.astype(np.float32), 0, limits)).T
+        valid: npt.NDArray[np.bool_] = finite & (x2 > x1) & (y2 > y1)
+    return inside, valid
 
 
 def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> None:
