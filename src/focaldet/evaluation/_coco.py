@@ -93,8 +93,9 @@ def evaluate_coco(
     wanted = None if image_ids is None else list(image_ids)
 
     def read() -> tuple[Backend, Truth, Found, list[int] | None]:
+        resolved = resolve(backend)
         truth = read_truth(annotations)
-        return resolve(backend), truth, read_found(results, truth, category_ids), wanted
+        return resolved, truth, read_found(results, truth, category_ids), wanted
 
     return over_ranks(read, _evaluate)
 

@@ -1,0 +1,228 @@
+"""The backends of evaluate_coco, held against pycocotools used plainly, as its own demo does."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from focaldet.evaluation import evaluate_coco
+from tests.conftest import SHARED
+from tests.test_evaluation import truth
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from focaldet.evaluation import CocoResult
+
+pytestmark = pytest.mark.parity
+
+ORACLE = SHARED / "data" / "oracles" / "coco_demo"
+EXACT = ["pycocotools", "hotcoco"]
+BACKENDS = [*EXACT, "faster-coco-eval"]
+
+
+def available(backend: str) -> Any:
+    pytest.importorskip(backend.replace("-", "_"))
+    return backend
+
+
+def plain(annotations: dict[str, Any], entries: list[dict[str, Any]]) -> COCOeval:
+    with contextlib.redirect_stdout(io.StringIO()):
+        objects, found = COCO(), COCO()
+        objects.dataset = copy.deepcopy(annotations)
+        objects.createIndex()
+        if entries:
+            found = objects.loadRes(copy.deepcopy(entries))
+        judge = COCOeval(objects, found, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
+
+
+def assert_same(result: CocoResult, judge: COCOeval, backend: str) -> None:
+    assert_array_equal(result.recall, judge.eval["recall"])
+    assert_array_equal(result.scores, judge.eval["scores"])
+    if backend in EXACT:
+        assert_array_equal(result.precision, judge.eval["precision"])
+        assert_array_equal(result.stats, judge.stats)
+    else:
+        assert_allclose(result.precision, judge.eval["precision"], rtol=0, atol=2.3e-16)
+        assert_allclose(result.stats, judge.stats, rtol=0, atol=1e-15)
+
+
+def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Draw a small evaluation full of ties, exact IoUs, crowds, empty images and classes.
+
+    Boxes lie on a coarse grid, so that many IoUs are exactly a threshold and many areas exactly
+    a limit of "small" or "medium"; scores have one digit; some images have more than 100
+    detections of a class.
+    """
+    rng = np.random.default_rng(seed)
+    images, classes = int(rng.integers(1, 6)), int(rng.integers(1, 4))
+    image_ids = rng.permutation(1000)[:images].tolist()
+    category_ids = rng.permutation(90)[:classes].tolist()
+    step = int(rng.choice([4, 8, 16, 32]))
+
+    def box() -> list[float]:
+        return [float(one * step) for one in (*rng.integers(0, 6, 2), *rng.integers(0, 6, 2))]
+
+    objects: list[dict[str, Any]] = [
+        {
+            "id": i + 1,
+            "image_id": int(rng.choice(image_ids)),
+            "category_id": int(rng.choice(category_ids)),
+            "bbox": box(),
+            "area": float(rng.choice([500, 32**2, 5000, 96**2, 20000])),
+            "iscrowd": int(rng.random() < 0.2),
+        }
+        for i in range(rng.integers(0, 20))
+    ]
+    many = int(rng.choice([0, 5, 40, 400]))
+    entries = [
+        {
+            "image_id": int(rng.choice(image_ids)),
+            "category_id": int(rng.choice(category_ids)),
+            "bbox": box(),
+            "score": float(rng.integers(0, 11) / 10),
+        }
+        for _ in range(many)
+    ]
+    for one in objects:  # some are found
+        if rng.random() < 0.5:
+            moved = [edge + shift for edge, shift in zip(one["bbox"], (1, 0, 0, 2), strict=True)]
+            near = {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": moved}
+            entries.append({**near, "score": float(rng.random())})
+    order = rng.permutation(len(entries))
+    annotations = {
+        "images": [{"id": i, "height": 300, "width": 300} for i in image_ids],
+        "annotations": objects,
+        "categories": [{"id": i, "name": f"class {i}"} for i in category_ids],
+    }
+    return annotations, [entries[i] for i in order]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_each_backend_gives_what_pycocotools_gives(backend: str, seed: int) -> None:
+    annotations, entries = drawn(seed)
+    result = evaluate_coco(annotations, entries, backend=available(backend))
+    assert_same(result, plain(annotations, entries), backend)
+    assert result.backend == backend
+
+
+def test_the_drawn_evaluations_have_what_they_are_for() -> None:
+    """Crowds, ties, empty images, classes without objects, over 100 detections of a class."""
+    has = dict.fromkeys(("crowd", "tie", "empty", "no objects", "many", "found", "nothing"), 0)
+    for seed in range(60):
+        annotations, entries = drawn(seed)
+        objects, scores = annotations["annotations"], [one["score"] for one in entries]
+        pairs = [(one["image_id"], one["category_id"]) for one in entries]
+        has["crowd"] += any(one["iscrowd"] for one in objects)
+        has["tie"] += len(set(scores)) < len(scores)
+        has["empty"] += len({one["image_id"] for one in objects}) < len(annotations["images"])
+        has["no objects"] += len({one["category_id"] for one in objects}) < len(
+            annotations["categories"]
+        )
+        has["many"] += any(pairs.count(pair) > 100 for pair in set(pairs))
+        has["found"] += evaluate_coco(annotations, entries).ap > 0
+        has["nothing"] += not entries
+    assert all(has.values()), has
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_published_numbers_of_cocos_demo_come_out(backend: str) -> None:
+    if not ORACLE.is_dir():
+        pytest.skip("the demo of COCO's evaluation is not beside this checkout")
+    annotations = ORACLE / "instances_val2014_100.json"
+    results = ORACLE / "instances_val2014_fakebbox100_results.json"
+    result = evaluate_coco(annotations, results, backend=available(backend))
+    expected = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501]
+    expected += [0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
+    assert [round(value, 3) for value in result.stats] == expected
+    judge = plain(json.loads(annotations.read_text()), json.loads(results.read_text()))
+    assert_same(result, judge, backend)
+    assert result.of_class("person").objects == sum(
+        one["category_id"] == 1 and not one["iscrowd"]
+        for one in json.loads(annotations.read_text())["annotations"]
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_some_of_the_images_are_evaluated_as_pycocotools_does(backend: str) -> None:
+    if not ORACLE.is_dir():
+        pytest.skip("the demo of COCO's evaluation is not beside this checkout")
+    annotations = json.loads((ORACLE / "instances_val2014_100.json").read_text())
+    entries = json.loads((ORACLE / "instances_val2014_fakebbox100_results.json").read_text())
+    some = [image["id"] for image in annotations["images"]][10:40]
+    with contextlib.redirect_stdout(io.StringIO()):
+        objects = COCO()
+        objects.dataset = copy.deepcopy(annotations)
+        objects.createIndex()
+        judge = COCOeval(objects, objects.loadRes(copy.deepcopy(entries)), "bbox")
+        judge.params.imgIds = some
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    result = evaluate_coco(annotations, entries, backend=available(backend), image_ids=some)
+    assert_same(result, judge, backend)
+    assert result.num_images == 30
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_backend_minds_that_there_is_nothing(
+    backend: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    objects = truth((4, 7, [10, 10, 40, 40]))
+    name = available(backend)
+    assert evaluate_coco(truth(), [], backend=name).stats == (-1,) * 12
+    assert evaluate_coco(objects, [], backend=name).ap == 0
+    only_wrong = [{"image_id": 9, "category_id": 30, "bbox": [1, 1, 5, 5], "score": 0.5}]
+    assert evaluate_coco(truth(), only_wrong, backend=name).stats == (-1,) * 12
+    assert evaluate_coco(objects, only_wrong, backend=name).ap == 0
+    assert evaluate_coco({**truth(), "images": []}, [], backend=name).stats == (-1,) * 12
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("backend", "remedy"),
+    [
+        ("hotcoco", r"pip install 'focaldet\[fast\]'"),
+        ("faster-coco-eval", "pip install faster-coco-eval"),
+    ],
+)
+def test_a_backend_that_is_not_installed_is_told_with_the_remedy(
+    backend: Any, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, backend.replace("-", "_"), None)
+    with pytest.raises(
+        ImportError, match=f"backend='{backend}' needs the package {backend}: {remedy}"
+    ):
+        evaluate_coco(truth(), [], backend=backend)
+
+
+def test_auto_takes_hotcoco_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hotcoco")
+    assert evaluate_coco(truth(), [], backend="auto").backend == "hotcoco"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert evaluate_coco(truth(), [], backend="auto").backend == "pycocotools"
+
+
+def test_a_backend_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"`backend` must be one of 'pycocotools', .*; got 'matlab'"
+    ):
+        evaluate_coco(tmp_path / "none.json", [], backend="matlab")  # type: ignore[arg-type]
