@@ -125,7 +125,7 @@ def download(
             part.replace(path)
     except (_RefusedError, OSError, HTTPException) as error:
         raise DownloadError(
-            f"{url} could not be downloaded: {_reason(error)}. {_by_hand(url, path, megabytes)}"
+            f"{path.name} could not be downloaded: {_reason(error)}. {_by_hand(url, path, megabytes)}"
         ) from error
     return path
 

@@ -60,7 +60,7 @@ def download_repository(name: str) -> Path:
         )
     except (OSError, ValueError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
-        raise FileNotFoundError(lines[0].rstrip(".")) from error
+        raise FileNotFoundError(lines[0].removeprefix("Got: ").rstrip(".")) from error
     return Path(folder)
 
 

@@ -48,7 +48,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         try:
             return download_repository(source)
         except OSError as error:
-            got = f"{source!r}: no such file, and of the Hub: {error}"
+            got = f"{source!r}: no such file, and from the Hub: {error}"
             raise FileNotFoundError(_message(source, got)) from error
     raise FileNotFoundError(_message(source, got))
 
