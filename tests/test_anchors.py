@@ -75,7 +75,7 @@ def test_anchors_made_in_inference_mode_serve_a_later_training_step() -> None:
         ({"sizes": (32,)}, r"`strides` must be one a level \(1 sizes\); got 5 strides"),
         ({"octave_scales": ()}, "`octave_scales` must be not empty"),
         ({"offset": 1.5}, r"`offset` must be in \[0, 1\]; got 1.5"),
-        ({"mode": "exakt"}, "`mode` must be one of 'exact', 'torchvision'; got 'exakt'"),
+        ({"mode": "exakt"}, "`mode` must be one of 'exact', 'rounded', 'torchvision'; got 'exakt'"),
         ({"mode": "torchvision"}, "`offset` must be 0 in mode 'torchvision'; got 0.5"),
     ],
 )
@@ -93,3 +93,22 @@ def test_wrong_calls_are_named() -> None:
 
 def test_repr_shows_the_arguments() -> None:
     assert "strides=(8, 16, 32, 64, 128), offset=0.5, mode='exact'" in repr(AnchorGenerator())
+
+
+def test_rounded_anchors_are_those_of_older_nvidia_releases() -> None:
+    octaves = tuple(4 * 2 ** (i / 3) for i in range(3))
+    generator = AnchorGenerator((8, 16, 32, 64, 128), octave_scales=octaves, mode="rounded")
+    tall, square, wide = (generator.cell_anchors(0)[index] for index in (6, 3, 0))
+    # Their corners include the last pixel: -8, -20, 15, 27 in a cell of 8 pixels at (0, 0).
+    assert tall.tolist() == [-12, -24, 12, 24]
+    assert square.tolist() == [-16, -16, 16, 16]
+    assert wide.tolist() == [-22, -12, 22, 12]
+    assert_close(generator.cell_anchors(0)[7], tall * 2 ** (1 / 3))
+
+
+def test_anchors_of_detectors_with_a_last_pixel_are_a_pixel_larger() -> None:
+    exact, larger = AnchorGenerator(), AnchorGenerator(plus_one=True)
+    for a, b in zip(exact(FEATURES), larger(FEATURES), strict=True):
+        assert_close(b - a, torch.tensor([0.0, 0, 1, 1]).expand_as(a), rtol=0, atol=1e-3)
+    assert "plus_one=True" in repr(larger)
+    assert "plus_one" not in repr(exact)

@@ -88,3 +88,30 @@ def test_wrong_weights_and_names_are_named() -> None:
         build_backbone("resnet18", norm="sync")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`trainable_stages` must be in \[0, 5\]; got 6"):
         freeze_stages(build_backbone("resnet18"), 6)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+def test_strides_can_lie_in_the_first_convolution_of_a_stage(name: str) -> None:
+    torch.manual_seed(0)
+    second: Any = build_backbone(name, norm="batch").eval()
+    first: Any = build_backbone(name, norm="batch", stride_in_1x1=True).eval()
+    first.load_state_dict(second.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        stem = first.maxpool(first.relu(first.bn1(first.conv1(image))))
+        c2 = first.layer1(stem)
+        block = first.layer2[0]
+        by_hand = block.relu(block.bn1(torch.conv2d(c2, block.conv1.weight, stride=2)))
+        groups = block.conv2.groups
+        by_hand = torch.conv2d(by_hand, block.conv2.weight, padding=1, groups=groups)
+        by_hand = block.conv3(block.relu(block.bn2(by_hand)))
+        by_hand = block.relu(block.bn3(by_hand) + block.downsample(c2))
+        assert_close(block(c2), by_hand)
+        assert [m.shape for m in first(image)] == [m.shape for m in second(image)]
+        assert float((first(image)[0] - second(image)[0]).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_strides_of_other_blocks_cannot_be_moved(name: str) -> None:
+    with pytest.raises(ValueError, match=f"`stride_in_1x1` must be False .*got True for '{name}'"):
+        build_backbone(name, norm="batch", stride_in_1x1=True)

@@ -60,3 +60,21 @@ def test_wrong_weights_are_named() -> None:
         BoxCoder((1.0, 1.0, 0, 1.0))
     with pytest.raises(ValueError, match="`max_log_scale` must be > 0"):
         BoxCoder(max_log_scale=0)
+
+
+def test_sizes_can_be_held_from_below_or_left_free() -> None:
+    anchors = torch.tensor([[0.0, 0, 16, 16]])
+    deltas = torch.tensor([[0.0, 0, -9, 9]])
+    limit = math.log(1000 / 16)
+
+    def sides(coder: BoxCoder) -> list[float]:
+        [[x1, y1, x2, y2]] = coder.decode(deltas, anchors).tolist()
+        return [x2 - x1, y2 - y1]
+
+    assert sides(BoxCoder()) == pytest.approx([16 * math.exp(-9), 1000], rel=1e-3)
+    assert sides(BoxCoder(min_log_scale=-limit)) == pytest.approx([16 * 16 / 1000, 1000], rel=1e-3)
+    free = BoxCoder(max_log_scale=math.inf)
+    assert sides(free) == pytest.approx([16 * math.exp(-9), 16 * math.exp(9)], rel=1e-3)
+    assert "min_log_scale=-4.1352" in repr(BoxCoder(min_log_scale=-limit))
+    with pytest.raises(ValueError, match="`min_log_scale` must be in .*; got 1"):
+        BoxCoder(min_log_scale=1)

@@ -146,3 +146,57 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_wrong_threshold_of_a_call_is_named() -> None:
     with pytest.raises(ValueError, match=r"`score_threshold` must be in \[0, 1\]; got 50"):
         PostProcess(BoxCoder())(*head_output(), [SIZE], score_threshold=50)
+
+
+def one_cell(boxes: Any, scores: Any) -> tuple[Any, Any, Any]:
+    """Return the maps of one cell whose anchors are the boxes, of one class."""
+    logits = torch.tensor(scores, dtype=torch.float64).logit().float().view(1, -1, 1, 1)
+    anchors = torch.tensor(boxes, dtype=torch.float32)
+    return [logits], [torch.zeros(1, 4 * len(anchors), 1, 1)], [anchors]
+
+
+OUTSIDE = ([[-4.0, -4, 0, 2], [0, 0, 20, 20], [0, 0, 9, 8]], [0.9, 0.8, 0.7])
+
+
+def test_boxes_are_clipped_to_the_image_or_the_batch_before_or_after_suppression() -> None:
+    def found(**options: Any) -> Any:
+        case = one_cell(*OUTSIDE)
+        [detections] = PostProcess(BoxCoder(), **options)(*case, [(10, 10)])
+        return detections.boxes.tolist()
+
+    empty, whole, small = [0, 0, 0, 2], [0, 0, 10, 10], [0, 0, 9, 8]
+    assert found() == [empty, whole]  # clipped to 10x10, the third overlaps the second by 72%
+    assert found(drop_empty=True) == [whole]
+    after = "image_after_nms"
+    assert found(clip_to=after) == [empty, whole, small]  # unclipped, by 18%
+    assert found(clip_to=after, drop_empty=True) == [whole, small]
+    assert found(clip_to=after, drop_empty=True, max_detections=2) == [
+        whole
+    ]  # 2 with the empty one
+    assert found(drop_empty=True, max_detections=1, nms_threshold=0.9) == [whole]
+    batch = found(clip_to="batch", first_stride=16)  # one cell of 16 pixels
+    assert batch == [empty, [0, 0, 16, 16], small]
+    inclusive = found(clip_to="batch", first_stride=16, inclusive_corners=True)
+    assert inclusive == [[0, 0, 1, 2], [0, 0, 16, 16], small]
+
+
+def test_boxes_are_scaled_back_by_each_side_or_by_the_factor_that_was_wanted() -> None:
+    def found(**options: Any) -> Any:
+        case = one_cell([[3.0, 3, 9, 15]], [0.9])
+        process = PostProcess(BoxCoder(), **options)
+        [detections] = process(*case, [(15, 31)], [(10, 21)])
+        return detections.boxes[0]
+
+    sides = torch.tensor([3 * 21 / 31, 2, 9 * 21 / 31, 10])
+    assert_close(found(), sides)
+    assert_close(found(resize_limits=(15, 99)), torch.tensor([2.0, 2, 6, 10]))  # 1.5
+    assert_close(found(resize_limits=(16, 21)), torch.tensor([3.0, 3, 9, 15]))  # long side to 21
+    pixels = found(resize_limits=(15, 99), inclusive_corners=True)
+    assert_close(pixels, torch.tensor([2, 2, 8 / 1.5 + 1, 14 / 1.5 + 1]))
+
+
+def test_no_limit_keeps_every_candidate() -> None:
+    logits, deltas, anchors = head_output(bias=4)
+    process = PostProcess(BoxCoder(), pre_nms_top_k=None, max_detections=None, nms_threshold=1.0)
+    count = sum(level.numel() for level in logits)
+    assert len(process(logits, deltas, anchors, [SIZE], score_threshold=0.0)[0]) == count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypedDict
 
-from focaldet._checks import must_be
+from focaldet._checks import check_choice, must_be
 from focaldet.anchors import AnchorGenerator
 from focaldet.backbones import build_backbone, freeze_stages
 from focaldet.box_coder import BoxCoder
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from focaldet.config import RetinaNetConfig
 
 __all__ = ["Parts", "build_anchor_generator", "build_parts", "build_preprocess", "choose_backbone"]
+
+_MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 class Parts(TypedDict):
@@ -48,7 +51,7 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
         ValueError: an option out of its range.
     """
     channels, strides = _levels_of(backbone)
-    box_coder = BoxCoder(config.box_weights)
+    box_coder = _build_box_coder(config)
     anchor_generator = build_anchor_generator(config, strides)
     return Parts(
         preprocess=build_preprocess(config),
@@ -83,8 +86,20 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
             nms_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             class_agnostic_nms=config.class_agnostic_nms,
+            clip_to=config.clip_to,
+            drop_empty=config.drop_empty,
+            inclusive_corners=config.inclusive_corners,
+            resize_limits=(config.min_size, config.max_size) if config.uniform_rescale else None,
+            first_stride=strides[0],
         ),
     )
+
+
+def _build_box_coder(config: RetinaNetConfig) -> BoxCoder:
+    check_choice("log_scale_clamp", config.log_scale_clamp, ("above", "both", None))
+    high = math.inf if config.log_scale_clamp is None else _MAX_LOG_SCALE
+    low = -_MAX_LOG_SCALE if config.log_scale_clamp == "both" else -math.inf
+    return BoxCoder(config.box_weights, max_log_scale=high, min_log_scale=low)
 
 
 def build_preprocess(config: RetinaNetConfig) -> Preprocess:
@@ -99,6 +114,10 @@ def build_preprocess(config: RetinaNetConfig) -> Preprocess:
         mean=config.image_mean,
         std=config.image_std,
         size_divisor=config.size_divisor,
+        size_rounding=config.size_rounding,
+        antialias=config.antialias,
+        round_pixels=config.round_pixels,
+        always_pad=config.always_pad,
     )
 
 
@@ -119,6 +138,7 @@ def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> A
         strides=(*strides, 2 * strides[-1], 4 * strides[-1]),
         offset=config.anchor_offset,
         mode=config.anchor_mode,
+        plus_one=config.anchor_plus_one,
     )
 
 
@@ -146,6 +166,7 @@ def choose_backbone(
         config.backbone,
         norm=config.backbone_norm,
         norm_eps=config.backbone_norm_eps,
+        stride_in_1x1=config.stride_in_1x1,
         weights=weights,
     )
     freeze_stages(built, config.trainable_stages)

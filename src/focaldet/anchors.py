@@ -29,11 +29,16 @@ class AnchorGenerator(nn.Module):
         aspect_ratios: height / width, > 0; the area does not depend on it.
         strides: pixels from one cell to the next, one a level, > 0.
         offset: where in its cell an anchor's centre lies, in cells, in [0, 1].
-        mode: "exact", or "torchvision" to repeat that library's anchors to the bit. It truncates
-            ``size * scale`` to an integer, rounds the corners to integers (half to even), puts
-            centres at the cells' corners (``offset`` must be 0), and derives strides as ``padded
-            image size // feature size`` instead of taking ``strides``: 61 and 114 pixels where 64
-            and 128 were meant at 800x1344.
+        mode: "exact"; or "rounded", as in the older releases of NVIDIA's RetinaNet, where the width
+            and height of ``sizes`` at every ratio are rounded to integers (half to even) before
+            ``octave_scales`` multiplies them; or "torchvision" to repeat that library's anchors to the
+            bit. It truncates ``size * scale`` to an integer, rounds the corners to integers (half to
+            even), puts centres at the cells' corners (``offset`` must be 0), and derives strides as
+            ``padded image size // feature size`` instead of taking ``strides``: 61 and 114 pixels
+            where 64 and 128 were meant at 800x1344.
+        plus_one: make every anchor a pixel wider and higher, to the right and below. Detectors whose
+            boxes include their last pixel (width ``x2 - x1 + 1``) but whose anchors were laid out
+            without it have such anchors.
 
     Convention: anchor ``i = r * S + s`` of a cell has ratio ``r`` and scale ``s`` of S (ratio-major).
     Stride 8, offset 0.5: the first anchor's centre is (4, 4). Anchors are in pixels of the padded
@@ -64,7 +69,8 @@ class AnchorGenerator(nn.Module):
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         offset: float = 0.5,
-        mode: Literal["exact", "torchvision"] = "exact",
+        mode: Literal["exact", "rounded", "torchvision"] = "exact",
+        plus_one: bool = False,
     ) -> None:
         super().__init__()
         for name, values in (
@@ -82,7 +88,7 @@ class AnchorGenerator(nn.Module):
                 must_be("strides", f"one a level ({len(sizes)} sizes)", f"{len(strides)} strides")
             )
         check_range("offset", offset, 0, 1)
-        check_choice("mode", mode, ("exact", "torchvision"))
+        check_choice("mode", mode, ("exact", "rounded", "torchvision"))
         if mode == "torchvision" and offset != 0:
             raise ValueError(must_be("offset", "0 in mode 'torchvision'", offset))
         self.sizes = tuple(sizes)
@@ -91,6 +97,7 @@ class AnchorGenerator(nn.Module):
         self.strides = tuple(strides)
         self.offset = offset
         self.mode = mode
+        self.plus_one = plus_one
         self._cache: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
     @property
@@ -100,14 +107,26 @@ class AnchorGenerator(nn.Module):
 
     def cell_anchors(self, level: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the anchors of one cell, centred on (0, 0): ``[A, 4]``."""
-        scaled = [self.sizes[level] * scale for scale in self.octave_scales]
+        width, height = self._sides(self.sizes[level], dtype)
+        half_w, half_h = width.flatten() / 2, height.flatten() / 2
+        cells = torch.stack((-half_w, -half_h, half_w, half_h), dim=1)
+        if self.mode == "torchvision":
+            cells = cells.round()
+        return cells + cells.new_tensor((0, 0, 1, 1)) if self.plus_one else cells
+
+    def _sides(self, size: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the widths and heights of a cell's anchors, ``[ratios, scales]`` each."""
+        ratios = torch.tensor(self.aspect_ratios, dtype=dtype)[:, None]
+        if self.mode == "rounded":
+            width = (size / ratios.sqrt()).round()
+            scales = torch.tensor(self.octave_scales, dtype=dtype)[None, :]
+            return width * scales, (width * ratios).round() * scales
+        scaled = [size * scale for scale in self.octave_scales]
         if self.mode == "torchvision":
             scaled = [int(size) for size in scaled]
-        heights = torch.tensor(self.aspect_ratios, dtype=dtype).sqrt()[:, None]
+        heights = ratios.sqrt()
         sides = torch.tensor(scaled, dtype=dtype)[None, :]
-        half_w, half_h = (1 / heights * sides).flatten() / 2, (heights * sides).flatten() / 2
-        cells = torch.stack((-half_w, -half_h, half_w, half_h), dim=1)
-        return cells.round() if self.mode == "torchvision" else cells
+        return 1 / heights * sides, heights * sides
 
     def forward(
         self,
@@ -140,7 +159,9 @@ class AnchorGenerator(nn.Module):
         if self.mode == "torchvision" and image_size is None:
             raise ValueError(must_be("image_size", "given in mode 'torchvision'", None))
         grids = tuple((int(height), int(width)) for height, width in feature_sizes)
-        image = None if image_size is None or self.mode == "exact" else tuple(image_size)
+        image = None
+        if image_size is not None and self.mode == "torchvision":
+            image = tuple(image_size)
         key = (grids, image, torch.device(device), dtype)
         if key not in self._cache:
             # Anchors made under inference_mode could not be used by a later training step.
@@ -176,4 +197,5 @@ class AnchorGenerator(nn.Module):
         return (
             f"sizes={self.sizes}, octave_scales={scales}, aspect_ratios={self.aspect_ratios}, "
             f"strides={self.strides}, offset={self.offset}, mode={self.mode!r}"
+            f"{', plus_one=True' if self.plus_one else ''}"
         )

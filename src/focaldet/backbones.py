@@ -156,12 +156,13 @@ BACKBONES: dict[str, Callable[[nn.Module], ResNet | MobileNet]] = {
     "resnet101": ResNet,
     "resnet152": ResNet,
     "resnext50_32x4d": ResNet,
+    "resnext101_32x4d": ResNet,
     "resnext101_32x8d": ResNet,
     "resnext101_64x4d": ResNet,
     "mobilenet_v2": functools.partial(MobileNet, ends=_MOBILENET_V2_ENDS),
     "mobilenet_v3_large": functools.partial(MobileNet, ends=_MOBILENET_V3_ENDS),
 }
-"""The backbones known by name, which are those of torchvision's builders."""
+"""The backbones known by name: those of torchvision's builders, and a ResNeXt of its classes."""
 
 
 def build_backbone(
@@ -169,6 +170,7 @@ def build_backbone(
     *,
     norm: Literal["frozen", "batch"] = "frozen",
     norm_eps: float | None = None,
+    stride_in_1x1: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> ResNet | MobileNet:
     """Build a backbone by name.
@@ -178,6 +180,9 @@ def build_backbone(
         norm: "frozen" for BatchNorm with fixed statistics and scales, "batch" for one that trains.
         norm_eps: added to the variances; None takes the builder's default (1e-5, and 1e-3 for
             MobileNetV3).
+        stride_in_1x1: halve a stage's maps in the first 1x1 convolution of its first block, as the
+            ResNet paper and Caffe's weights do, rather than in its 3x3 convolution. Only for ResNets
+            and ResNeXts of three convolutions a block.
         weights: a classifier's state dict in torchvision's key names, whole or ``features`` alone;
             entries for the classifier are left out. None starts at random, which a frozen
             BatchNorm does not survive in training.
@@ -198,11 +203,33 @@ def build_backbone(
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=0.01)
     else:
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps)
-    network = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
-    backbone = BACKBONES[name](network)
+    backbone = BACKBONES[name](_network(name, norm_layer))
+    if stride_in_1x1:
+        _move_strides(backbone, name)
     if weights is not None:
         _load_classifier_weights(backbone, name, weights)
     return backbone
+
+
+def _network(name: str, norm_layer: Callable[..., nn.Module]) -> nn.Module:
+    if name == "resnext101_32x4d":  # has no builder
+        resnet = torchvision.models.resnet
+        network: nn.Module = resnet.ResNet(
+            resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4, norm_layer=norm_layer
+        )
+    else:
+        network = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
+    return network
+
+
+def _move_strides(backbone: nn.Module, name: str) -> None:
+    blocks = [module for module in backbone.modules() if hasattr(module, "conv3")]
+    if not blocks:
+        condition = "False for a backbone without blocks of three convolutions"
+        raise ValueError(must_be("stride_in_1x1", condition, f"True for {name!r}"))
+    for block in blocks:
+        first, second = block.get_submodule("conv1"), block.get_submodule("conv2")
+        first.stride, second.stride = second.stride, first.stride
 
 
 def _load_classifier_weights(backbone: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:

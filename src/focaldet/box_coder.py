@@ -30,7 +30,8 @@ class BoxCoder:
         weights: ``(wx, wy, ww, wh)``, > 0.
         max_log_scale: decoding clamps ``dw / ww`` and ``dh / wh`` to this from above, so that a
             wild prediction can't overflow ``exp``. The usual log(1000 / 16) lets a box be 62.5
-            times as wide as its anchor.
+            times as wide as its anchor; ``inf`` lets it be of any size.
+        min_log_scale: likewise from below; MMDetection has ``-log(1000 / 16)``.
 
     Convention: an anchor (0, 0, 10, 10) and a box (5, 0, 15, 10) give (0.5, 0, 0, 0).
 
@@ -51,14 +52,17 @@ class BoxCoder:
         weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         *,
         max_log_scale: float = math.log(1000 / 16),
+        min_log_scale: float = -math.inf,
     ) -> None:
         if len(weights) != 4:
             raise ValueError(must_be("weights", "four numbers (dx, dy, dw, dh)", weights))
         for weight in weights:
             check_range("weights", weight, 0, low_open=True)
         check_range("max_log_scale", max_log_scale, 0, low_open=True)
+        check_range("min_log_scale", min_log_scale, -math.inf, 0)
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
+        self.min_log_scale = min_log_scale
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Return the deltas that carry anchors onto boxes.
@@ -88,8 +92,10 @@ class BoxCoder:
         deltas = box_deltas / box_deltas.new_tensor(self.weights)
         anchor = xyxy_to_cxcywh(anchors)
         centre = deltas[:, :2] * anchor[:, 2:] + anchor[:, :2]
-        size = deltas[:, 2:].clamp(max=self.max_log_scale).exp() * anchor[:, 2:]
+        log_scale = deltas[:, 2:].clamp(self.min_log_scale, self.max_log_scale)
+        size = log_scale.exp() * anchor[:, 2:]
         return cxcywh_to_xyxy(torch.cat((centre, size), dim=1))
 
     def __repr__(self) -> str:
-        return f"BoxCoder(weights={self.weights}, max_log_scale={self.max_log_scale:.4f})"
+        low = "" if self.min_log_scale == -math.inf else f", min_log_scale={self.min_log_scale:.4f}"
+        return f"BoxCoder(weights={self.weights}, max_log_scale={self.max_log_scale:.4f}{low})"

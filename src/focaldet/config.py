@@ -35,6 +35,7 @@ class RetinaNetConfig:
         backbone_norm: "frozen" for BatchNorm with fixed statistics and scales, which needs
             pretrained weights; "batch" for BatchNorm that trains, which training from scratch needs.
         backbone_norm_eps: added to the variances; None takes the backbone's own default.
+        stride_in_1x1: see :func:`focaldet.backbones.build_backbone`; Caffe's ResNets want it.
         trainable_stages: how many of the backbone's five stages train, from the last one back. A
             backbone built without weights trains whole, and its model's config says 5.
         fpn_channels: channels of every pyramid level and of the head's towers.
@@ -43,9 +44,11 @@ class RetinaNetConfig:
         head_depth: convolutions of each tower.
         head_norm: None or "group"; see :class:`focaldet.RetinaNetHead`.
         prior: initial probability of "object".
-        anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode: see
+        anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: see
             :class:`focaldet.AnchorGenerator`.
         box_weights: see :class:`focaldet.box_coder.BoxCoder`.
+        log_scale_clamp: hold the log of a box's size relative to its anchor's within log(1000 / 16)
+            from "above", from "both" sides, or not at all (None).
         positive_threshold, negative_threshold, force_match_floor: see
             :class:`focaldet.matching.Matcher`.
         focal_alpha, focal_gamma: of the focal loss; see :class:`focaldet.FocalLoss`.
@@ -53,10 +56,12 @@ class RetinaNetConfig:
         smooth_l1_beta: where smooth L1 turns from a parabola into a line.
         box_loss_weight: factor on the box loss.
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
-        score_threshold, pre_nms_top_k, nms_threshold, max_detections, class_agnostic_nms: see
-            :class:`focaldet.postprocess.PostProcess`.
-        min_size, max_size, image_mean, image_std, size_divisor: see
-            :class:`focaldet.transforms.Preprocess`.
+        score_threshold, pre_nms_top_k, nms_threshold, max_detections, class_agnostic_nms, clip_to,
+            drop_empty, inclusive_corners: see :class:`focaldet.postprocess.PostProcess`.
+        uniform_rescale: scale boxes back by the factor that images were to be resized by, instead of
+            each side's own; see ``resize_limits`` of :class:`focaldet.postprocess.PostProcess`.
+        min_size, max_size, image_mean, image_std, size_divisor, size_rounding, antialias, round_pixels,
+            always_pad: see :class:`focaldet.transforms.Preprocess`.
 
     Raises:
         TypeError: ``num_classes`` that is no integer.
@@ -74,6 +79,7 @@ class RetinaNetConfig:
     backbone: str = "resnet50"
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     backbone_norm_eps: float | None = None
+    stride_in_1x1: bool = False
     trainable_stages: int = 3
 
     fpn_channels: int = 256
@@ -88,8 +94,10 @@ class RetinaNetConfig:
     octave_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_offset: float = 0.5
-    anchor_mode: Literal["exact", "torchvision"] = "exact"
+    anchor_mode: Literal["exact", "rounded", "torchvision"] = "exact"
+    anchor_plus_one: bool = False
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    log_scale_clamp: Literal["above", "both"] | None = "above"
 
     positive_threshold: float = 0.5
     negative_threshold: float = 0.4
@@ -102,16 +110,24 @@ class RetinaNetConfig:
     normalizer: Literal["batch", "image", "ema"] = "batch"
 
     score_threshold: float = 0.05
-    pre_nms_top_k: int = 1000
+    pre_nms_top_k: int | None = 1000
     nms_threshold: float = 0.5
-    max_detections: int = 100
+    max_detections: int | None = 100
     class_agnostic_nms: bool = False
+    clip_to: Literal["image", "batch", "image_after_nms"] = "image"
+    drop_empty: bool = False
+    inclusive_corners: bool = False
+    uniform_rescale: bool = False
 
     min_size: int = 800
     max_size: int = 1333
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
+    size_rounding: Literal["floor", "round"] = "floor"
+    antialias: bool = False
+    round_pixels: bool = False
+    always_pad: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_range
+from focaldet._checks import check_choice, check_range
 from focaldet._torchvision import torchvision
 from focaldet.boxes import clip_boxes, scale_boxes
 from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
+from focaldet.transforms import resize_factor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,10 +35,19 @@ class PostProcess(nn.Module):
     Args:
         box_coder: decodes the deltas.
         score_threshold: scores must be greater than this, in [0, 1].
-        pre_nms_top_k: how many best (anchor, class) pairs of each level go on.
+        pre_nms_top_k: how many best (anchor, class) pairs of each level go on; None for all.
         nms_threshold: of two boxes with a greater IoU the worse one goes, in [0, 1].
-        max_detections: how many best detections of an image are kept.
+        max_detections: how many best detections of an image are kept; None for all.
         class_agnostic_nms: suppress across classes, too.
+        clip_to: clip boxes to the "image" before suppression, as torchvision and MMDetection do; to
+            the padded "batch", as ODTK and yhenon's RetinaNet do; or "image_after_nms", as Detectron2.
+        drop_empty: drop the boxes of which clipping leaves no area.
+        inclusive_corners: boxes include their last pixels, as in ODTK: clipping leaves at least one
+            pixel of each, and it is the last pixels that are scaled, ``(x2 - 1) / factor + 1``.
+        resize_limits: ``(min_size, max_size)`` to which images were resized, to scale boxes back by the
+            one factor that was wanted, as ODTK and yhenon's RetinaNet do. None takes each side's own,
+            which is where the pixels lie: sides are whole pixels.
+        first_stride: pixels from one cell to the next in the first level, which tells the batch's size.
 
     Raises:
         ValueError: an option out of its range.
@@ -58,22 +68,35 @@ class PostProcess(nn.Module):
         box_coder: BoxCoder,
         *,
         score_threshold: float = 0.05,
-        pre_nms_top_k: int = 1000,
+        pre_nms_top_k: int | None = 1000,
         nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        max_detections: int | None = 100,
         class_agnostic_nms: bool = False,
+        clip_to: Literal["image", "batch", "image_after_nms"] = "image",
+        drop_empty: bool = False,
+        inclusive_corners: bool = False,
+        resize_limits: tuple[int, int] | None = None,
+        first_stride: int = 8,
     ) -> None:
         super().__init__()
         check_range("score_threshold", score_threshold, 0, 1)
-        check_range("pre_nms_top_k", pre_nms_top_k, 1)
         check_range("nms_threshold", nms_threshold, 0, 1)
-        check_range("max_detections", max_detections, 1)
+        for name, count in (("pre_nms_top_k", pre_nms_top_k), ("max_detections", max_detections)):
+            if count is not None:
+                check_range(name, count, 1)
+        check_choice("clip_to", clip_to, ("image", "batch", "image_after_nms"))
+        check_range("first_stride", first_stride, 1)
         self.box_coder = box_coder
         self.score_threshold = score_threshold
         self.pre_nms_top_k = pre_nms_top_k
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.class_agnostic_nms = class_agnostic_nms
+        self.clip_to = clip_to
+        self.drop_empty = drop_empty
+        self.inclusive_corners = inclusive_corners
+        self.resize_limits = resize_limits
+        self.first_stride = first_stride
 
     @torch.no_grad()
     def forward(
@@ -110,17 +133,52 @@ class PostProcess(nn.Module):
                 self._level_candidates(*maps, image=image, threshold=threshold)
                 for maps in zip(logits, box_deltas, anchors, strict=True)
             ]
+            canvas = size
+            if self.clip_to == "batch":
+                height, width = logits[0].shape[-2:]
+                canvas = (height * self.first_stride, width * self.first_stride)
             boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            boxes = clip_boxes(boxes, size)
-            keep = self._suppress(boxes, scores, labels)
-            boxes, original = boxes[keep], size
+            boxes, scores, labels = self._choose(boxes, scores, labels, canvas)
+            original = size
             if original_sizes is not None:
                 original = original_sizes[image]
-                boxes = scale_boxes(boxes, size, original)
-            found.append(
-                Detections(boxes, scores[keep], labels[keep], original, class_names=class_names)
-            )
+                boxes = self._scale_back(boxes, size, original)
+            found.append(Detections(boxes, scores, labels, original, class_names=class_names))
         return found
+
+    def _choose(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clip and suppress, in the order asked for."""
+        clip_last = self.clip_to == "image_after_nms"
+        if not clip_last:
+            boxes, scores, labels = self._clip(boxes, scores, labels, size)
+        keep = self._suppress(boxes, scores, labels)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        return self._clip(boxes, scores, labels, size) if clip_last else (boxes, scores, labels)
+
+    def _clip(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.inclusive_corners:
+            last_pixels = boxes - boxes.new_tensor((0, 0, 1, 1))
+            last_pixels = clip_boxes(last_pixels, (size[0] - 1, size[1] - 1))
+            boxes = last_pixels + boxes.new_tensor((0, 0, 1, 1))
+        else:
+            boxes = clip_boxes(boxes, size)
+        if self.drop_empty:
+            some = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            boxes, scores, labels = boxes[some], scores[some], labels[some]
+        return boxes, scores, labels
+
+    def _scale_back(
+        self, boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
+    ) -> Tensor:
+        """Carry boxes from the batch's image to the one as given."""
+        last_pixel = boxes.new_tensor((0, 0, 1, 1)) if self.inclusive_corners else 0
+        if self.resize_limits is None:
+            return scale_boxes(boxes - last_pixel, size, original) + last_pixel
+        return (boxes - last_pixel) / resize_factor(original, *self.resize_limits) + last_pixel
 
     def _level_candidates(
         self,
@@ -159,11 +217,13 @@ class PostProcess(nn.Module):
         return (
             f"{self.box_coder}, score_threshold={self.score_threshold}, "
             f"pre_nms_top_k={self.pre_nms_top_k}, nms_threshold={self.nms_threshold}, "
-            f"max_detections={self.max_detections}, class_agnostic_nms={self.class_agnostic_nms}"
+            f"max_detections={self.max_detections}, class_agnostic_nms={self.class_agnostic_nms}, "
+            f"clip_to={self.clip_to!r}, drop_empty={self.drop_empty}, "
+            f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}"
         )
 
 
-def _best_of_map(values_CHW: Tensor, floor: float, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best_of_map(values_CHW: Tensor, floor: float, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the at most ``k`` greatest values above ``floor``, with their channels and cells.
 
     The map is searched in the order in which it lies in memory, so that nothing is copied.
@@ -173,7 +233,7 @@ def _best_of_map(values_CHW: Tensor, floor: float, k: int) -> tuple[Tensor, Tens
     flat = values_CHW.permute(1, 2, 0).reshape(-1) if last else values_CHW.reshape(-1)
     index = (flat > floor).nonzero()[:, 0]
     values = flat[index]
-    values, best = values.topk(min(k, len(values)))
+    values, best = values.topk(len(values) if k is None else min(k, len(values)))
     index = index[best]
     if last:
         return values, index % channels, index // channels
