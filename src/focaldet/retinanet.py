@@ -226,6 +226,7 @@ class RetinaNet(nn.Module):
         images: Sequence[Tensor] | Tensor,
         targets: Sequence[Target] | None = None,
         *,
+        resize: bool = True,
         validate: bool = True,
     ) -> RetinaNetOutput:
         """Run the network on images of any sizes.
@@ -233,12 +234,13 @@ class RetinaNet(nn.Module):
         Args:
             images: ``[3, H, W]`` each, RGB, floating-point in 0-1; or ``[B, 3, H, W]``.
             targets: one an image, boxes in pixels of the image as given; gives losses too.
+            resize: False takes the images at the size they have, as transforms for training made them.
             validate: check values of images and targets, which waits for a GPU to finish.
 
         Raises:
             TypeError, ValueError: images or targets that don't hold; the message names the image.
         """
-        batch = self.preprocess(images, validate=validate)
+        batch = self.preprocess(images, resize=resize, validate=validate)
         if targets is not None and validate:
             check_targets(targets, batch.original_sizes, self.config.num_classes)
         weight = self.head.class_logits.weight

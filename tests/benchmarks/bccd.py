@@ -1,0 +1,286 @@
+"""Blood cells (BCCD) for the accuracy benchmarks: photos, two libraries' models, one training loop.
+
+Not a script: `accuracy_bccd` and `losses_bccd` use it. The official splits: training on "trainval"
+(292 photos), the 72 of "test" measured once, at the end; recipes were chosen on "train" and "val".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import mobilenet_v2
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.transforms.v2 import functional as T
+
+from focaldet import Detections, RetinaNet, RetinaNetConfig
+from focaldet.evaluation import evaluate_coco
+from focaldet.images import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from focaldet.evaluation import CocoResult
+
+HEIGHT, WIDTH = 240, 320
+CLASSES = ("RBC", "WBC", "Platelets")
+FPN_CHANNELS = 64
+TRAINABLE_STAGES = 3
+
+
+class Split(NamedTuple):
+    """Photos of half their size as uint8, their targets, and the ground truth in COCO's form."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    truth: dict[str, Any]
+
+
+def read_split(folder: Path, name: str) -> Split:
+    truth = json.loads((folder / "coco" / f"{name}.json").read_text())
+    category_ids = [category["id"] for category in truth["categories"]]
+    images, targets = [], []
+    for image in truth["images"]:
+        photo = load_image(folder / "voc" / "JPEGImages" / image["file_name"])
+        images.append(T.resize(photo, [HEIGHT, WIDTH], antialias=True))
+        found = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        x, y, w, h = torch.tensor([a["bbox"] for a in found]).reshape(-1, 4).unbind(1)
+        boxes = torch.stack([x, y, x + w, y + h], dim=1) * (WIDTH / image["width"])
+        labels = torch.tensor([category_ids.index(a["category_id"]) for a in found])
+        targets.append({"boxes": boxes, "labels": labels})
+    return Split(images, targets, truth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained; the defaults are the paper's, at a batch of 4."""
+
+    epochs: int = 25
+    batch_size: int = 4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01 * 4 / 16
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    warmup: int = 100
+    clip: float = math.inf
+    ema: float | None = None
+    scales: tuple[int, ...] = (HEIGHT,)
+    vertical_flip: bool = False
+
+
+class Model(nn.Module):
+    """What the loop asks of either library's RetinaNet."""
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        raise NotImplementedError
+
+    def find(self, images: Sequence[Tensor]) -> list[Detections]:
+        raise NotImplementedError
+
+    def set_scale(self, short_side: int) -> None:
+        raise NotImplementedError
+
+
+class Focaldet(Model):
+    def __init__(self, weights: Path, **changes: Any) -> None:
+        super().__init__()
+        config = RetinaNetConfig(
+            num_classes=len(CLASSES),
+            backbone="mobilenet_v2",
+            trainable_stages=TRAINABLE_STAGES,
+            fpn_channels=FPN_CHANNELS,
+            min_size=HEIGHT,
+            max_size=WIDTH,
+        ).replace(**changes)
+        state = torch.load(weights, weights_only=True)
+        self.model = RetinaNet.from_config(config, backbone_weights=state)
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        losses = self.model(images, targets).losses
+        return losses["classification"] + losses["box_regression"]
+
+    def find(self, images: Sequence[Tensor]) -> list[Detections]:
+        return self.model.detections(self.model(images))
+
+    def set_scale(self, short_side: int) -> None:
+        self.model.preprocess.min_size = short_side
+        self.model.preprocess.max_size = math.ceil(short_side * WIDTH / HEIGHT)
+
+
+class Torchvision(Model):
+    """The RetinaNet class with its defaults, as a user of torchvision puts it together."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        body = mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d).features
+        body.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+        ends = (1, 3, 6, 13, 17)  # the last blocks of strides 2, 4, 8, 16, 32
+        for parameter in body[: ends[4 - TRAINABLE_STAGES] + 1].parameters():
+            parameter.requires_grad_(requires_grad=False)
+        pyramid = BackboneWithFPN(
+            body,
+            return_layers={str(end): str(i) for i, end in enumerate(ends[2:])},
+            in_channels_list=[32, 96, 320],
+            out_channels=FPN_CHANNELS,
+            extra_blocks=LastLevelP6P7(FPN_CHANNELS, FPN_CHANNELS),
+        )
+        # its labels count from 1
+        self.model = TorchvisionRetinaNet(
+            pyramid, len(CLASSES) + 1, min_size=HEIGHT, max_size=WIDTH
+        )
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        losses = self.model(list(images), shifted)
+        return losses["classification"] + losses["bbox_regression"]
+
+    def find(self, images: Sequence[Tensor]) -> list[Detections]:
+        return [
+            Detections(found["boxes"], found["scores"], found["labels"] - 1, image_size=(HEIGHT, WIDTH))
+            for found in self.model(list(images))
+        ]
+
+    def set_scale(self, short_side: int) -> None:
+        self.model.transform.min_size = (short_side,)
+        self.model.transform.max_size = math.ceil(short_side * WIDTH / HEIGHT)
+
+
+class Outcome(NamedTuple):
+    """What came of one training.
+
+    Attributes:
+        result: COCO's numbers.
+        step: median CPU seconds of a training step.
+        peak: the process's greatest resident size while training, in MiB.
+    """
+
+    result: CocoResult
+    step: float
+    peak: float
+
+
+def train(model: Model, data: Split, recipe: Recipe, seed: int) -> tuple[Model, float]:
+    """Train; return the model to be measured (the average, if asked for) and seconds a step."""
+    torch.manual_seed(seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+        )
+    else:
+        optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    steps = len(data.images) // recipe.batch_size
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _factor(step, steps * recipe.epochs, recipe)
+    )
+    average = None
+    if recipe.ema is not None:
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+        )
+    times = []
+    for _ in range(recipe.epochs):
+        model.train()
+        order = torch.randperm(len(data.images)).tolist()
+        for first in range(0, steps * recipe.batch_size, recipe.batch_size):
+            batch = [_augmented(data, i, recipe) for i in order[first : first + recipe.batch_size]]
+            model.set_scale(recipe.scales[int(torch.randint(len(recipe.scales), ()))])
+            started = time.process_time()
+            loss = model.losses([image for image, _ in batch], [target for _, target in batch])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, recipe.clip)
+            optimizer.step()
+            times.append(time.process_time() - started)
+            schedule.step()
+            if average is not None:
+                average.update_parameters(model)
+    best = model if average is None else average.module
+    assert isinstance(best, Model)
+    best.set_scale(HEIGHT)
+    return best, statistics.median(times)
+
+
+def _factor(step: int, steps: int, recipe: Recipe) -> float:
+    """The learning rate at a step, as a part of the greatest."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    return 0.1 ** sum(step >= steps * at for at in (2 / 3, 8 / 9))  # the paper's 60k, 80k of 90k
+
+
+def _augmented(data: Split, index: int, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+    image, target = data.images[index].float() / 255, data.targets[index]
+    boxes = target["boxes"]
+    x1, y1, x2, y2 = boxes.unbind(1)
+    if torch.rand(()) < 0.5:
+        image, x1, x2 = image.flip(2), WIDTH - x2, WIDTH - x1
+    if recipe.vertical_flip and torch.rand(()) < 0.5:
+        image, y1, y2 = image.flip(1), HEIGHT - y2, HEIGHT - y1
+    return image, {"boxes": torch.stack([x1, y1, x2, y2], dim=1), "labels": target["labels"]}
+
+
+@torch.no_grad()
+def measure(model: Model, data: Split) -> CocoResult:
+    """Find the objects of all photos and compare."""
+    model.eval()
+    found = {}
+    for image, record in zip(data.images, data.truth["images"], strict=True):
+        (detections,) = model.find([image.float() / 255])
+        scale = record["width"] / WIDTH
+        found[record["id"]] = dataclasses.replace(
+            detections, boxes=detections.boxes * scale, image_size=(record["height"], record["width"])
+        )
+    return evaluate_coco(data.truth, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training, as a process of its own does it, so that its memory can be told."""
+
+    folder: Path
+    weights: Path
+    seed: int
+    recipe: Recipe
+    changes: dict[str, Any] | None
+    """Of focaldet's configuration; None trains torchvision's model."""
+    splits: tuple[str, str] = ("trainval", "test")
+
+
+def run(job: Job) -> Outcome:
+    """Train on one split, measure on another."""
+    torch.set_num_threads(1)
+    training = read_split(job.folder, job.splits[0])
+    torch.manual_seed(job.seed)
+    model: Model
+    if job.changes is None:
+        model = Torchvision(job.weights)
+    else:
+        model = Focaldet(job.weights, **job.changes)
+    best, step = train(model, training, job.recipe, job.seed)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return Outcome(measure(best, read_split(job.folder, job.splits[1])), step, peak)
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
+    """Run trainings in the order given, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+        yield from pool.map(run, jobs)

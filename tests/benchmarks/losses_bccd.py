@@ -1,0 +1,82 @@
+"""The experiment of the paper's Table 1 on blood cells (BCCD): which loss finds the most?
+
+Cross entropy, alpha-balanced cross entropy and the focal loss with gamma 0.5, 1, 2 and 5, each with
+the alpha that the paper found best for it, all else equal: the recipe that `accuracy_bccd` calls
+recommended, with fewer epochs. Prints a table; --json keeps it for docs/figures/draw_losses_bccd.py.
+
+    python -m tests.benchmarks.losses_bccd BCCD --weights FEATURES.pth [--seeds 0 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.bccd import Job, recommended, run_all
+
+# gamma, alpha, the paper's AP on COCO with ResNet-50 at 600 pixels (its Table 1a and 1b)
+LOSSES: dict[str, tuple[float, float | None, float]] = {
+    "cross entropy": (0.0, None, 30.2),
+    "balanced cross entropy": (0.0, 0.75, 31.1),
+    "focal, gamma 0.5": (0.5, 0.5, 32.9),
+    "focal, gamma 1": (1.0, 0.25, 33.7),
+    "focal, gamma 2": (2.0, 0.25, 34.0),
+    "focal, gamma 5": (5.0, 0.25, 32.2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--json", type=Path, help="write the table there too")
+    options = parser.parse_args()
+
+    recipe, changes = recommended(options.epochs)
+    rounds = list(itertools.product(options.seeds, LOSSES))
+    jobs = []
+    for seed, name in rounds:
+        gamma, alpha, _ = LOSSES[name]
+        loss = {"focal_gamma": gamma, "focal_alpha": alpha}
+        jobs.append(
+            Job(
+                folder=options.data,
+                weights=options.weights,
+                seed=seed,
+                recipe=recipe,
+                changes={**changes, **loss},
+            )
+        )
+    print(
+        f"torch {torch.__version__}, {options.epochs} epochs, seeds {options.seeds}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+    stats: dict[str, list[tuple[float, ...]]] = {name: [] for name in LOSSES}
+    for (seed, name), outcome in zip(rounds, run_all(jobs, options.processes), strict=True):
+        stats[name].append(outcome.result.stats)
+        print(f"{name:23s} seed {seed}  {outcome.result}", flush=True)
+    table = []
+    print(f"{'loss':23s} alpha   AP    AP50  AP75   paper's AP")
+    for name, (gamma, alpha, paper) in LOSSES.items():
+        means = [statistics.mean(run[i] for run in stats[name]) for i in range(3)]
+        each = [run[0] for run in stats[name]]
+        table.append({"loss": name, "gamma": gamma, "alpha": alpha, "ap": each, "paper": paper})
+        numbers = "  ".join(f"{100 * value:4.1f}" for value in means)
+        print(f"{name:23s} {'-' if alpha is None else alpha:5}  {numbers}  {paper:8.1f}")
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
