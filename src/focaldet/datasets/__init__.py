@@ -1,9 +1,53 @@
-"""Data sets for training and evaluation: COCO, Pascal VOC, YOLO and CSV, all giving the same targets."""
+"""Data sets for training and evaluation: COCO, Pascal VOC, YOLO and CSV, all giving the same targets.
+
+A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
+:func:`read_annotations` for any of them) returns an :class:`AnnotationTable`, with everything that the
+files say. :class:`DetectionDataset` makes images and targets of it. torchvision is imported when a
+transform is asked for.
+"""
 
 from __future__ import annotations
 
-from focaldet.datasets._table import AnnotationTable
-from focaldet.datasets.coco import read_coco
-from focaldet.datasets.dataset import DetectionDataset
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["AnnotationTable", "DetectionDataset", "read_coco"]
+from focaldet.datasets._table import AnnotationTable
+from focaldet.datasets.batching import AspectRatioBatchSampler, collate, seed_worker
+from focaldet.datasets.coco import read_coco
+from focaldet.datasets.csv_rows import read_csv
+from focaldet.datasets.dataset import DetectionDataset
+from focaldet.datasets.reading import read_annotations
+from focaldet.datasets.voc import read_voc
+from focaldet.datasets.yolo import read_yolo
+
+if TYPE_CHECKING:
+    from focaldet.datasets.augment import train_transform
+
+__all__ = [
+    "AnnotationTable",
+    "AspectRatioBatchSampler",
+    "DetectionDataset",
+    "collate",
+    "read_annotations",
+    "read_coco",
+    "read_csv",
+    "read_voc",
+    "read_yolo",
+    "seed_worker",
+    "train_transform",
+]
+
+_LATER = {"train_transform": "augment"}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use what needs more than torch, NumPy and Pillow (PEP 562)."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
