@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def evaluate_coco(
     annotations: str | os.PathLike[str] | Mapping[str, Any],
     results: (str | os.PathLike[str] | Mapping[int, Detections] | Sequence[Mapping[str, Any]]),
     *,
-    backend: Backend = "pycocotools",
+    backend: Literal["pycocotools", "hotcoco", "faster-coco-eval", "auto"] = "pycocotools",
     image_ids: Iterable[int] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> CocoResult:

@@ -51,7 +51,9 @@ def plot_precision_recall(
     axes.grid(color="0.9")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(title="IoU     AP", loc="outside right upper", frameon=False)
+    figure.legend(
+        title="IoU        AP", alignment="right", loc="outside right upper", frameon=False
+    )
     if path is not None:
         _write(figure, Path(path))
     return figure

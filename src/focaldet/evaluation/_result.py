@@ -15,8 +15,8 @@ from focaldet._checks import check_choice, must_be
 if TYPE_CHECKING:
     import os
 
+    import matplotlib.figure
     import numpy.typing as npt
-    from matplotlib.figure import Figure
 
 __all__ = ["ClassResult", "CocoResult", "PrecisionRecall"]
 
@@ -190,7 +190,7 @@ class CocoResult:
 
     def plot_precision_recall(
         self, path: str | os.PathLike[str] | None = None, *, category: str | int | None = None
-    ) -> Figure:
+    ) -> matplotlib.figure.Figure:
         """Draw the precision-recall curves at all IoU thresholds (extra ``plot``).
 
         Args:
