@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +22,6 @@ __all__ = ["LoadingReport", "for_other_classes", "load_into"]
 _logger = logging.getLogger(__name__)
 
 _CLASS_OUTPUT, _BOX_OUTPUT = "head.class_logits", "head.box_deltas"
-_ANCHOR_FIELDS = (
-    *("anchor_sizes", "octave_scales", "aspect_ratios", "anchor_offset", "anchor_mode"),
-)
 
 
 class LoadingReport(NamedTuple):
@@ -64,8 +62,8 @@ def for_other_classes(
 
     The class output is new unless the classes are the checkpoint's: as many, and of the same names in
     the same order where both have names. Rows of classes that coincide are not carried over. Where
-    the anchors are others, class output and box output are new; where ``box_weights`` are, the box
-    output.
+    the anchors are others (``octave_scales``, ``aspect_ratios`` or a field ``anchor_…``), class output
+    and box output are new; where ``box_weights`` are, the box output.
 
     Args:
         checkpoint: what was read.
@@ -95,7 +93,7 @@ def for_other_classes(
         names = config.class_names if config is not None else _names_if(old, num_classes)
     new = (config or old).replace(num_classes=num_classes, class_names=names)
 
-    same_anchors = all(getattr(old, field) == getattr(new, field) for field in _ANCHOR_FIELDS)
+    same_anchors = _anchors_of(old) == _anchors_of(new)
     same_names = new.class_names is None or old.class_names in (None, new.class_names)
     renewed = []
     if not (same_anchors and same_names and old.num_classes == new.num_classes):
@@ -103,6 +101,14 @@ def for_other_classes(
     if not (same_anchors and old.box_weights == new.box_weights):
         renewed.append(_BOX_OUTPUT)
     return checkpoint._replace(config=new, renewed=tuple(renewed))
+
+
+def _anchors_of(config: RetinaNetConfig) -> dict[str, object]:
+    fields = dataclasses.asdict(config)
+    names = ("octave_scales", "aspect_ratios")
+    return {
+        key: value for key, value in fields.items() if key.startswith("anchor_") or key in names
+    }
 
 
 def _names_if(config: RetinaNetConfig, num_classes: int) -> tuple[str, ...] | None:

@@ -1,0 +1,185 @@
+"""The table of published weights, its page, and how a source is found.
+
+After a change of the table, write it into the page again:
+
+    python -m tests.test_published
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+import focaldet.pretrained
+from focaldet import RetinaNet
+from focaldet.pretrained import DownloadError, PublishedTable, cache_folder
+from focaldet.pretrained.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from focaldet.pretrained import PublishedWeights
+
+PAGE = Path(__file__).parents[1] / "docs" / "pretrained.md"
+BEGIN, END = "<!-- table: python -m tests.test_published -->\n", "<!-- end of the table -->\n"
+
+
+def page_with_table(page: str) -> str:
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{PUBLISHED.to_markdown()}\n{END}{after}"
+
+
+def test_the_page_has_the_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert BEGIN in page
+    assert END in page
+    assert page == page_with_table(page), "Write it again: python -m tests.test_published"
+
+
+def test_the_table_has_the_twenty_nine_of_five_projects() -> None:
+    names = [one.name for one in focaldet.pretrained.list()]
+    assert len(names) == len(set(names)) == 29
+    counts = {family: len(focaldet.pretrained.list(family)) for family in families()}
+    assert counts == {"torchvision": 2, "detectron2": 3, "mmdet": 17, "odtk": 6, "yhenon": 1}
+    assert len({one.file_name for one in PUBLISHED}) == 29  # they share a folder
+
+
+def families() -> list[str]:
+    return list(dict.fromkeys(one.family for one in PUBLISHED))
+
+
+@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: one.name)
+def test_every_entry_is_possible(one: PublishedWeights) -> None:
+    assert re.fullmatch(r"[a-z0-9]+/\w+", one.name)
+    assert urlsplit(one.url).scheme == "https"
+    assert one.by_hand or one.url.endswith("/" + one.file_name)
+    assert Path(one.file_name).suffix in (".pth", ".pt", ".pkl", ".zip")
+    if one.sha256_prefix is not None:
+        assert re.fullmatch(r"[0-9a-f]{8}", one.sha256_prefix)
+        assert Path(one.file_name).stem.endswith("-" + one.sha256_prefix)
+    assert (one.sha256_prefix is not None) == (one.family in ("torchvision", "mmdet"))
+    assert 30 < one.ap < 42
+    assert one.num_classes == 80
+    assert one.licence
+    assert one.input
+
+
+def test_torchvisions_entries_are_those_of_the_installed_package() -> None:
+    from torchvision.models import detection
+
+    enums = (detection.RetinaNet_ResNet50_FPN_Weights, detection.RetinaNet_ResNet50_FPN_V2_Weights)
+    for one, enum in zip(focaldet.pretrained.list("torchvision"), enums, strict=True):
+        [weights] = enum
+        assert one.url == weights.url
+        assert one.ap == weights.meta["_metrics"]["COCO-val2017"]["box_map"]
+        assert one.megabytes == round(weights.meta["_file_size"] * 2**20 / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "file_name"),
+    [
+        (
+            "mmdet/retinanet_r50_fpn_fp16_1x_coco",
+            "https://download.openmmlab.com/mmdetection/v2.0/fp16/retinanet_r50_fpn_fp16_1x_coco",
+            "retinanet_r50_fpn_fp16_1x_coco_20200702-0dbfb212.pth",
+        ),
+        (
+            "mmdet/retinanet_x101_64x4d_fpn_2x_coco",
+            "https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_x101_64x4d_fpn_2x_coco",
+            "retinanet_x101_64x4d_fpn_2x_coco_20200131-bca068ab.pth",
+        ),
+        (
+            "detectron2/retinanet_R_101_FPN_3x",
+            "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/retinanet_R_101_FPN_3x/190397697",
+            "model_final_971ab9.pkl",
+        ),
+        (
+            "odtk/retinanet_rn152fpn",
+            "https://github.com/NVIDIA/retinanet-examples/releases/download/19.04",
+            "retinanet_rn152fpn.zip",
+        ),
+    ],
+)
+def test_urls_are_put_together_rightly(name: str, folder: str, file_name: str) -> None:
+    [one] = [one for one in PUBLISHED if one.name == name]
+    assert (one.url, one.file_name) == (f"{folder}/{file_name}", file_name)
+
+
+def test_the_list_is_a_table_for_people_and_a_tuple_for_programs() -> None:
+    table = focaldet.pretrained.list("mmdet")
+    lines = str(table).splitlines()
+    assert lines[0].startswith("17 published RetinaNets")
+    assert lines[2] == "mmdet: input 800/1333, rounded to the nearest"
+    assert lines[4].split() == ["mmdet/retinanet_r18_fpn_1x_coco", "31.7", "86", "614fd399"]
+    assert max(map(len, lines)) <= 88
+    best = max(focaldet.pretrained.list(), key=lambda one: one.ap)
+    assert best.name == "mmdet/retinanet_x101_64x4d_fpn_mstrain_3x_coco"
+    assert repr(PublishedTable(())).startswith("0 published")
+    with pytest.raises(ValueError, match="`family` must be one of 'torchvision'.*got 'mmcv'"):
+        focaldet.pretrained.list("mmcv")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FOCALDET_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("torchvison/retinanet_resnet50_fpn_coco", "torchvision/retinanet_resnet50_fpn_coco"),
+        ("torchvision/retinanet_resnet50_fpn_v2", "torchvision/retinanet_resnet50_fpn_v2_coco"),
+        ("retinanet_R_50_FPN_3x", "detectron2/retinanet_R_50_FPN_3x"),
+        ("detectron/retinanet_r_101_fpn_3x", "detectron2/retinanet_R_101_FPN_3x"),
+        ("mmdet/retinanet_r18_fpn_1x", "mmdet/retinanet_r18_fpn_1x_coco"),
+        ("odtk/retinanet_rn50", "odtk/retinanet_rn50fpn"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_a_mistyped_name_suggests_the_nearest(source: str, meant: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"does not exist. Did you mean '{meant}'"):
+        RetinaNet.from_pretrained(source)
+
+
+@pytest.mark.parametrize("source", ["model", "runs/last.pth", "a/b/c", "mmdet/nothing_like_it"])
+@pytest.mark.usefixtures("home")
+def test_what_is_nothing_known_says_what_it_could_be(source: str) -> None:
+    message = (
+        rf"`source` must be a folder or file that exists, a published name, or a Hub repository "
+        rf"'user/repo'; got '{source}', which does not exist. print\(focaldet.pretrained.list\(\)\)"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        RetinaNet.from_pretrained(source)
+
+
+def test_a_published_name_is_loaded_from_the_cache_and_checked(home: Path) -> None:
+    from torchvision.models import detection
+
+    [entry] = [one for one in PUBLISHED if one.name == "odtk/retinanet_mobilenetv2fpn"]
+    theirs = detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
+    home.mkdir()
+    torch.save(
+        theirs.state_dict(), home / entry.file_name
+    )  # whatever it is, it is read by its keys
+    assert cache_folder() == home
+    assert RetinaNet.from_pretrained(entry.name).config.num_classes == 2
+    (home / PUBLISHED[0].file_name).write_bytes(b"not the published file")
+    with pytest.raises(DownloadError, match="is not torchvision/.*begins with .*Delete it"):
+        RetinaNet.from_pretrained(PUBLISHED[0].name)
+
+
+def test_a_folder_of_a_published_name_comes_first(home: Path, tiny_model: RetinaNet) -> None:
+    folder = home.parent / "torchvision" / "retinanet_resnet50_fpn_coco"
+    tiny_model.save_pretrained(folder)
+    loaded = RetinaNet.from_pretrained("torchvision/retinanet_resnet50_fpn_coco")
+    assert loaded.config == tiny_model.config
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
