@@ -126,7 +126,7 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path)
         number = self._signal or signal.SIGTERM
         _LOG.info(
-            "%s: saved %s after step %d; the run goes on from there if it is resumed.",
+            "%s: saved %s after update %d; the run goes on from there if it is resumed.",
             signal.Signals(number).name,
             self.path,
             trainer.global_step,

@@ -255,10 +255,10 @@ def _step_of(last: Path) -> int | None:
         return None
     try:
         state = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        step, epoch = int(state["global_step"]), int(state["epoch"])
+        step = int(state["global_step"])
     except (RuntimeError, OSError, KeyError, ValueError, EOFError) as error:
         raise TrainingError(f"The checkpoint {str(last)!r} is damaged: {error}") from error
-    _say(f"Resuming from {str(last)!r}: {step} updates done, in epoch {epoch + 1}.")
+    _say(f"Resuming from {str(last)!r} after update {step}.")
     return step
 
 

@@ -1,0 +1,88 @@
+"""Find objects in photos: print them, draw them, and write them to one JSON file.
+
+python examples/predict.py runs/r50 photo.jpg holidays/ --output found
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: before torch
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from focaldet import Detections, RetinaNet
+from focaldet.images import IMAGE_EXTENSIONS
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=Path, help="folder of a run (its best model is taken) or of a model")
+    add("sources", type=Path, nargs="+", help="images, or folders of images")
+    add("--score-threshold", type=float, default=0.5, help="default: 0.5")
+    add("--batch-size", type=int, default=1, help="default: 1")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--output", type=Path, default=Path("predictions"), help="default: predictions")
+    return parser.parse_args()
+
+
+def list_images(sources: list[Path]) -> list[Path]:
+    """Replace folders by their images."""
+    found = []
+    for source in sources:
+        if source.is_dir():
+            images = [p for p in source.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS]
+            found += sorted(images)
+        else:
+            found.append(source)
+    return found
+
+
+def show(found: Detections) -> None:
+    """Print an image's objects."""
+    print(f"{found.source}: {len(found)} object{'' if len(found) == 1 else 's'}")
+    for name, score, box in zip(
+        found.label_names, found.scores.tolist(), found.boxes.tolist(), strict=True
+    ):
+        corners = "  ".join(f"{value:7.1f}" for value in box)
+        print(f"  {score:.2f}  {corners}  {name}")
+
+
+def main() -> None:
+    """Run it."""
+    options = parse()
+    folder = options.model
+    if (folder / "run.json").is_file():
+        folder = folder / ("best" if (folder / "best").is_dir() else "last")
+    paths = list_images(options.sources)
+    if not paths:
+        sys.exit("error: there are no images in these folders")
+    try:
+        model = RetinaNet.from_pretrained(folder).to(options.device)
+        results = model.predict(
+            paths, batch_size=options.batch_size, score_threshold=options.score_threshold
+        )
+        options.output.mkdir(parents=True, exist_ok=True)
+        for number, (path, found) in enumerate(zip(paths, results, strict=True)):
+            show(found)
+            twice = [p.stem for p in paths].count(path.stem) > 1  # cat.jpg in two folders
+            name = f"{path.stem}_{number}.png" if twice else f"{path.stem}.png"
+            found.draw().save(options.output / name)
+        text = json.dumps([found.to_dict() for found in results], indent=1)
+        (options.output / "detections.json").write_text(text)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Pictures and detections.json are in {options.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A run that was killed and resumed is the run that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import training_tiny
+from tests.training_tiny import write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder / "train", 10)
+    write_data(folder / "val", 4, seed=1)
+    return folder
+
+
+def killed(
+    data: Path, folder: Path, name: str, step: int, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Train in a process that gets a signal in the middle of a step."""
+    command = [sys.executable, training_tiny.__file__ or "", str(data), str(folder)]
+    command += ["--options", json.dumps(options), "--signal", name, str(step)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = load_file(folder / "last" / "model.safetensors")
+    return tensors
+
+
+def steps_in(folder: Path) -> list[list[str]]:
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    return [row.split(",")[:2] for row in rows]
+
+
+def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any) -> None:
+    """Kill a run, resume it, and compare it with one that was never killed."""
+    process = killed(data, folder / "killed", name, step, **options)
+    assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143}[name], process.stderr
+    assert not (folder / "killed" / "last").exists()
+    training_tiny.run(data, folder / "killed", resume=True, **options)
+    training_tiny.run(data, folder / "whole", **options)
+    resumed, whole = weights(folder / "killed"), weights(folder / "whole")
+    for key, value in whole.items():
+        assert torch.equal(resumed[key], value), key
+    assert steps_in(folder / "killed") == steps_in(folder / "whole")
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_run_killed_in_mid_epoch_goes_on_from_the_epochs_end(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_resumed(data, tmp_path, "SIGKILL", 4)
+    assert "last.ckpt' after update 3." in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "step", "every"),
+    [
+        pytest.param("SIGKILL", 5, None, id="to an epoch's end"),
+        pytest.param("SIGKILL", 5, 1, id="to a step"),
+        pytest.param("SIGKILL", 1, None, id="to nothing"),
+        pytest.param("SIGTERM", 3, None, id="to a step at SIGTERM"),
+        pytest.param("SIGTERM", 2, None, id="to an epoch's end at SIGTERM"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resumed_weights_are_bitwise_those_of_a_run_never_killed(
+    data: Path, tmp_path: Path, name: str, step: int, every: int | None, workers: int,
+    accumulate: int,
+) -> None:  # fmt: skip
+    step = step // accumulate
+    options = {"workers": workers, "checkpoint_every": every, "accumulate": accumulate}
+    check_resumed(data, tmp_path, name, step, ema_decay=0.9, **options)
+
+
+def test_sigterm_saves_first(data: Path, tmp_path: Path) -> None:
+    process = killed(data, tmp_path / "run", "SIGTERM", 1)
+    assert process.returncode == 143
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert process.stderr.splitlines()[-2:] == [
+        "SIGTERM: stopping after this step.",
+        f"SIGTERM: saved {last} after update 2; the run goes on from there if it is resumed.",
+    ]
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+
+
+def test_ctrl_c_in_an_epochs_last_step_leaves_out_its_validation(
+    data: Path, tmp_path: Path
+) -> None:
+    process = killed(data, tmp_path / "run", "SIGINT", 2)
+    assert process.returncode == 130
+    assert "SIGINT: saved" in process.stderr
+    assert "epoch 1/2" in process.stderr
+    assert "AP" not in process.stderr

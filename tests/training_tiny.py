@@ -1,0 +1,124 @@
+"""A data set and a detector that train in seconds; run as a script, a run that can be killed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.datasets import DetectionDataset, read_coco
+from focaldet.training import RetinaNetModule, TrainingOptions, TrainingSummary, train
+
+
+def write_data(folder: Path, count: int, seed: int = 0) -> Path:
+    """Write images with squares and circles, and their annotations; the first has two objects."""
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        width, height = (64, 48) if number % 3 else (48, 64)
+        picture = Image.new("RGB", (width, height), (rng.randrange(256), 120, 120))
+        draw = ImageDraw.Draw(picture)
+        name = f"{number}.png"
+        images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
+        for _ in range(rng.randint(0, 2) if number else 2):
+            side = rng.randint(14, 30)
+            x, y, label = rng.randint(0, 48 - side), rng.randint(0, 48 - side), rng.randrange(2)
+            shape = (x, y, x + side - 1, y + side - 1)
+            (draw.ellipse if label else draw.rectangle)(shape, fill=(255, 255, rng.randrange(256)))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1,
+                    "category_id": (3, 7)[label],
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+        picture.save(folder / name)
+    categories = [{"id": 3, "name": "square"}, {"id": 7, "name": "circle"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def read_data(path: Path, transform: Any = None) -> DetectionDataset:
+    return DetectionDataset(read_coco(path, path.parent), transform)
+
+
+def darken(image: Any, target: Any) -> Any:
+    """Draw a random number, as augmentation does."""
+    return image.float() / 255 * (0.5 + 0.5 * torch.rand(1)), target
+
+
+def tiny_detector(norm: Any = "batch") -> RetinaNet:
+    torch.manual_seed(0)
+    config = RetinaNetConfig(
+        num_classes=2,
+        class_names=("square", "circle"),
+        backbone="mobilenet_v2",
+        backbone_norm=norm,
+        fpn_channels=16,
+        head_depth=1,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        min_size=48,
+        max_size=64,
+    )
+    return RetinaNet.from_config(config)
+
+
+def tiny_options(**changes: Any) -> TrainingOptions:
+    defaults = {"epochs": 2, "batch_size": 4, "workers": 0, "log_every": 1, "pictures": 0}
+    defaults["accelerator"] = "cpu"
+    return TrainingOptions(**{**defaults, **changes})
+
+
+def send_signal(number: int, at_step: int) -> None:
+    """Have this process get a signal in the middle of a step, before its forward pass."""
+    whole_step = RetinaNetModule.training_step
+
+    def step(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == at_step:
+            os.kill(os.getpid(), number)
+        return whole_step(self, batch, batch_idx)
+
+    RetinaNetModule.training_step = step  # type: ignore[method-assign]
+
+
+def run(data: Path, folder: Path, *, resume: bool = False, **options: Any) -> TrainingSummary:
+    return train(
+        tiny_detector(),
+        read_data(data / "train" / "annotations.json", darken),
+        read_data(data / "val" / "annotations.json"),
+        folder=folder,
+        options=tiny_options(**options),
+        resume=resume,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--signal", nargs=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.signal:
+        send_signal(signal.Signals[args.signal[0]], int(args.signal[1]))
+    run(args.data, args.folder, **args.options)
+
+
+if __name__ == "__main__":
+    main()
