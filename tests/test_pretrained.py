@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.coco import CATEGORY_IDS, CLASS_NAMES
-from focaldet.pretrained import directory, torchvision_family
+from focaldet.pretrained import CheckpointFile, directory, torchvision_family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,7 +162,7 @@ def test_torchvisions_other_resnets_are_recognised(name: str) -> None:
         )
         generator = detection.retinanet._default_anchorgen()
         peer = detection.RetinaNet(backbone, num_classes=4, anchor_generator=generator)
-    checkpoint = torchvision_family.convert(peer.state_dict())
+    checkpoint = torchvision_family.convert(CheckpointFile(peer.state_dict()))
     assert checkpoint.config.backbone == name
     assert checkpoint.config.num_classes == 4
     assert checkpoint.config.backbone_norm == "frozen"

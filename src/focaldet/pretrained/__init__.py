@@ -2,7 +2,7 @@
 
 A family (:class:`Family`) is a module with a ``NAME``, a function ``missing(tensors)`` that says
 which of its characteristic keys a file lacks (none: the file is the family's), and a function
-``convert(tensors, config)`` that gives a :class:`Checkpoint`. To add one, list it in ``FAMILIES``.
+``convert(file, config)`` that gives a :class:`Checkpoint`. To add one, list it in ``FAMILIES``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from focaldet._checks import must_be
-from focaldet.pretrained import directory, torchvision_family
-from focaldet.pretrained.checkpoint import Checkpoint, Family, check_fit
+from focaldet.pretrained import (
+    detectron2_family,
+    directory,
+    mmdet_family,
+    odtk_family,
+    torchvision_family,
+    yhenon_family,
+)
+from focaldet.pretrained.checkpoint import Checkpoint, CheckpointFile, Family, check_fit
 from focaldet.pretrained.downloads import DownloadError, cache_folder
 from focaldet.pretrained.hub import push
 from focaldet.pretrained.published import PublishedTable, PublishedWeights, list_published
-from focaldet.pretrained.reading import read_tensors
+from focaldet.pretrained.reading import read_checkpoint
 from focaldet.pretrained.sources import locate
 from focaldet.pretrained.transfer import LoadingReport, for_other_classes, load_into
 
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Checkpoint",
+    "CheckpointFile",
     "DownloadError",
     "Family",
     "LoadingReport",
@@ -44,7 +52,13 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FAMILIES: tuple[Family, ...] = (torchvision_family,)
+FAMILIES: tuple[Family, ...] = (
+    torchvision_family,
+    detectron2_family,
+    mmdet_family,
+    odtk_family,
+    yhenon_family,
+)
 """The families of which a lone file can be."""
 
 save_checkpoint = directory.save
@@ -83,19 +97,19 @@ def load_checkpoint(
 def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
     if path.is_dir():
         return directory.load(path, config)
-    tensors = read_tensors(path)
+    file = read_checkpoint(path)
     tried = []
     for family in FAMILIES:
-        missing = family.missing(tensors)
+        missing = family.missing(file.tensors)
         if not missing:
-            return family.convert(tensors, config)
+            return family.convert(file, config)
         tried.append(f"{family.NAME} (no key {missing[0]!r})")
-    few = ", ".join(repr(key) for key in sorted(tensors)[:3])
+    few = ", ".join(repr(key) for key in sorted(file.tensors)[:3])
     raise ValueError(
         must_be(
             "source",
             "a RetinaNet of a known family",
-            f"{str(path)!r} with {len(tensors)} tensors ({few}, …)",
+            f"{str(path)!r} with {len(file.tensors)} tensors ({few}, …)",
             f"Tried: {'; '.join(tried)}.",
         )
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from focaldet._checks import must_be
 
@@ -13,7 +14,21 @@ if TYPE_CHECKING:
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["Checkpoint", "Family", "check_fit"]
+__all__ = ["Checkpoint", "CheckpointFile", "Family", "check_fit"]
+
+
+class CheckpointFile(NamedTuple):
+    """What was read from a file.
+
+    Attributes:
+        tensors: the state dict, in the file's key names.
+        extras: what lay beside it.
+        name: of the file; projects say there what the tensors don't.
+    """
+
+    tensors: Mapping[str, Tensor]
+    extras: Mapping[str, Any] = MappingProxyType({})
+    name: str = ""
 
 
 class Checkpoint(NamedTuple):
@@ -38,10 +53,8 @@ class Family(Protocol):
     def missing(self, tensors: Mapping[str, Tensor], /) -> list[str]:
         """Return the characteristic keys that a file lacks; none if it is the family's."""
 
-    def convert(
-        self, tensors: Mapping[str, Tensor], config: RetinaNetConfig | None = None, /
-    ) -> Checkpoint:
-        """Turn the family's tensors into a checkpoint, of its own config or another."""
+    def convert(self, file: CheckpointFile, config: RetinaNetConfig | None = None, /) -> Checkpoint:
+        """Turn the family's file into a checkpoint, of its own config or another."""
 
 
 def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -2,67 +2,123 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
-from typing import TYPE_CHECKING, Any
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from focaldet._checks import must_be
+from focaldet.pretrained.checkpoint import CheckpointFile
+from focaldet.pretrained.unpickling import RefusedError, unpickle_arrays
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["read_tensors"]
+__all__ = ["read_checkpoint", "read_tensors"]
 
 _WRAPPERS = ("model", "state_dict")  # under which training scripts keep the state dict
+_GREATEST_MEMBER = 2**33  # bytes; no published RetinaNet has a sixteenth of it
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, on the CPU.
+    """Read a state dict, on the CPU: what :func:`read_checkpoint` says, without the rest."""
+    return dict(read_checkpoint(path).tensors)
+
+
+def read_checkpoint(path: Path) -> CheckpointFile:
+    """Read a state dict and what else lies in the file, on the CPU.
 
     Args:
-        path: a ``.safetensors`` file, or a ``torch.save`` file that holds a state dict, alone or as
-            "model" or "state_dict" of a dictionary.
+        path: a ``.safetensors`` file; a ``torch.save`` file that holds a state dict, alone or as
+            "model" or "state_dict" of a dictionary; a zip archive of one such file; or a ``.pkl`` file
+            of NumPy arrays.
 
     Raises:
         ImportError: a safetensors file without the package safetensors.
         ValueError: a damaged file, one that would run code, or one that holds no state dict.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return CheckpointFile(_read_safetensors(path), {}, path.name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about pickles of other making
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+    except RefusedError as error:
+        got = f"{str(path)!r}, which asks for {error}"
+        raise ValueError(must_be("source", "a pickle of NumPy arrays", got, _NOT_OPENED)) from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):  # no name of anything to import: not even such a pickle
             raise ValueError(_damaged(path, error)) from error
-        remedy = (
-            "It was not opened. Save its state dict alone: torch.save(model.state_dict(), path)."
-        )
+        remedy = f"{_NOT_OPENED} Save its state dict alone: torch.save(model.state_dict(), path)."
         got = f"{str(path)!r}, which holds objects that only running its code would restore"
         raise ValueError(must_be("source", "a file of plain tensors", got, remedy)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise ValueError(_damaged(path, error)) from error
-    tensors = _state_dict_in(content)
-    if tensors is None:
+    found = _state_dict_in(content)
+    if found is None:
         got = f"{str(path)!r} holding a {type(content).__name__}"
         raise ValueError(must_be("source", "a file with a state dict", got))
-    return tensors
+    return CheckpointFile(*found, path.name)
 
 
-def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
+_NOT_OPENED = "It was not opened."
+_BROKEN = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AssertionError),
+    *(AttributeError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def _read_pickle(path: Path) -> Any:
+    return unpickle_arrays(path.read_bytes())
+
+
+def _read_torch(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        return _load(path)
+    with zipfile.ZipFile(path) as archive:
+        members = _checked_members(archive)
+        if any(PurePosixPath(name).name == "data.pkl" for name in members):
+            return _load(path)  # torch.save's own archive
+        inner = [name for name in members if name.endswith((".pth", ".pt"))]
+        if len(inner) != 1:
+            raise ValueError(f"a zip archive with {len(inner)} files of weights")
+        return _load(io.BytesIO(archive.read(inner[0])))
+
+
+def _checked_members(archive: zipfile.ZipFile) -> list[str]:
+    names = archive.namelist()
+    for info in archive.infolist():
+        name = info.filename
+        odd = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
+        if odd or names.count(name) > 1 or info.flag_bits & 1 or info.file_size > _GREATEST_MEMBER:
+            raise ValueError(f"a zip archive with an unsafe member {name!r}")
+    return names
+
+
+def _load(file: str | os.PathLike[str] | IO[bytes]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about pickles of other making
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _state_dict_in(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the state dict in a file's content, and the entries beside it."""
+    extras: dict[str, Any] = {}
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            extras |= {key: value for key, value in content.items() if key != wrapper}
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
         return None
     if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
         return None
-    return dict(content)
+    return dict(content), extras
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -74,11 +130,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     try:
         return dict(safetensors.torch.load_file(path, device="cpu"))
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, *_BROKEN) as error:
         raise ValueError(_damaged(path, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _damaged(path: Path, error: BaseException) -> str:
     reason = str(error).strip().splitlines()
     got = f"{str(path)!r} ({reason[0] if reason else type(error).__name__})"
     return must_be("source", "a readable checkpoint", got, "It is damaged or of another kind.")

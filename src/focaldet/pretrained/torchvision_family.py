@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import torch
-
 from focaldet._checks import must_be
 from focaldet.coco import CATEGORY_IDS, CLASS_NAMES
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained.checkpoint import Checkpoint
+from focaldet.pretrained.checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained.conversion import resnet_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,17 +32,6 @@ _CHARACTERISTIC = (
     "head.classification_head.cls_logits.weight",
     "head.regression_head.bbox_reg.weight",
 )
-
-# (blocks in each stage, shape of the first block's second convolution) -> builder
-_RESNETS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
-    ((2, 2, 2, 2), (64, 64)): "resnet18",
-    ((3, 4, 6, 3), (64, 64)): "resnet50",
-    ((3, 4, 23, 3), (64, 64)): "resnet101",
-    ((3, 8, 36, 3), (64, 64)): "resnet152",
-    ((3, 4, 6, 3), (128, 4)): "resnext50_32x4d",
-    ((3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
-    ((3, 4, 23, 3), (256, 4)): "resnext101_64x4d",
-}
 
 _RENAMES = tuple(
     (re.compile(pattern), name)
@@ -69,11 +57,11 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
-def convert(tensors: Mapping[str, Tensor], config: RetinaNetConfig | None = None) -> Checkpoint:
+def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
     """Turn a torchvision RetinaNet's state dict into a checkpoint.
 
     Args:
-        tensors: the state dict.
+        file: the state dict.
         config: instead of the one that the file suggests. With 91 classes it keeps all channels of
             a COCO head.
 
@@ -85,7 +73,7 @@ def convert(tensors: Mapping[str, Tensor], config: RetinaNetConfig | None = None
     Raises:
         ValueError: a backbone or a number of anchors that is not one of torchvision's own.
     """
-    renamed = {_rename(key): value for key, value in tensors.items()}
+    renamed = {_rename(key): value for key, value in file.tensors.items()}
     channels = len(renamed["head.class_logits.bias"])
     if config is None:
         config = _config_of(renamed)
@@ -120,26 +108,11 @@ def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
     published_v1 = not second and not trains and num_classes == _COCO_CHANNELS
     names = CLASS_NAMES if num_classes == _COCO_CHANNELS else None
     return preset(len(names) if names else num_classes, names).replace(
-        backbone=_backbone_of(renamed),
+        backbone=resnet_of(renamed, "torchvision"),
         backbone_norm="batch" if trains else "frozen",
         backbone_norm_eps=0.0 if published_v1 else None,
         fpn_channels=len(renamed["fpn.p7.weight"]),
     )
-
-
-def _backbone_of(renamed: Mapping[str, Tensor]) -> str:
-    blocks = tuple(
-        len({key.split(".")[2] for key in renamed if key.startswith(f"backbone.layer{i}.")})
-        for i in range(1, 5)
-    )
-    second = renamed.get("backbone.layer1.0.conv2.weight", torch.empty(0, 0))
-    name = _RESNETS.get((blocks, tuple(second.shape[:2])))
-    if name == "resnet50" and "backbone.layer1.0.conv3.weight" not in renamed:
-        return "resnet34"  # the same blocks, each of two convolutions
-    if name is None:
-        got = f"stages of {blocks} blocks"
-        raise ValueError(must_be("source", "a RetinaNet over a ResNet of torchvision", got))
-    return name
 
 
 def _coco_rows(values: Tensor) -> Tensor:
