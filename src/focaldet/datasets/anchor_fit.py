@@ -66,19 +66,19 @@ def best_anchor_ious(objects: Objects, generator: AnchorGenerator) -> Floats:
         boxes, padded_sizes = objects.boxes[rows], objects.padded_sizes[rows, ::-1]
         for level, stride in enumerate(generator.strides):
             cells = generator.cell_anchors(level, torch.float64).numpy()
-            distances = _to_nearest_centre(boxes, padded_sizes, stride, generator)
+            centres = (boxes[:, None, :2] + boxes[:, None, 2:] - cells[:, :2] - cells[:, 2:]) / 2
+            distances = _to_nearest_cell(centres, padded_sizes[:, None], stride, generator)
             ious = _ious_at(distances, boxes[:, 2:] - boxes[:, :2], cells[:, 2:] - cells[:, :2])
             np.maximum(best[rows], ious.max(1), out=best[rows])
     return best
 
 
-def _to_nearest_centre(
-    boxes: Floats, padded_sizes: npt.NDArray[np.int64], stride: int, generator: AnchorGenerator
+def _to_nearest_cell(
+    centres: Floats, padded_sizes: npt.NDArray[np.int64], stride: int, generator: AnchorGenerator
 ) -> Floats:
-    """Return the distances in x and y from boxes to the nearest column and row, ``[N, 2]``."""
+    """Return the distances in x and y from points to the nearest column and row, ``[N, A, 2]``."""
     cells = -(-padded_sizes // stride)
     strides = padded_sizes // cells if generator.mode == "torchvision" else stride
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     nearest = np.rint(centres / strides - generator.offset).clip(0, cells - 1)
     distances: Floats = np.abs(centres - (nearest + generator.offset) * strides)
     return distances
@@ -86,7 +86,7 @@ def _to_nearest_centre(
 
 def _ious_at(distances: Floats, sides: Floats, anchor_sides: Floats) -> Floats:
     """Return the IoU of N boxes and A anchors whose centres are so far apart, ``[N, A]``."""
-    distances, sides = distances[:, None], sides[:, None]
+    sides = sides[:, None]
     shared = np.minimum(sides, anchor_sides)
     shared = np.minimum(shared, (sides + anchor_sides) / 2 - distances).clip(min=0)
     both = shared[..., 0] * shared[..., 1]

@@ -135,26 +135,34 @@ def _objects_at_input(
     table: AnnotationTable, sizes: npt.NDArray[np.int32], config: RetinaNetConfig
 ) -> tuple[Objects, Rows]:
     """Return the objects as training sees them, clipped and resized, and which rows they are."""
-    preprocess = build_preprocess(config)
     unique, place = np.unique(sizes, axis=0, return_inverse=True)
-    resized = np.array(
-        [
-            resized_size((height, width), preprocess.min_size, preprocess.max_size)
-            if min(height, width) > 0
-            else (0, 0)
-            for height, width in unique.tolist()
-        ],
-        np.int64,
-    ).reshape(-1, 2)
+    resized, padded = _input_sizes(unique, config)
     image_place = place.reshape(-1)[table.image_indices]
     bounds = np.tile(unique[image_place][:, ::-1], 2)
     boxes = np.clip(table.boxes, 0, bounds)  # without area where the size is not known
     (rows,) = (has_area(table.boxes) & has_area(boxes) & ~table.crowd).nonzero()
     boxes, image_place, bounds = boxes[rows], image_place[rows], bounds[rows]
-    divisor = preprocess.size_divisor
-    padded = -(-resized // divisor) * divisor
     scale = np.tile(resized[image_place][:, ::-1], 2) / bounds
     return Objects(boxes * scale, padded[image_place]), rows
+
+
+def _input_sizes(
+    sizes: npt.NDArray[np.int32], config: RetinaNetConfig
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return what the model's preprocessing makes of images' sizes, and of those of the batch."""
+    preprocess = build_preprocess(config)
+    low, high, rounding = preprocess.min_size, preprocess.max_size, preprocess.size_rounding
+    resized = np.array(
+        [
+            resized_size((height, width), low, high, rounding=rounding)
+            if height > 0 and width > 0
+            else (0, 0)
+            for height, width in sizes.tolist()
+        ],
+        np.int64,
+    ).reshape(-1, 2)
+    divisor = preprocess.size_divisor
+    return resized, -(-(resized + preprocess.always_pad) // divisor) * divisor
 
 
 def _reachable(reached: npt.NDArray[np.bool_], bins: Rows) -> Shares:
