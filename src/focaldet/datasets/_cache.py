@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from focaldet.datasets._table import AnnotationTable, PackedStrings
-from focaldet.pretrained.aside import written_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +72,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def load_cache(path: Path, image_folder: Path) -> AnnotationTable | None:
     """Return what the cache holds; None if there is none, it is of another state, or damaged."""
     try:
-        with np.load(cache_path(path), allow_pickle=False) as content:
+        with cache_path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
             facts = json.loads(content["facts"].tobytes())
             if facts["fingerprint"] != fingerprint(path):
                 return None
@@ -102,6 +101,8 @@ def _check(arrays: dict[str, npt.NDArray[Any]], names: PackedStrings) -> None:
 
 def save_cache(table: AnnotationTable, path: Path, state: dict[str, Any]) -> None:
     """Write the cache, if the folder takes it and the annotations did not change meanwhile."""
+    from focaldet.pretrained.aside import written_aside  # with what a checkpoint needs
+
     status = path.stat()
     if (status.st_size, status.st_mtime_ns) != (state["size"], state["time"]):
         return

@@ -31,7 +31,7 @@ class PackedStrings(Sequence[str]):
     @classmethod
     def pack(cls, strings: Iterable[str]) -> PackedStrings:
         """Pack strings."""
-        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
         data = np.frombuffer(b"".join(encoded), np.uint8)
         return cls(data, np.cumsum([len(piece) for piece in encoded], dtype=np.int64))
 
@@ -49,7 +49,7 @@ class PackedStrings(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         start = int(self.ends[place - 1]) if place else 0
-        return self.data[start : int(self.ends[place])].tobytes().decode("utf-8", "surrogateescape")
+        return self.data[start : int(self.ends[place])].tobytes().decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

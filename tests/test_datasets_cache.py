@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from focaldet.datasets import AnnotationTable, read_coco
+from focaldet.datasets._cache import cache_path
+from tests.test_datasets_coco import coco_file, names_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def assert_equal_tables(first: AnnotationTable, second: AnnotationTable) -> None:
+    for name in AnnotationTable.__dataclass_fields__:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if isinstance(ours, np.ndarray):
+            assert ours.dtype == theirs.dtype, name
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        elif name == "file_names":
+            assert list(ours) == list(theirs)
+        else:
+            assert ours == theirs, name
+
+
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("focaldet.datasets.coco.read_columns", fail)
+
+
+def test_the_second_opening_is_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = coco_file(tmp_path)
+    first = read_coco(path)
+    assert cache_path(path).is_file()
+    no_reading(monkeypatch)
+    assert_equal_tables(read_coco(path), first)
+    assert read_coco(path, tmp_path.parent).image_folder == tmp_path.parent
+
+
+def test_the_cache_is_not_written_if_not_asked_for(tmp_path: Path) -> None:
+    read_coco(coco_file(tmp_path), cache=False)
+    assert names_in(tmp_path) == ["instances_some.json"]
+
+
+def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+    path = coco_file(tmp_path)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    read_coco(path)
+    path.write_text(path.read_text(encoding="utf-8").replace("dog", "cow"), encoding="utf-8")
+    os.utime(path, ns=times)
+    assert path.stat().st_mtime_ns == times[1]
+    assert read_coco(path).class_names == ("cow", "cat")
+    assert read_coco(path).class_names == ("cow", "cat")
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_file_of_another_time_or_size_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = coco_file(tmp_path)
+    read_coco(path)
+    if change == "time":
+        os.utime(path, ns=(1, 1))
+    else:
+        path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        no_reading(patch)
+        with pytest.raises(AssertionError, match="was read"):
+            read_coco(path)
+    read_coco(path)
+    no_reading(monkeypatch)
+    read_coco(path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "turned", "text", "other", "pickle", "shorter"])
+def test_a_damaged_cache_is_ignored_and_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = coco_file(tmp_path)
+    first = read_coco(path)
+    cache = cache_path(path)
+    content = cache.read_bytes()
+    with np.load(cache) as file:
+        arrays = dict(file)
+    if damage == "empty":
+        cache.write_bytes(b"")
+    elif damage == "cut":
+        cache.write_bytes(content[: len(content) // 2])
+    elif damage == "turned":  # a bit of a box
+        place = content.index(np.float64(14.5).tobytes())
+        cache.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    elif damage == "text":
+        cache.write_text("not an archive", encoding="utf-8")
+    elif damage == "other":
+        np.savez(cache, other=np.zeros(3))
+    elif damage == "pickle":
+        np.savez(cache, **{**arrays, "boxes": np.array([{}], object)})
+    else:
+        np.savez(cache, **{**arrays, "labels": arrays["labels"][:1]})
+    assert_equal_tables(read_coco(path), first)
+    no_reading(monkeypatch)
+    assert_equal_tables(read_coco(path), first)
+
+
+def test_a_folder_that_takes_no_cache_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, f"read-only {options}")
+
+    path = coco_file(tmp_path)
+    monkeypatch.setattr("focaldet.pretrained.aside.tempfile.mkstemp", refuse)
+    assert len(read_coco(path)) == 2
+    assert names_in(tmp_path) == ["instances_some.json"]
+
+
+def test_a_file_that_changes_while_it_is_read_gets_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from focaldet.datasets import _json, coco
+
+    def changed_meanwhile(path: Path) -> _json.CocoColumns:
+        columns = _json.read_columns(path)
+        path.write_text("{}", encoding="utf-8")
+        return columns
+
+    path = coco_file(tmp_path)
+    monkeypatch.setattr(coco, "read_columns", changed_meanwhile)
+    read_coco(path)
+    assert not cache_path(path).exists()
