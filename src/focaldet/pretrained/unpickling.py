@@ -152,10 +152,14 @@ def _records() -> dict[tuple[str, str], Any]:
             raise RefusedError(f"_codecs.encode to {encoding!r}")
         return text.encode("latin1")
 
+    def no_bytes() -> bytes:  # how it writes none
+        return b""
+
     known: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): Array,
         ("numpy", "dtype"): DType,
         ("_codecs", "encode"): encode,
+        ("__builtin__", "bytes"): no_bytes,
         ("collections", "OrderedDict"): dict,
     }
     known |= {(module, "_reconstruct"): reconstruct for module in _ARRAY_MODULES}

@@ -1,0 +1,343 @@
+"""Files that are damaged, made to do harm, or of an odd making: nothing in them is run."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy._core import multiarray
+
+from focaldet import RetinaNet
+from focaldet.pretrained.reading import read_checkpoint, read_tensors
+from focaldet.pretrained.unpickling import RefusedError, unpickle_arrays
+
+ARRAYS = {
+    "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "fortran": np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4)),
+    "big": np.arange(4, dtype=">f4"),
+    "f8": np.linspace(0, 1, 5),
+    "f2": np.ones(3, dtype=np.float16),
+    "i8": np.array([[-1], [2**40]]),
+    "u1": np.array([0, 255], dtype=np.uint8),
+    "bool": np.array([True, False]),
+    "empty": np.zeros((0, 4), dtype=np.float32),
+    "number": np.float32(1.5),
+    "point": np.array(7, dtype=np.int64),
+}
+
+
+def assert_same_arrays(found: Any, arrays: Any = ARRAYS) -> None:
+    assert list(found) == list(arrays)
+    for name, value in arrays.items():
+        tensor = found[name]
+        assert isinstance(tensor, torch.Tensor), name
+        assert (
+            tensor.dtype
+            == torch.from_numpy(np.array(value).astype(value.dtype.newbyteorder("="))).dtype
+        )
+        assert tuple(tensor.shape) == np.shape(value), name
+        assert np.array_equal(tensor.numpy(), value), name
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_arrays_of_every_protocol_give_tensors(protocol: int, tmp_path: Path) -> None:
+    content = {"model": ARRAYS, "__author__": "Detectron2 Model Zoo"}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    file = read_checkpoint(path)
+    assert_same_arrays(file.tensors)
+    assert file.extras == {"__author__": "Detectron2 Model Zoo"}
+    assert file.name == "model_final.pkl"
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_arrays_are_known_by_their_names_before_and_since_numpy_2(old: bool) -> None:
+    data = pickle.dumps(ARRAYS, protocol=2)
+    assert b"numpy._core.multiarray" in data
+    if old:
+        data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert_same_arrays(unpickle_arrays(data))
+
+
+def test_a_pickle_of_python_2_is_read_as_latin1() -> None:
+    # Python 2 wrote an array's bytes as a short string: opcode U, which becomes text here.
+    raw = np.array([1.5, -2], dtype="<f4").tobytes()
+    data = (
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U"
+        + bytes([len(raw)])
+        + raw
+        + b"tbs."
+    )
+    assert unpickle_arrays(data)["w"].tolist() == [1.5, -2]
+
+
+def test_ordered_dictionaries_and_plain_values_are_read() -> None:
+    content = collections.OrderedDict(model=collections.OrderedDict(a=ARRAYS["f4"]), epoch=3)
+    found = unpickle_arrays(pickle.dumps(content))
+    assert found["epoch"] == 3
+    assert found["model"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+class Bomb:
+    """Runs code when unpickled."""
+
+    def __init__(self, trace: Path, how: str = "call") -> None:
+        self.trace, self.how = trace, how
+
+    def __reduce__(self) -> Any:
+        if self.how == "call":
+            return Path.write_text, (self.trace, "ran")
+        if self.how == "eval":
+            return eval, (f"open({str(self.trace)!r}, 'w').write('ran')",)
+        return io.open, (str(self.trace), "w")
+
+
+def written(content: Any, path: Path, route: str) -> Path:
+    """Write a checkpoint in one of the ways in which one may come."""
+    buffer = io.BytesIO()
+    if route.startswith("pickle"):
+        path = path.with_suffix(".pkl" if route == "pickle" else ".pth")
+        path.write_bytes(pickle.dumps(content))
+        return path
+    torch.save(content, buffer, _use_new_zipfile_serialization="old" not in route)
+    if route.endswith("release"):
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+            archive.writestr("retinanet_rn50fpn.pth", buffer.getvalue())
+        return path.with_suffix(".zip")
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+ROUTES = ["torch", "torch old", "torch release", "torch old release", "pickle", "pickle as .pth"]
+
+
+@pytest.mark.parametrize("where", ["model", "state_dict", "beside", "key"])
+@pytest.mark.parametrize("how", ["call", "eval", "open"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_nothing_in_a_file_is_run(tmp_path: Path, route: str, how: str, where: str) -> None:
+    trace = tmp_path / "trace"
+    bomb, weights = Bomb(trace, how), {"weight": torch.zeros(2)}
+    content: Any = {
+        "model": {"model": {**weights, "bomb": bomb}},
+        "state_dict": {"state_dict": {"deep": {"deeper": [bomb]}, **weights}},
+        "beside": {"model": weights, "optimizer": bomb},
+        "key": {"model": weights, bomb: 1},
+    }[where]
+    if route == "pickle":
+        content = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in content.items()}
+    path = written(content, tmp_path / "bomb.pth", route)
+    with pytest.raises(ValueError, match=r"`source` must be (a|of) .*bomb\.(pth|zip|pkl)"):
+        RetinaNet.from_pretrained(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pickled"),
+    [
+        ("builtins.eval", b"cbuiltins\neval\n(V1+1\ntR."),
+        ("posix.system", b"cposix\nsystem\n(Vtrue\ntR."),
+        ("os.system", b"\x80\x04\x8c\x02os\x8c\x06system\x93."),
+        ("numpy.load", b"cnumpy\nload\n(Vx\ntR."),
+        ("numpy.core.multiarray.fromfile", b"cnumpy.core.multiarray\nfromfile\n."),
+        ("numpy.ndarray.tofile", b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."),
+        ("torch._utils._rebuild_tensor_v2", b"ctorch._utils\n_rebuild_tensor_v2\n."),
+        ("functools.partial", b"(ifunctools\npartial\n."),
+        ("copyreg._reconstructor", b"ccopyreg\n_reconstructor\n."),
+        ("_codecs.encode to 'rot13'", b"c_codecs\nencode\n(Vx\nVrot13\ntR."),
+    ],
+)
+def test_a_pickle_is_refused_by_the_name_it_asks_for(
+    tmp_path: Path, name: str, pickled: bytes
+) -> None:
+    with pytest.raises(RefusedError, match=name):
+        unpickle_arrays(pickled)
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickled)
+    with pytest.raises(
+        ValueError, match=f"a pickle of NumPy arrays; got .*asks for {name}. It was"
+    ):
+        RetinaNet.from_pretrained(path)
+
+
+def test_a_pickle_cannot_change_what_the_next_one_sees() -> None:
+    # It sets an attribute of the class that stands for arrays, and of the function that makes them.
+    spoil = b"(N}V__setstate__\nNstb"
+    for target in (b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n"):
+        with pytest.raises((pickle.UnpicklingError, RefusedError)):
+            unpickle_arrays(b"\x80\x02" + target + spoil + b"0" + b"X")
+    assert_same_arrays(unpickle_arrays(pickle.dumps(ARRAYS)))
+
+
+class Raw:
+    """An array that says what it is told to."""
+
+    def __init__(self, *state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self) -> Any:
+        return multiarray._reconstruct, (np.ndarray, (0,), b"b"), self.state
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (Raw(1, (2**40,), np.dtype("f4"), False, b"1234"), "shape .1099511627776,. .* in 4 bytes"),
+        (Raw(1, (-1, -1), np.dtype("f4"), False, b"1234"), "shape .-1, -1. .* in 4 bytes"),
+        (Raw(1, (1,), np.dtype("O"), False, [1]), "dtype 'O8'"),
+        (Raw(1, (1,), np.dtype("f4"), False, 10**13), "dtype 'f4'"),
+        (Raw(1, (1,), "f4", False, b"1234"), "not one of numbers"),
+        (Raw(1, None, np.dtype("f4"), False, b"1234"), "not one of numbers"),
+        (Raw(1, (1,)), "not one of numbers"),
+        (np.array(["text"]), "dtype 'U4'"),
+        (np.array([1 + 2j]), "dtype 'c16'"),
+        (np.zeros(2, dtype=[("a", "f4")]), "dtype 'V4'"),
+    ],
+)
+def test_arrays_that_are_not_what_they_say_are_named(
+    array: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": array}}))
+    with pytest.raises(ValueError, match=f"a readable checkpoint; got .*x.pkl.*{message}"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"text",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",  # bytes, of a length beyond any memory
+        b"\x80\x02}q\x00(q\x01h\x09.",
+        b"}" * 10**5 + b".",
+        b"(" * 10**5 + b"t" * 10**5 + b".",
+        pickle.dumps({"model": ARRAYS})[:-40],
+    ],
+)
+def test_broken_pickles_are_named(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"`source` must be a .*x\.pkl"):
+        read_tensors(path)
+
+
+def test_a_pickle_that_holds_itself_is_named(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": {}}
+    content["a"]["b"] = content
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"a readable checkpoint.*x\.pkl"):
+        read_tensors(path)
+
+
+def test_a_released_zip_of_one_file_is_read_without_unpacking(tmp_path: Path) -> None:
+    for route in ("torch release", "torch old release"):
+        content = {"backbone": ["ResNet50FPN"], "state_dict": {"w": torch.ones(2)}}
+        path = written(content, tmp_path / "rn50fpn.pth", route)
+        file = read_checkpoint(path)
+        assert file.tensors["w"].tolist() == [1, 1]
+        assert file.extras == {"backbone": ["ResNet50FPN"]}
+        assert [entry.name for entry in tmp_path.iterdir()] == ["rn50fpn.zip"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["../w.pth"],
+        ["/w.pth"],
+        ["a/../../w.pth"],
+        ["..\\w.pth"],
+        ["C:w.pth"],
+        ["w.pth", "../notes.txt"],
+        ["w.pth", "w.pth"],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zips_with_odd_paths_are_refused_and_write_nothing(
+    names: list[str], tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, buffer)
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    for suffix in (".zip", ".pth", ".pt"):
+        with zipfile.ZipFile(folder / f"x{suffix}", "w") as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
+        with pytest.raises(ValueError, match=r"a readable checkpoint.*x\..*unsafe member"):
+            read_tensors(folder / f"x{suffix}")
+    with zipfile.ZipFile(folder / "torch.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+        archive.writestr("../../../evil", b"")
+    with pytest.raises(ValueError, match="unsafe member '../../../evil'"):
+        read_tensors(folder / "torch.pt")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
+        ["deep", "er", "x.zip", "x.pth", "x.pt", "torch.pt"]
+    )
+
+
+@pytest.mark.parametrize(("names", "count"), [([], 0), (["notes.txt"], 0), (["a.pth", "b.pth"], 2)])
+def test_zips_without_one_file_of_weights_are_named(
+    names: list[str], count: int, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    with pytest.raises(ValueError, match=f"a zip archive with {count} files of weights"):
+        read_tensors(tmp_path / "x.zip")
+
+
+def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path) -> None:
+    path = written({"w": torch.ones(1000)}, tmp_path / "x.pth", "torch old release")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a readable checkpoint.*x\.zip.*CRC"):
+        read_tensors(path)
+
+
+def header(text: bytes, length: int | None = None, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def described(**entry: Any) -> bytes:
+    return json.dumps(
+        {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(b"{}", 2**63),
+        header(b"{}", 10**9),
+        header(b"not json"),
+        header(described()),  # no data
+        header(described(data_offsets=[0, 400]), data=b"1234"),
+        header(described(data_offsets=[-4, 0]), data=b"1234"),
+        header(described(data_offsets=[4, 0]), data=b"1234"),
+        header(described(shape=[2**40]), data=b"1234"),
+        header(described(shape=[2**62, 8]), data=b"1234"),
+        header(described(dtype="X9"), data=b"1234"),
+        header(described(dtype="F64"), data=b"1234"),
+        header(b'{"w": 3}', data=b"1234"),
+    ],
+)
+def test_safetensors_headers_that_lie_are_named(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a readable checkpoint; got .*x\.safetensors"):
+        read_tensors(path)
