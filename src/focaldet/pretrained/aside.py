@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
-from pathlib import Path
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["written_aside"]
 
@@ -18,15 +17,12 @@ __all__ = ["written_aside"]
 def written_aside(target: Path) -> Iterator[Path]:
     """Give a new file beside a target, to be written and renamed; remove it unless it was renamed.
 
-    Its name is its own, so that two processes which write the same target don't meet.
+    Its name is its own, so that two processes which write the same target don't meet, and its
+    permissions are those of any new file.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    aside.touch(exist_ok=False)
     try:
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)  # mkstemp's files are the owner's alone
         yield aside
     finally:
         aside.unlink(missing_ok=True)

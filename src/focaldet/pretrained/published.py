@@ -231,7 +231,8 @@ def list_published(family: str | None = None) -> PublishedTable:
     Raises:
         ValueError: another family.
 
-    >>> [one.name for one in list_published("torchvision") if one.ap > 40]
+    >>> import focaldet.pretrained
+    >>> [one.name for one in focaldet.pretrained.list("torchvision") if one.ap > 40]
     ['torchvision/retinanet_resnet50_fpn_v2_coco']
     """
     if family is None:
