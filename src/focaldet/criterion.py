@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_range
+from focaldet.anchor_grid import AnchorGrid
 from focaldet.boxes import generalized_box_iou
 from focaldet.heads import gather_from_map
 from focaldet.losses import sigmoid_focal_loss_maps
-from focaldet.matching import BACKGROUND, BETWEEN
+from focaldet.matching import BETWEEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,17 +119,19 @@ class RetinaNetCriterion(nn.Module):
             ``classification`` and ``box_regression``, each a scalar.
         """
         num_anchors = box_deltas[0].shape[1] // 4
-        all_anchors = torch.cat(list(anchors))
-        boxes_of = [target["boxes"].to(all_anchors) for target in targets]
-        labels_of = [target["labels"].to(all_anchors.device) for target in targets]
-        matched_idxs_BR = torch.stack([self.matcher(boxes, all_anchors) for boxes in boxes_of])
-        divisor_B = self._divisors((matched_idxs_BR >= 0).sum(dim=1))
-        class_targets_BR = torch.stack(
-            [
-                _class_targets(m, labels)
-                for m, labels in zip(matched_idxs_BR, labels_of, strict=True)
-            ]
-        )
+        grid = AnchorGrid(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
+        boxes_of = [target["boxes"].to(grid.anchors) for target in targets]
+        labels = torch.cat([target["labels"].to(grid.anchors.device) for target in targets])
+        matched_idxs_BR = torch.stack([self.matcher(boxes, grid) for boxes in boxes_of])
+        positive_BR = matched_idxs_BR >= 0
+        divisor_B = self._divisors(positive_BR.sum(dim=1))
+        images, positives = positive_BR.nonzero(as_tuple=True)
+        # Boxes and labels of all images in a row: where the first of each image stands.
+        firsts = list(accumulate((len(boxes) for boxes in boxes_of[:-1]), initial=0))
+        objects = matched_idxs_BR[images, positives] + matched_idxs_BR.new_tensor(firsts)[images]
+        # BACKGROUND is the loss's -1 already.
+        class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, _IGNORED)
+        class_targets_BR[images, positives] = labels[objects]
         classification = sigmoid_focal_loss_maps(
             logits,
             class_targets_BR,
@@ -138,12 +142,8 @@ class RetinaNetCriterion(nn.Module):
             normalizer=divisor_B,
             ignore_index=_IGNORED,
         )
-        images, positives = (matched_idxs_BR >= 0).nonzero(as_tuple=True)
-        boxes = torch.cat(
-            [boxes[m[m >= 0]] for m, boxes in zip(matched_idxs_BR, boxes_of, strict=True)]
-        )
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
-        box_losses = self._box_losses(deltas, all_anchors[positives], boxes)
+        box_losses = self._box_losses(deltas, grid.anchors[positives], torch.cat(boxes_of)[objects])
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
@@ -180,15 +180,6 @@ class RetinaNetCriterion(nn.Module):
             f"smooth_l1_beta={self.smooth_l1_beta}, box_loss_weight={self.box_loss_weight}, "
             f"normalizer={self.normalizer!r}"
         )
-
-
-def _class_targets(matched_idxs: Tensor, labels: Tensor) -> Tensor:
-    """Turn one image's matches into class indices, -1 for background, ``_IGNORED`` for between."""
-    targets = torch.full_like(matched_idxs, BACKGROUND)
-    positive = matched_idxs >= 0
-    targets[positive] = labels[matched_idxs[positive]]
-    targets[matched_idxs == BETWEEN] = _IGNORED
-    return targets
 
 
 def _gather_deltas(
