@@ -180,10 +180,3 @@ def test_a_torchvision_file_becomes_a_detector_of_other_classes(tmp_path: Path) 
     model = RetinaNet.from_pretrained(tmp_path / "theirs.pth", class_names=["ant", "bee"])
     assert model.config.num_classes == 2
     assert torch.equal(model.head.box_deltas.weight, theirs.head.regression_head.bbox_reg.weight)
-    targets = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}]
-    images = torch.rand(1, 3, 64, 64)
-    model.preprocess.min_size = model.preprocess.max_size = 64
-    losses = model.train()(images, targets).losses
-    assert losses is not None
-    sum(losses.values()).backward()
-    assert model.head.class_logits.weight.grad is not None

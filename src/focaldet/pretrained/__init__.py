@@ -59,7 +59,10 @@ FAMILIES: tuple[Family, ...] = (
     odtk_family,
     yhenon_family,
 )
-"""The families of which a lone file can be."""
+"""The families of which a lone file can be.
+
+:meta hide-value:
+"""
 
 save_checkpoint = directory.save
 push_checkpoint = push
