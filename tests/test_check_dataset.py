@@ -268,7 +268,8 @@ def test_a_size_that_is_not_annotated_is_read_or_said_to_be_unknown(folder: Path
         "x1 y1 x2 y2 = 10 10 40 240, image 100x80"
     ]
     assert not found(table, "box-overhang")
-    assert [one.file for one in found(table, "image-size-unknown")] == ["a.png"]
+    assert [one.file for one in found(table, "image-size-unknown")] == ["a.png", "b.png"]
+    assert not found(table, "image-size-unknown", images="headers")
 
 
 def test_more_threads_find_the_same_in_the_same_order_and_progress_is_told(folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
 from focaldet.datasets.check import check_dataset
+from focaldet.datasets.reading import read_annotations
+from focaldet.pretrained.aside import written_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,24 +52,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m focaldet.datasets",
         description="Check a data set: its images, boxes and categories, and, with --config, which "
-        "objects a model's anchors can reach. Nothing is changed.",
+        "objects a model's anchors can reach. None of its files is changed.",
         epilog="The exit status is 0 without errors (there may be warnings), 1 with errors, and 2 if "
         "the data set could not be read.",
     )
     parser.add_argument(
         "path",
         type=Path,
-        help="the annotations: a COCO .json, a folder of Pascal VOC, a YOLO data.yaml or its folder, "
+        help="the annotations: a COCO .json, COCO's folder, a folder of Pascal VOC, a YOLO data.yaml or its folder, "
         "or a .csv of path,x1,y1,x2,y2,class",
     )
     parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder of the images, if it isn't found by itself",
+        help="folder of the images, if it isn't found by itself (COCO and CSV)",
     )
     parser.add_argument(
-        "--split", metavar="NAME", help="which part, such as train or val (VOC and YOLO)"
+        "--split", metavar="NAME", help="which part, such as train or val (folders and YOLO)"
     )
     parser.add_argument(
         "--config",
@@ -97,8 +99,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: Path, images: Path | None, split: str | None) -> AnnotationTable:
-    from focaldet.datasets import read_annotations
-
     return read_annotations(path, images, split=split)
 
 
@@ -112,8 +112,6 @@ def _read_config(path: Path) -> RetinaNetConfig:
 
 
 def _write(path: Path, text: str) -> None:
-    from focaldet.pretrained.aside import written_aside
-
     with written_aside(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
         aside.replace(path)

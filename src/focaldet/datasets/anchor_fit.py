@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Objects", "best_anchor_ious", "fit_anchors"]
 
-_CHUNK = 65536  # objects at once: 5 MB for 9 anchors a cell
+_CHUNK = 16384  # objects at once: a few MB
 _SAMPLE = 4000  # objects that candidates are tried on
 _SHIFTS = range(-8, 9)  # quarters of an octave by which the pyramid is moved
 _TAILS = (0.005, 0.02, 0.05)  # of the objects' sizes, left out at both ends

@@ -18,6 +18,7 @@ from focaldet.datasets.check_boxes import (
 from focaldet.datasets.check_images import (
     duplicate_images,
     image_findings,
+    images_of_unknown_size,
     images_without_objects,
 )
 from focaldet.datasets.check_report import KINDS, DatasetReport, Finding
@@ -89,7 +90,9 @@ def check_dataset(
     check_range("workers", workers, 1)
     findings: list[Finding] = []
     sizes = table.image_sizes
-    if images != "none":
+    if images == "none":
+        findings += images_of_unknown_size(table)
+    else:
         found, real_sizes = image_findings(
             table, decode=images == "decode", workers=workers, progress=progress
         )
@@ -97,7 +100,7 @@ def check_dataset(
         # Boxes are held against the size that they were drawn in; that it is wrong is said above.
         sizes = np.where((sizes > 0).all(1, keepdims=True), sizes, real_sizes)
     findings += duplicate_images(table)
-    findings += images_without_objects(table, sizes)
+    findings += images_without_objects(table)
     findings += format_findings(table, sizes)
     findings += box_findings(table, sizes)
     findings += annotation_findings(table)

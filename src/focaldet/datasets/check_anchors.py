@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -92,7 +93,9 @@ class AnchorReach:
 
 
 def _shares(shares: Shares) -> str:
-    return "".join(f"{'-' if share is None else f'{share:.1%}':>9}" for share in shares.values())
+    """Write shares in percent, rounded down: 100.0% is every object."""
+    texts = ["-" if x is None else f"{math.floor(1000 * x) / 10:.1f}%" for x in shares.values()]
+    return "".join(f"{text:>9}" for text in texts)
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +22,12 @@ if TYPE_CHECKING:
 
     from focaldet.datasets._table import AnnotationTable
 
-__all__ = ["duplicate_images", "image_findings", "images_without_objects"]
+__all__ = [
+    "duplicate_images",
+    "image_findings",
+    "images_of_unknown_size",
+    "images_without_objects",
+]
 
 _CHUNK = 64  # images a thread takes at once
 _HEAD = 16384  # bytes; files that differ mostly do so here
@@ -166,16 +170,19 @@ def duplicate_images(table: AnnotationTable) -> Iterator[Finding]:
                 yield _finding(table, index, kind, message)
 
 
-def images_without_objects(
-    table: AnnotationTable, sizes: npt.NDArray[np.int32]
-) -> Iterator[Finding]:
-    """Find images without boxes, with crowds alone, and of unknown size."""
+def images_of_unknown_size(table: AnnotationTable) -> Iterator[Finding]:
+    """Find images whose size the annotations don't say."""
+    for index in (table.image_sizes <= 0).any(1).nonzero()[0].tolist():
+        yield _finding(table, index, "image-size-unknown", "no size")
+
+
+def images_without_objects(table: AnnotationTable) -> Iterator[Finding]:
+    """Find images without boxes, and with crowds alone."""
     boxes = np.bincount(table.image_indices, minlength=len(table))
     crowds = np.bincount(table.image_indices[table.crowd], minlength=len(table))
     for kind, wanted, message in (
-        ("image-size-unknown", (sizes <= 0).any(1) & (boxes > 0), "no size"),
         ("image-empty", boxes == 0, "no boxes"),
         ("image-only-crowds", (boxes > 0) & (boxes == crowds), "only crowds"),
     ):
-        for index in itertools.chain.from_iterable(wanted.nonzero()):
-            yield _finding(table, int(index), kind, message)
+        for index in wanted.nonzero()[0].tolist():
+            yield _finding(table, index, kind, message)

@@ -62,7 +62,9 @@ KINDS = {
     "class-mismatch": Kind(
         "note", "the model's classes are others; its class head must be trained"
     ),
-    "image-size-unknown": Kind("note", "not annotated nor read: its boxes are not held against it"),
+    "image-size-unknown": Kind(
+        "note", "not annotated, and images were not read: boxes may lie outside"
+    ),
     "image-empty": Kind("note", "no boxes: the image trains as background alone"),
     "image-only-crowds": Kind("note", "only crowds, which are no objects to train on"),
 }

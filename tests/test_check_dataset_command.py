@@ -1,0 +1,107 @@
+"""``python -m focaldet.datasets``, on small files and on BCCD as published."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from focaldet import RetinaNetConfig
+from focaldet.datasets import read_voc
+from focaldet.datasets.__main__ import main
+from focaldet.datasets.check import check_dataset
+from tests.conftest import SHARED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VOC = SHARED / "data" / "bccd" / "voc"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A data set of two images without mistakes."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (100, 80), (len(name), 0, ord(name[0]))).save(tmp_path / name)
+    path = tmp_path / "rows.csv"
+    path.write_text("a.png,10,10,40,40,cat\nb.png,20,20,90,70,dog\n")
+    return path
+
+
+def test_a_good_data_set_exits_with_0(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(rows)]) == 0
+    printed = capsys.readouterr()
+    assert "2 images, 2 boxes, 2 classes\nNothing found that is wrong." in printed.out
+    assert printed.err == ""
+
+
+def test_errors_exit_with_1_and_the_json_has_them(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (rows.parent / "b.png").unlink()
+    written = rows.parent / "report.json"
+    assert main([str(rows), "--json", str(written)]) == 1
+    assert "ERROR image-missing (1)" in capsys.readouterr().out
+    assert json.loads(written.read_text())["counts"] == {"image-missing": 1}
+    assert main([str(rows), "--no-images"]) == 0
+
+
+def test_headers_only_overlooks_an_image_that_is_cut_short(rows: Path) -> None:
+    Image.effect_noise((100, 80), 50).convert("RGB").save(rows.parent / "cut.jpg")
+    content = (rows.parent / "cut.jpg").read_bytes()
+    (rows.parent / "cut.jpg").write_bytes(content[: len(content) // 2])
+    rows.write_text(rows.read_text() + "cut.jpg,1,1,50,50,cat\n")
+    assert main([str(rows), "--headers-only", "--workers", "1"]) == 0
+    assert main([str(rows)]) == 1
+
+
+def test_a_configuration_is_read_from_its_file_or_its_models_folder(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = rows.parent / "config.json"
+    config.write_text(RetinaNetConfig(num_classes=2, min_size=200).to_json())
+    for given in (config, rows.parent):
+        assert main([str(rows), "--config", str(given)]) == 0
+        assert "(input 200 to 1333 pixels)" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_exits_with_2_and_one_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["nowhere"], "`path` must be an existing file or folder; got 'nowhere'."),
+        ([str(rows), "--workers", "0"], "`workers` must be >= 1; got 0."),
+        (
+            [str(rows), "--config", "nowhere"],
+            "`config` must be a config.json, or a folder with one; got 'nowhere'.",
+        ),
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.err == f"error: {message}\n"
+        assert printed.out == ""
+
+
+def test_it_runs_as_a_module_and_helps() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "focaldet.datasets", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage: python -m focaldet.datasets" in shown.stdout
+    assert shown.stderr == ""
+
+
+@pytest.mark.skipif(not VOC.is_dir(), reason="BCCD is not beside this checkout")
+def test_the_two_boxes_without_area_of_bccd_are_found() -> None:
+    report = check_dataset(read_voc(VOC, "trainval"), images="headers")
+    assert report.counts == {"box-no-area": 2}
+    assert [(one.file, one.annotation_id, one.message) for one in report.findings] == [
+        ("BloodImage_00338.jpg", 12, "x1 y1 x2 y2 = 504 337 504 337, width 0, height 0"),
+        ("BloodImage_00343.jpg", 3, "x1 y1 x2 y2 = 181 329 181 329, width 0, height 0"),
+    ]
