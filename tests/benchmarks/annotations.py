@@ -36,12 +36,19 @@ def write_like_coco(path: Path, *, images: int, boxes: int, outlines: int = 5000
     ids = [9 + 5 * index for index in range(images)]
     polygons = [
         json.dumps(
-            [[round(draw.uniform(0, 640), 2) for _ in range(2 * int(draw.lognormvariate(2.85, 0.7)) + 6)]]
+            [
+                [
+                    round(draw.uniform(0, 640), 2)
+                    for _ in range(2 * int(draw.lognormvariate(2.85, 0.7)) + 6)
+                ]
+            ]
         )
         for _ in range(outlines)
     ]
     runs = json.dumps({"counts": [draw.randrange(400) for _ in range(200)], "size": [480, 640]})
-    kinds = [{"supercategory": "thing", "id": 1 + index, "name": f"thing {index}"} for index in range(80)]
+    kinds = [
+        {"supercategory": "thing", "id": 1 + index, "name": f"thing {index}"} for index in range(80)
+    ]
     with path.open("w", encoding="utf-8") as file:
         file.write('{"info": {"description": "synthetic"}, "licenses": [], "images": [')
         for index, image_id in enumerate(ids):
@@ -65,7 +72,7 @@ def write_like_coco(path: Path, *, images: int, boxes: int, outlines: int = 5000
                 f'{{"segmentation": {runs if crowd else draw.choice(polygons)}, '
                 f'"area": {0.6 * width * height:.4f}, "iscrowd": {int(crowd)}, '
                 f'"image_id": {draw.choice(ids)}, "bbox": [{draw.uniform(0, 500):.2f}, '
-                f'{draw.uniform(0, 350):.2f}, {width}, {height}], '
+                f"{draw.uniform(0, 350):.2f}, {width}, {height}], "
                 f'"category_id": {draw.randint(1, 80)}, "id": {index + 1}}}'
             )
         file.write(f'], "categories": {json.dumps(kinds)}}}')
@@ -127,8 +134,12 @@ def compare(path: Path, rounds: int) -> None:
         side: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         for side, rows in measured.items()
     }
-    print(f"{path.stat().st_size / MEBI:.0f} MiB, {medians['cache']['images']:.0f} images, median of {rounds}")
-    print(f"{'':18}{'wall':>9}{'CPU':>9}{'held':>10}{'peak':>10}   torchvision / it: wall, CPU, held")
+    print(
+        f"{path.stat().st_size / MEBI:.0f} MiB, {medians['cache']['images']:.0f} images, median of {rounds}"
+    )
+    print(
+        f"{'':18}{'wall':>9}{'CPU':>9}{'held':>10}{'peak':>10}   torchvision / it: wall, CPU, held"
+    )
     peer = medians["torchvision"]
     for side, row in medians.items():
         ratios = "  ".join(f"{peer[key] / row[key]:8.1f}" for key in ("wall", "cpu", "held"))
@@ -142,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--file", type=Path, default=None, help="a COCO file; its folder is written to")
+    parser.add_argument(
+        "--file", type=Path, default=None, help="a COCO file; its folder is written to"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, default=None, help="open once and print JSON")
     options = parser.parse_args()
@@ -150,7 +163,10 @@ def main() -> None:
         open_once(options.side, options.file)
         return
     packages = ("focaldet", "torchvision", "pycocotools", "msgspec", "numpy")
-    print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in packages))
+    print(
+        f"Python {sys.version.split()[0]}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages)
+    )
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if options.file is not None:
         compare(options.file, options.rounds)

@@ -2,8 +2,8 @@
 
 A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
 :func:`read_annotations` for any of them) returns an :class:`AnnotationTable`, with everything that the
-files say. :class:`DetectionDataset` makes images and targets of it. torchvision is imported when a
-transform is asked for.
+files say. :class:`DetectionDataset` makes images and targets of it, :func:`check_dataset` looks for
+mistakes in it. torchvision is imported when a transform is asked for.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from focaldet.datasets.yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets.augment import train_transform
+    from focaldet.datasets.check import DatasetReport, check_dataset
 
 __all__ = [
     "AnnotationTable",
     "AspectRatioBatchSampler",
+    "DatasetReport",
     "DetectionDataset",
+    "check_dataset",
     "collate",
     "read_annotations",
     "read_coco",
@@ -37,11 +40,11 @@ __all__ = [
     "train_transform",
 ]
 
-_LATER = {"train_transform": "augment"}
+_LATER = {"DatasetReport": "check", "check_dataset": "check", "train_transform": "augment"}
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use what needs more than torch, NumPy and Pillow (PEP 562)."""
+    """Import on first use what not everybody needs (PEP 562)."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torch.testing import assert_close
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.datasets import DetectionDataset, collate, train_transform
+from focaldet.structures import check_targets
+from tests.test_datasets import table_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_sizes": [24, 32], "max_size": 40},
+        {"min_sizes": [8], "max_size": 8, "color": True},
+        {"large_scale_jitter": 32, "scale_range": (0.3, 3.0)},
+        {"min_sizes": range(20, 30, 3), "antialias": True, "horizontal_flip": 0},
+    ],
+)
+def test_training_transforms_give_what_the_model_takes(tmp_path: Path, options: Any) -> None:
+    boxes = [[[0, 0, 30, 20], [29.7, 19.7, 30, 20], [3, 4, 9, 9]], []]
+    dataset = DetectionDataset(table_of(tmp_path, boxes), train_transform(**options))
+    sizes = set()
+    for _ in range(20):
+        images, targets = collate([dataset[0], dataset[1]])
+        check_targets(targets, [image.shape[1:] for image in images], 2)  # type: ignore[arg-type,misc]
+        assert min(float(image.min()) for image in images) >= 0
+        assert max(float(image.max()) for image in images) <= 1
+        assert targets[1]["boxes"].shape == (0, 4)
+        sizes.add(tuple(images[0].shape[1:]))
+    if "large_scale_jitter" in options:
+        assert sizes == {(32, 32)}
+    elif len(options["min_sizes"]) > 1:
+        assert len(sizes) > 1
+
+
+def test_boxes_follow_the_pixels_through_the_training_transform(tmp_path: Path) -> None:
+    table = table_of(tmp_path, [[[0, 0, 10, 20]]])  # the white part
+    transform = train_transform(min_sizes=[60], max_size=90)
+    for _ in range(8):
+        image, target = DetectionDataset(table, transform)[0]
+        x1, y1, x2, y2 = map(round, target["boxes"][0].tolist())
+        assert image.shape == (3, 60, 90)
+        assert float(image[:, y1:y2, x1 + 2 : x2 - 2].min()) > 0.99
+        assert float(image.mean()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_transform_resizes_to_the_models_own_size(
+    tmp_path: Path, tiny_config: RetinaNetConfig
+) -> None:
+    config = tiny_config.replace(min_size=48, max_size=64)
+    transform = train_transform(min_sizes=[48], max_size=64, horizontal_flip=0)
+    table = table_of(tmp_path, [[]])
+    preprocess = RetinaNet.from_config(config).preprocess
+    once = preprocess([DetectionDataset(table, transform)[0][0]], resize=False)
+    by_model = preprocess([DetectionDataset(table)[0][0]])
+    assert once.sizes == by_model.sizes
+    assert_close(once.tensor, by_model.tensor, rtol=0, atol=0.011)  # half a level of 255
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_sizes": []}, r"`min_sizes` must be between 1 and max_size \(1333\); got \[\]"),
+        ({"min_sizes": [800], "max_size": 700}, r"max_size \(700\); got \[800\]"),
+        ({"horizontal_flip": 2}, "`horizontal_flip` must be in .*; got 2"),
+        ({"large_scale_jitter": 0}, "`large_scale_jitter` must be >= 1; got 0"),
+        ({"large_scale_jitter": 9, "scale_range": (2, 1)}, r"`scale_range` must be two .*\(2, 1\)"),
+    ],
+)
+def test_wrong_transform_options_are_named(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_transform(**options)
