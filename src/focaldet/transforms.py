@@ -169,7 +169,7 @@ class Preprocess(nn.Module):
         if self.antialias and levels.device.type == "cpu":  # torch's own way with bytes is Pillow's
             levels = self._resize(levels.byte())
         else:
-            levels = self._resize(levels).round()
+            levels = (self._resize(levels) + 0.5).floor()  # halves up, as OpenCV rounds
         return (levels.float() / 255).to(image.dtype)
 
     def _pad(self, images: Sequence[Tensor]) -> Tensor:
