@@ -93,7 +93,7 @@ def test_images_without_objects_are_negatives(tmp_path: Path) -> None:
 
 
 def test_crowds_are_in_the_truth_and_not_in_targets(tmp_path: Path) -> None:
-    boxes = [[[1.0, 1, 5, 5], [2, 2, 9, 9]]]
+    boxes: list[list[list[float]]] = [[[1, 1, 5, 5], [2, 2, 9, 9]]]
     table = table_of(tmp_path, boxes, crowd=np.array([True, False]))
     dataset = DetectionDataset(table)
     assert dataset[0][1]["boxes"].tolist() == [[2, 2, 9, 9]]

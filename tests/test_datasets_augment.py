@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     ],
 )
 def test_training_transforms_give_what_the_model_takes(tmp_path: Path, options: Any) -> None:
-    boxes = [[[0, 0, 30, 20], [29.7, 19.7, 30, 20], [3, 4, 9, 9]], []]
+    boxes: list[list[list[float]]] = [
+        [[0, 0, 30, 20], [29.7, 19.7, 30, 20], [3, 4, 9, 9]],
+        [],
+    ]
     dataset = DetectionDataset(table_of(tmp_path, boxes), train_transform(**options))
     sizes = set()
     for _ in range(20):

@@ -141,7 +141,9 @@ def test_random_files_are_read_as_json_reads_them(
             max_size=5,
         )
     )
-    annotations = [{**row, "id": i, "category_id": 1} for i, row in enumerate(rows)]
+    annotations: list[dict[str, Any]] = [
+        {**row, "id": i, "category_id": 1} for i, row in enumerate(rows)
+    ]
     names = data.draw(st.lists(TEXT, min_size=2, max_size=2))
     images = [{"id": i, "file_name": name} for i, name in zip((8, 3), names, strict=True)]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}

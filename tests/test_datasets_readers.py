@@ -98,9 +98,8 @@ def test_voc_and_coco_form_of_the_bccd_set_agree(split: str) -> None:
     assert list(voc.file_names) == list(coco.file_names)
     assert voc.class_names == coco.class_names
     np.testing.assert_array_equal(voc.image_sizes, coco.image_sizes)
-    whole = (voc.boxes[:, 2:] > voc.boxes[:, :2]).all(
-        axis=1
-    )  # the COCO form lacks two without area
+    x1, y1, x2, y2 = voc.boxes.T
+    whole = (x2 > x1) & (y2 > y1)  # the COCO form lacks two without area
     assert len(whole) - whole.sum() == {"train": 1, "val": 1, "trainval": 2, "test": 0}[split]
     for name in ("boxes", "labels", "areas", "image_indices"):
         np.testing.assert_array_equal(getattr(voc, name)[whole], getattr(coco, name), err_msg=name)

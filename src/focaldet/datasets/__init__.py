@@ -22,7 +22,8 @@ from focaldet.datasets.yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets.augment import train_transform
-    from focaldet.datasets.check import DatasetReport, check_dataset
+    from focaldet.datasets.check import check_dataset
+    from focaldet.datasets.check_report import DatasetReport
 
 __all__ = [
     "AnnotationTable",
@@ -40,7 +41,7 @@ __all__ = [
     "train_transform",
 ]
 
-_LATER = {"DatasetReport": "check", "check_dataset": "check", "train_transform": "augment"}
+_LATER = {"DatasetReport": "check_report", "check_dataset": "check", "train_transform": "augment"}
 
 
 def __getattr__(name: str) -> object:
