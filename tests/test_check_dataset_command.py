@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,10 +14,8 @@ from focaldet import RetinaNetConfig
 from focaldet.datasets import read_voc
 from focaldet.datasets.__main__ import main
 from focaldet.datasets.check import check_dataset
+from focaldet.datasets.check_report import KINDS
 from tests.conftest import SHARED
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VOC = SHARED / "data" / "bccd" / "voc"
 
@@ -95,6 +93,20 @@ def test_it_runs_as_a_module_and_helps() -> None:
     )
     assert "usage: python -m focaldet.datasets" in shown.stdout
     assert shown.stderr == ""
+
+
+def test_the_page_shows_what_its_example_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "check_dataset.md").read_text(encoding="utf-8")
+    code, shown = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102
+    assert capsys.readouterr().out == shown
+    assert all(
+        f"| `{kind}` | {severity} | {meaning} |" in page
+        for kind, (severity, meaning) in KINDS.items()
+    )
 
 
 @pytest.mark.skipif(not VOC.is_dir(), reason="BCCD is not beside this checkout")

@@ -94,7 +94,9 @@ class AnchorReach:
 
 def _shares(shares: Shares) -> str:
     """Write shares in percent, rounded down: 100.0% is every object."""
-    texts = ["-" if x is None else f"{math.floor(1000 * x) / 10:.1f}%" for x in shares.values()]
+    texts = [
+        "-" if x is None else f"{math.floor(1000 * x + 1e-9) / 10:.1f}%" for x in shares.values()
+    ]
     return "".join(f"{text:>9}" for text in texts)
 
 

@@ -172,7 +172,8 @@ def duplicate_images(table: AnnotationTable) -> Iterator[Finding]:
 
 def images_of_unknown_size(table: AnnotationTable) -> Iterator[Finding]:
     """Find images whose size the annotations don't say."""
-    for index in (table.image_sizes <= 0).any(1).nonzero()[0].tolist():
+    heights, widths = table.image_sizes.T
+    for index in ((heights <= 0) | (widths <= 0)).nonzero()[0].tolist():
         yield _finding(table, index, "image-size-unknown", "no size")
 
 
