@@ -87,6 +87,7 @@ def run(images: int, repeats: int, threads: int, folder: Path) -> None:
         equal &= np.array_equal(results[side].scores, expected.scores)
         equal &= np.array_equal(results[side].stats, expected.stats)
         farthest = np.abs(results[side].precision - expected.precision).max()
+        assert equal or side.startswith("faster"), f"{side}: numbers differ by {farthest:.1e}"
         says = "exactly equal" if equal else f"precisions differ by {farthest:.1e} at most"
         print(
             f"{side:25s} wall {wall:7.2f} s ({base[1] / wall:5.1f}x)  "
