@@ -216,7 +216,9 @@ def test_a_cache_laid_out_by_hand_works_offline(
 
 
 def test_a_repository_that_is_not_there_or_holds_something_else_is_named(hub: FakeHub) -> None:
-    with pytest.raises(FileNotFoundError, match=r"got 'me/cats': no such file, and from the Hub: .*"):
+    with pytest.raises(
+        FileNotFoundError, match=r"got 'me/cats': no such file, and from the Hub: .*"
+    ):
         RetinaNet.from_pretrained("me/cats")
     hub.files["config.json"] = b'{"model_type": "detr"}'
     hub.files["model.safetensors"] = b"0"

@@ -209,10 +209,7 @@ class RetinaNet(nn.Module):
         Args:
             repository: "user/repo"; made if it does not exist, with a model card if it has none.
             private: of one that is made; None takes the account's default.
-            commit_message: of the upload.
-
-        Returns:
-            The commit's URL.
+            commit_message: of the upload, whose URL is returned.
         """
         return pretrained.push_checkpoint(
             self._checkpoint(), repository, private=private, commit_message=commit_message
