@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from focaldet import AnchorGenerator
+from focaldet.anchor_grid import AnchorGrid
+from focaldet.boxes import box_iou
+from tests.test_boxes import random_boxes
+
+SIZES = [(13, 20), (7, 10)]
+
+
+def grid() -> AnchorGrid:
+    return AnchorGrid(AnchorGenerator((32, 64), strides=(8, 16))(SIZES), SIZES)
+
+
+def test_a_window_by_hand() -> None:
+    anchors = torch.tensor([[8.0 * x, 0, 8.0 * x + 16, 16] for x in range(5)])
+    windows = AnchorGrid([anchors], [(1, 5)]).windows(
+        torch.tensor([[16.0, 0, 32, 16], [16, 0, 32, 16], [100, 0, 110, 9]]),
+        torch.tensor([0.34, 0.3, 0.0]),  # 8 pixels aside, the IoU is 1/3
+    )
+    assert windows.num_anchors().tolist() == [1, 3, 0]
+    boxes, found = windows.pairs(0, 3)
+    assert (boxes.tolist(), found.tolist()) == ([0, 1, 1, 1], [2, 1, 2, 3])
+    assert [part.tolist() for part in windows.pairs(1, 3)] == [[1, 1, 1], [1, 2, 3]]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_windows_leave_nothing_out_and_are_not_much_larger(seed: int, iou: float) -> None:
+    torch.manual_seed(seed)
+    anchors = grid()
+    boxes = random_boxes(8, torch.float32) * 1.5
+    wanted = box_iou(boxes, anchors.anchors)
+    windows = anchors.windows(boxes, torch.full((8,), iou))
+    within = torch.zeros_like(wanted, dtype=torch.bool)
+    within[windows.pairs(0, 8)] = True
+    assert_close(within.sum(dim=1), windows.num_anchors())
+    wanted = (wanted >= iou) & (wanted > 0)
+    assert not bool((wanted & ~within).any())
+    assert int(within.sum()) <= 100 + 4 * int(wanted.sum())
+
+
+def test_the_nearest_anchors_are_the_ones_that_overlap_most() -> None:
+    anchors = grid()
+    boxes = random_boxes(50, torch.float32) * 1.5
+    iou = box_iou(boxes, anchors.anchors)
+    kinds = torch.cat([torch.arange(h * w * 9) % 9 + 9 * i for i, (h, w) in enumerate(SIZES)])
+    best = torch.stack([iou[:, kinds == kind].amax(dim=1) for kind in range(18)], dim=1)
+    assert_close(iou.gather(1, anchors.nearest(boxes)), best)
+
+
+def test_levels_may_have_anchors_of_different_numbers() -> None:
+    first, second = torch.rand(12, 4), torch.rand(5, 4)
+    anchors = AnchorGrid([first, second], [(2, 3), (1, 1)])
+    assert_close(anchors.anchors, torch.cat((first, second)))
+    assert anchors.nearest(torch.rand(1, 4)).shape == (1, 2 + 5)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "sizes", "message"),
+    [
+        ([], [], r"`grid_sizes` must be one \(height, width\) a level \(0 levels of anchors\)"),
+        ([6], [(1, 2), (1, 1)], r"`grid_sizes` must be .* \(1 levels of anchors\); got \[\(1, 2\)"),
+        ([6], [(2, 2)], r"`anchors\[0\]` must be \[H \* W \* A, 4\] for a grid of 2 x 2 cells"),
+        ([6, 0], [(2, 3), (1, 1)], r"`anchors\[1\]` must be .*; got \[0, 4\]"),
+        ([6], [(0, 3)], r"`anchors\[0\]` must be .* for a grid of 0 x 3 cells"),
+    ],
+)
+def test_anchors_that_do_not_fill_their_grids_are_named(
+    anchors: list[int], sizes: list[tuple[int, int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnchorGrid([torch.rand(count, 4) for count in anchors], sizes)
+
+
+def test_anchors_of_another_shape_or_type_are_named() -> None:
+    with pytest.raises(ValueError, match=r"`anchors\[0\]` must be of shape \[N, 4\]"):
+        AnchorGrid([torch.rand(6, 5)], [(2, 3)])
+    with pytest.raises(TypeError, match=r"`anchors\[1\]` must be a floating-point tensor"):
+        AnchorGrid([torch.rand(6, 4), torch.ones(1, 4, dtype=torch.int64)], [(2, 3), (1, 1)])
