@@ -54,16 +54,17 @@ napoleon_use_ivar = True
 # Names of other projects, and such as are only spelled in annotations. No inventories are fetched.
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
-    ("py:.*", r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|supervision)(\..*)?"),
+    ("py:.*", r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|pathlib|matplotlib|supervision)(\..*)?"),
     ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
+    ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     ("py:class", r"Normalizer|Reduction"),  # aliases that the losses keep to themselves
     ("py:class", r"Tensor|Mapping|Sequence|Iterable|Iterator|Callable|PathLike|Module|NDArray"),
 ]
 
 _MODULES = (
-    *("anchors", "backbones", "box_coder", "boxes", "config", "criterion", "detections"),
-    *("evaluation", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
-    *("retinanet", "structures", "transforms", "visualization"),
+    *("anchors", "backbones", "box_coder", "boxes", "config", "criterion", "datasets"),
+    *("detections", "evaluation", "fpn", "heads", "images", "losses", "matching", "postprocess"),
+    *("pretrained", "retinanet", "structures", "training", "transforms", "visualization"),
 )
 
 
