@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from docutils.nodes import Text
+from sphinx.addnodes import pending_xref
+
 import focaldet
 
 if TYPE_CHECKING:
-    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
@@ -54,7 +56,10 @@ napoleon_use_ivar = True
 # Names of other projects, and such as are only spelled in annotations. No inventories are fetched.
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
-    ("py:.*", r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|pathlib|matplotlib|supervision)(\..*)?"),
+    (
+        "py:.*",
+        r"(torch|torchvision|nn|np|npt|numpy|PIL|Image|os|pathlib|matplotlib|supervision)(\..*)?",
+    ),
     ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     ("py:class", r"Normalizer|Reduction"),  # aliases that the losses keep to themselves
@@ -115,8 +120,16 @@ def _skip_field_aliases(*event: Any) -> bool | None:
     return True if str(member.__doc__).startswith("Alias for field number") else None
 
 
+def _unlink_builtin_list(_: Sphinx, doctree: Any) -> None:
+    """Keep ``list`` in annotations from leading to ``focaldet.pretrained.list``."""
+    for node in [*doctree.findall(pending_xref)]:
+        if (node.get("reftype"), node.get("reftarget")) == ("class", "list"):
+            node.replace_self(Text("list"))
+
+
 def setup(app: Sphinx) -> None:
     """Register the hooks."""
+    app.connect("doctree-read", _unlink_builtin_list)
     app.connect("missing-reference", _resolve_short_name)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # napoleon's is 500
     app.connect("autodoc-skip-member", _skip_field_aliases)

@@ -65,6 +65,8 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     """Import a public name from its module on first use (PEP 562)."""
+    if name == "pretrained":  # focaldet.pretrained.list() without an import of its own
+        return importlib.import_module(f"{__name__}.pretrained")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
