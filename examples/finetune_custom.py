@@ -2,13 +2,13 @@
 
 python examples/finetune_custom.py train.json val.json --images photos --start retinanet_folder
 
---start keeps all of a pretrained detector but the layer that names the classes. Without it only the
-backbone is pretrained: on ImageNet, downloaded by torchvision or read from --backbone-weights.
+--start keeps all of a pretrained detector but the layer that names the classes. Without it only
+the backbone is pretrained: on ImageNet, from torchvision or a file (--backbone-weights).
 """
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 
 import torchvision
@@ -18,9 +18,7 @@ from focaldet.datasets import DetectionDataset, read_annotations, train_transfor
 from focaldet.pretrained.reading import read_tensors
 from focaldet.training import TrainingOptions, train
 
-parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
+parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
 parser.add_argument("train", type=Path, help="annotations to train on")
 parser.add_argument("val", type=Path, help="annotations to validate on")
 parser.add_argument("--images", type=Path, help="folder of the images")
@@ -39,16 +37,13 @@ def main() -> None:
         model = RetinaNet.from_pretrained(args.start, class_names=table.class_names)
     else:
         config = RetinaNetConfig(num_classes=len(table.class_names), class_names=table.class_names)
-        config = config.replace(backbone="mobilenet_v2", box_loss="giou")
-        config = config.replace(min_size=args.size, max_size=2 * args.size)
+        config = config.replace(backbone="mobilenet_v2", min_size=args.size, max_size=2 * args.size)
         imagenet = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
-        weights = args.backbone_weights
-        weights = read_tensors(weights) if weights else imagenet.get_state_dict()
+        file = args.backbone_weights
+        weights = read_tensors(file) if file else imagenet.get_state_dict()
         model = RetinaNet.from_config(config, backbone_weights=weights)
-    size = model.config.min_size
-    transform = train_transform(
-        min_sizes=[round(size * part) for part in (0.8, 0.9, 1)], max_size=model.config.max_size
-    )
+    scales = [round(model.config.min_size * part) for part in (0.8, 0.9, 1)]
+    transform = train_transform(min_sizes=scales, max_size=model.config.max_size)
     train(
         model,
         DetectionDataset(table, transform),

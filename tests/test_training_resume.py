@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +14,9 @@ from safetensors.torch import load_file
 
 from tests import training_tiny
 from tests.training_tiny import write_data
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,14 @@ def killed(
     command = [sys.executable, training_tiny.__file__ or "", str(data), str(folder)]
     command += ["--options", json.dumps(options), "--signal", name, str(step)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        start_new_session=True,
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

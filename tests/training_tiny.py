@@ -21,7 +21,7 @@ from focaldet.training import RetinaNetModule, TrainingOptions, TrainingSummary,
 def write_data(folder: Path, count: int, seed: int = 0) -> Path:
     """Write images with squares and circles, and their annotations; the first has two objects."""
     folder.mkdir(parents=True)
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
@@ -85,12 +85,12 @@ def tiny_options(**changes: Any) -> TrainingOptions:
 
 
 def send_signal(number: int, at_step: int) -> None:
-    """Have this process get a signal in the middle of a step, before its forward pass."""
+    """Have this process and its workers get a signal in mid-step, before the forward pass."""
     whole_step = RetinaNetModule.training_step
 
     def step(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_step == at_step:
-            os.kill(os.getpid(), number)
+            os.killpg(0, number)
         return whole_step(self, batch, batch_idx)
 
     RetinaNetModule.training_step = step  # type: ignore[method-assign]

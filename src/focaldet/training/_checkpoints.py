@@ -161,7 +161,9 @@ class BestModel(pl.Callback):
             return
         self.best, self.epoch = float(value), trainer.current_epoch + 1
         if trainer.is_global_zero:
-            save_checkpoint(Weights(module.model.config, kept_weights(trainer, module)), self.folder)
+            save_checkpoint(
+                Weights(module.model.config, kept_weights(trainer, module)), self.folder
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""

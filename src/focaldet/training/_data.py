@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["DetectionDataModule"]
+
+_PATIENCE = 60  # seconds that a worker serves on after SIGTERM
 
 
 class _Key(NamedTuple):
@@ -127,8 +130,10 @@ class DetectionDataModule(pl.LightningDataModule):
             _Seeded(data, self.seed),
             batch_sampler=_Batches(batches),
             collate_fn=_collate,
+            worker_init_fn=_outlast_signals,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the process's own random numbers
         )
 
 
@@ -233,3 +238,14 @@ def _collate(items: list[Any]) -> Any:
         if isinstance(item, _Failure):
             return item
     return collate(items)
+
+
+def _outlast_signals(worker: int) -> None:
+    """Let a worker serve on where a whole process group is told to stop: its run has a step to end.
+
+    Ctrl-C, ``timeout`` and batch systems tell all processes of a group.
+    """
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_PATIENCE))

@@ -91,9 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the rows of a ``metrics.csv``, without empty cells."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        return [
-            {key: _number(key, value) for key, value in row.items() if value} for row in rows
-        ]
+        return [{key: _number(key, value) for key, value in row.items() if value} for row in rows]
 
 
 def _number(column: str, text: str) -> float:

@@ -6,6 +6,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -67,6 +68,11 @@ class RetinaNetModule(pl.LightningModule):
         self.options = options or TrainingOptions()
         self.resize_images = resize_images
         self.stopping = False
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what the network itself may draw (dropout): each epoch, and each rank, differently."""
+        numbers = (self.options.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the sum of a batch's losses."""

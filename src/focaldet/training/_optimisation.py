@@ -110,9 +110,7 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(
-    model: nn.Module, options: TrainingOptions, lr: float
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, options: TrainingOptions, lr: float) -> torch.optim.Optimizer:
     """Build the optimiser that the options ask for."""
     groups = parameter_groups(
         model, options.weight_decay, decay_norm_and_bias=options.decay_norm_and_bias

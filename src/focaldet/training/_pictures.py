@@ -27,6 +27,7 @@ __all__ = ["Curves", "Pictures", "draw_curves"]
 
 _WIDEST = 640  # pixels of one image in a sheet
 _GAP, _HEADER = 8, 26  # pixels
+_EPOCH_LOSSES = ("train/loss_epoch", "val/loss")
 
 
 class Pictures(pl.Callback):
@@ -65,9 +66,7 @@ class Pictures(pl.Callback):
         if outputs is None or not trainer.is_global_zero:
             return
         missing = self.count - len(self._shown)
-        for image, target, found in list(
-            zip(*batch, outputs["detections"], strict=True)
-        )[:missing]:
+        for image, target, found in list(zip(*batch, outputs["detections"], strict=True))[:missing]:
             truth = _smaller(image.cpu(), target["boxes"].cpu(), target["labels"].cpu())
             names = [self.data.class_names[label] for label in truth[2].tolist()]
             kept = found.to("cpu").filter(score_threshold=self.score_threshold)
@@ -138,19 +137,21 @@ def draw_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     losses.set(title="loss", xlabel="update")
     named = {f"val/{name}": name for name in ("AP50", "AP", "AP75")}
     _plot(ap, rows, named, marker=".")
-    ap.set(title="validation AP", xlabel="update", ylim=(0, 1))
+    ap.set(title="validation AP", xlabel="update")
     _plot(rate, rows, {"train/lr": "learning rate"})
     rate.set(title="learning rate", xlabel="update")
-    rate.set_ylim(bottom=0)
     for axes in (losses, ap, rate):
+        axes.set_xlim(0, max([row["step"] for row in rows] or [0]) + 1)
+        axes.set_ylim(bottom=0)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (losses, ap):
         if axes.lines:
             axes.legend(frameon=False)
-    highest = [row["train/loss"] for row in rows if "train/loss" in row]
-    if highest:  # the first steps would squash the rest
-        losses.set_ylim(0, 1.1 * sorted(highest)[int(0.98 * (len(highest) - 1))])
+    steps = sorted(row["train/loss"] for row in rows if "train/loss" in row)
+    epochs = [row[name] for row in rows for name in _EPOCH_LOSSES if name in row]
+    if steps:  # the first ones would squash the rest
+        losses.set_ylim(0, 1.1 * max([steps[len(steps) * 9 // 10], *epochs]))
     path = Path(path)
     with written_aside(path) as aside:
         figure.savefig(aside, format=path.suffix[1:], dpi=110)
@@ -168,9 +169,7 @@ def _plot(
 
 def _texts(found: Detections) -> list[str]:
     scores = found.scores.tolist()
-    return [
-        f"{name} {score:.2f}" for name, score in zip(found.label_names, scores, strict=True)
-    ]
+    return [f"{name} {score:.2f}" for name, score in zip(found.label_names, scores, strict=True)]
 
 
 def _smaller(image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,9 +182,7 @@ def _smaller(image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return image, boxes * scale, labels
 
 
-def _sheet(
-    pairs: Sequence[tuple[Image.Image, Image.Image]], heads: tuple[str, str]
-) -> Image.Image:
+def _sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], heads: tuple[str, str]) -> Image.Image:
     width = max(left.width for left, _ in pairs)
     height = _HEADER + sum(left.height + _GAP for left, _ in pairs)
     sheet = Image.new("RGB", (2 * width + 3 * _GAP, height), "white")

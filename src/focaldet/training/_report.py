@@ -57,7 +57,12 @@ class Report(pl.Callback):
         each = (now - self._began) / self._done
         _LOG.info(
             "epoch %d/%s  %d of %d batches  loss %.3f  %.2f s each",
-            *(trainer.current_epoch + 1, trainer.max_epochs, batch_idx + 1, trainer.num_training_batches),
+            *(
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                batch_idx + 1,
+                trainer.num_training_batches,
+            ),
             *(float(outputs["loss"]), each),
         )
 

@@ -124,7 +124,15 @@ def train(
         step = _step_of(last) if resume else None
         metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
         best = BestModel(folder / "best")
-        trainer = _trainer(options, folder, metrics, best, last, val_data, step)
+        trainer = _trainer(
+            options,
+            folder=folder,
+            metrics=metrics,
+            best=best,
+            last=last,
+            val_data=val_data,
+            step=step,
+        )
         module = RetinaNetModule(model.train(), options, resize_images=resize_images)
         trainer.fit(module, data, ckpt_path=None if step is None else last, weights_only=True)
         if trainer.is_global_zero:
@@ -136,6 +144,7 @@ def train(
 
 def _trainer(
     options: TrainingOptions,
+    *,
     folder: Path,
     metrics: MetricsFile,
     best: BestModel,
@@ -165,8 +174,12 @@ def _trainer(
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip_norm,
+        limit_val_batches=None if val_data is not None else 0,
         log_every_n_steps=options.log_every,
-        logger=[metrics, TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step)],
+        logger=[
+            metrics,
+            TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step),
+        ],
         callbacks=callbacks,
         plugins=[WholeFiles()],
         use_distributed_sampler=False,

@@ -1,0 +1,137 @@
+"""The scripts of examples/ do what their help says, and tell a user's mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from focaldet import RetinaNet
+from tests.training_tiny import tiny_detector, write_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = ("train_coco", "evaluate_coco", "predict", "finetune_custom")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a script in this process, in an empty folder; return what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
+
+    def run(script: str, *args: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_to_do(
+    script: str, call: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(script, "--help")
+    assert ended.value.code == 0
+    assert f"examples/{script}.py" in capsys.readouterr().out
+
+
+def test_train_then_evaluate_then_predict(tmp_path: Path, call: Callable[..., str]) -> None:
+    coco = tmp_path / "coco2017"
+    (coco / "annotations").mkdir(parents=True)
+    for split, count in (("train", 4), ("val", 2)):
+        path = write_data(coco / f"{split}2017", count)
+        path.rename(coco / "annotations" / f"instances_{split}2017.json")
+    model = ("--backbone", "mobilenet_v2", "--backbone-weights", "none", "--fpn-channels", 16)
+    size = ("--min-size", 48, "--max-size", 64, "--anchor-sizes", 8, 16, 32, 64, 128)
+    quick = ("--epochs", 1, "--workers", 0, "--accelerator", "cpu", "--multi-scale")
+    options = ("--data", coco, "--output", "run", *model, *size, *quick)
+    call("train_coco", *options)
+    with pytest.raises(
+        SystemExit, match=r"error: `folder` must be a new or empty folder; got 'run'"
+    ):
+        call("train_coco", *options)
+
+    printed = call("evaluate_coco", "run", "--data", coco, "--device", "cpu", "--output", "out")
+    assert "square" in printed
+    assert "AP50" in printed
+    assert {path.name for path in Path("out").iterdir()} == {
+        *("results.json", "evaluation.json", "precision_recall.png"),
+    }
+    annotations = coco / "annotations" / "instances_val2017.json"
+    again = call(
+        "evaluate_coco", "--results", "out/results.json", "--annotations", annotations,
+        "--images", coco / "val2017",
+    )  # fmt: skip
+    assert again.splitlines()[:-1] == printed.splitlines()[:-1]
+
+    printed = call(
+        "predict", "run", coco / "val2017", coco / "train2017" / "0.png", "--score-threshold", 0,
+        "--device", "cpu", "--output", "found",
+    )  # fmt: skip
+    assert "1.png: " in printed
+    names = {path.name for path in Path("found").iterdir()}
+    assert names == {"0_0.png", "1.png", "0_2.png", "detections.json"}
+    assert len(json.loads(Path("found/detections.json").read_text())) == 3
+
+
+def test_a_detector_is_fine_tuned_for_other_classes(
+    tmp_path: Path, call: Callable[..., str]
+) -> None:
+    path = write_data(tmp_path / "data", 2)
+    tiny_detector().save_pretrained("start")
+    path.write_text(path.read_text().replace("circle", "ball"))
+    call(
+        "finetune_custom", path, path, "--images", path.parent, "--start", "start",
+        "--epochs", 1, "--output", "tuned",
+    )  # fmt: skip
+    assert RetinaNet.from_pretrained("tuned/last").config.class_names == ("square", "ball")
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "message"),
+    [
+        ("train_coco", ["--data", "none", "--output", "x"], "error: .*none.annotations"),
+        ("evaluate_coco", ["none", "--annotations", "no.json"], "error: .*no.json"),
+        ("predict", ["none", "photo.jpg"], "error: .*none"),
+        ("predict", ["none", "."], "error: there are no images in these folders"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(
+    script: str, args: list[str], message: str, call: Callable[..., str]
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        call(script, *args)
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [
+        ("train_coco", ["--output", "x"]),
+        ("evaluate_coco", ["--annotations", "a.json"]),
+        ("evaluate_coco", ["model"]),
+    ],
+)
+def test_arguments_that_are_missing_are_named(
+    script: str, args: list[str], call: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(script, *args)
+    assert ended.value.code == 2
+    assert "error: give either" in capsys.readouterr().err
+
+
+def test_fine_tuning_is_short() -> None:
+    lines = (EXAMPLES / "finetune_custom.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from focaldet.training import (
+    AverageWeights,
+    DetectionDataModule,
+    LastCheckpoint,
+    TrainingError,
+    TrainingOptions,
+    lr_factor,
+    parameter_groups,
+)
+from focaldet.training._optimisation import build_optimizer, choose_lr
+from tests.training_tiny import darken, read_data, write_data
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be >= 1; got 0"),
+        ({"lr": 0.0}, "`lr` must be > 0; got 0.0"),
+        ({"ema_decay": 1.5}, r"`ema_decay` must be in \[0, 1\]; got 1.5"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be >= 0; got -1"),
+        ({"clip_norm": 0.0}, "`clip_norm` must be > 0; got 0.0"),
+        ({"checkpoint_every": 0}, "`checkpoint_every` must be >= 1; got 0"),
+        ({"devices": 0}, "`devices` must be >= 1; got 0"),
+        ({"optimizer": "adam"}, "`optimizer` must be one of 'sgd', 'adamw'; got 'adam'"),
+        ({"schedule": "linear"}, "`schedule` must be one of 'step', 'cosine', 'constant'"),
+        ({"precision": "fp8"}, "`precision` must be one of '32-true'"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**changes)
+
+
+def test_the_rate_is_the_papers_scaled_with_the_real_batch() -> None:
+    assert choose_lr(TrainingOptions(), 16) == (0.01, "lr 0.01 = 0.01 x 16 / 16 images an update")
+    assert choose_lr(TrainingOptions(), 4)[0] == pytest.approx(0.0025)
+    assert choose_lr(TrainingOptions(optimizer="adamw"), 32)[0] == pytest.approx(2e-4)
+    lr, said = choose_lr(TrainingOptions(lr=0.02), 4)
+    assert (lr, said) == (0.02, "lr 0.02, as given, for 4 images an update")
+
+
+def test_the_paper_divides_by_ten_at_60_and_80_of_90_thousand_steps() -> None:
+    factors = [lr_factor(step, 90_000) for step in (0, 250, 500, 59_999, 60_000, 79_999, 80_000)]
+    assert_close(factors, [0.001, 0.5005, 1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_the_warm_up_is_a_tenth_of_a_short_run() -> None:
+    assert lr_factor(9, 100) < 1
+    assert lr_factor(10, 100) == 1
+    assert lr_factor(0, 5) == 1  # too short for any
+
+
+def test_cosine_falls_to_nothing_and_stays_there() -> None:
+    factors = [
+        lr_factor(step, 100, schedule="cosine", warmup_steps=0) for step in (0, 50, 100, 150)
+    ]
+    assert_close(factors, [1.0, 0.5, 0.0, 0.0])
+    assert lr_factor(99, 100, schedule="constant") == 1
+    with pytest.raises(ValueError, match="`schedule` must be one of"):
+        lr_factor(0, 1, schedule="other")  # type: ignore[arg-type]
+
+
+def test_norms_and_biases_decay_or_do_not() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model[2].requires_grad_(requires_grad=False)
+    [group] = parameter_groups(model, 0.1, decay_norm_and_bias=True)
+    assert len(group["params"]) == 4
+    weights, others = parameter_groups(model, 0.1, decay_norm_and_bias=False)
+    assert [p.ndim for p in weights["params"]] == [4]
+    assert [p.ndim for p in others["params"]] == [1, 1, 1]
+    assert others["weight_decay"] == 0
+    adamw = build_optimizer(model, TrainingOptions(optimizer="adamw"), 0.3)
+    assert isinstance(adamw, torch.optim.AdamW)
+    sgd = build_optimizer(model, TrainingOptions(), 0.3)
+    assert (sgd.defaults["momentum"], sgd.param_groups[0]["weight_decay"]) == (0.9, 1e-4)
+
+
+def test_an_average_follows_quickly_at_first_and_slowly_later() -> None:
+    average = AverageWeights(0.9)
+    one, zero = torch.tensor(1.0), torch.tensor(0.0)
+    assert_close(average.average(one, zero, torch.tensor(0)), torch.tensor(0.1))
+    assert_close(average.average(one, zero, torch.tensor(1000)), torch.tensor(0.9))
+    assert average.average(torch.tensor(3), torch.tensor(5), 7) == 5  # a counter
+    with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\]; got 2"):
+        AverageWeights(2)
+
+
+def test_checkpoints_are_a_whole_number_of_updates_apart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`every` must be >= 1; got 0"):
+        LastCheckpoint(tmp_path / "last.ckpt", every=0)
+
+
+def test_items_depend_on_the_epoch_and_not_on_workers(tmp_path: Path) -> None:
+    data = read_data(write_data(tmp_path / "train", 6), darken)
+
+    def first_epochs(workers: int) -> list[torch.Tensor]:
+        loader: Any = DetectionDataModule(data, batch_size=4, workers=workers).train_dataloader()
+        found = []
+        for epoch in range(2):
+            loader.batch_sampler.set_epoch(epoch)
+            for images, targets in loader:
+                found += [
+                    image.mean() + 10 * target["image_id"]
+                    for image, target in zip(images, targets, strict=True)
+                ]
+        return found
+
+    torch.manual_seed(1)
+    alone = first_epochs(0)
+    torch.manual_seed(2)
+    assert_close(first_epochs(2), alone, rtol=0, atol=0)
+    assert sorted(int(v / 10) for v in alone[:6]) == [1, 2, 3, 4, 5, 6]
+    assert sorted(alone[:6]) != sorted(alone[6:])
+
+
+def test_drawing_items_leaves_the_process_own_random_numbers_alone(tmp_path: Path) -> None:
+    data = read_data(write_data(tmp_path / "train", 4), darken)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    list(DetectionDataModule(data, batch_size=2, workers=0).train_dataloader())
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_loader_goes_on_at_its_place(tmp_path: Path) -> None:
+    data = read_data(write_data(tmp_path / "train", 6))
+
+    def ids(loader: Any) -> list[list[int]]:
+        return [[target["image_id"] for target in targets] for _, targets in loader]
+
+    whole = DetectionDataModule(data, batch_size=2, workers=0)
+    loader: Any = whole.train_dataloader()
+    loader.batch_sampler.set_epoch(1)
+    batches = ids(loader)
+    rest = DetectionDataModule(data, batch_size=2, workers=0)
+    rest.load_state_dict({"epoch": 1, "given": 1})
+    loader = rest.train_dataloader()
+    assert len(loader) == 3  # Lightning counts the batches before, too
+    assert ids(loader) == batches[1:]
+    assert rest.state_dict() == {"epoch": 1, "given": 3}
+    after = DetectionDataModule(data, batch_size=2, workers=0)
+    after.load_state_dict(rest.state_dict())
+    loader = after.train_dataloader()
+    assert (loader.batch_sampler.epoch, len(ids(loader))) == (2, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_had_is_named(tmp_path: Path, workers: int) -> None:
+    data = read_data(write_data(tmp_path / "train", 4))
+    (tmp_path / "train" / "2.png").unlink()
+    module = DetectionDataModule(data, batch_size=2, workers=workers)
+    with pytest.raises(TrainingError, match=r"image 3.*2\.png") as caught:
+        list(module.train_dataloader())
+    assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_transform_that_breaks_a_target_is_told_with_the_image(tmp_path: Path) -> None:
+    def shift(image: Any, target: Any) -> Any:
+        return image.float() / 255, {**target, "boxes": target["boxes"] + 40}
+
+    data = read_data(write_data(tmp_path / "train", 1), shift)
+    with pytest.raises(TrainingError, match=r"image 1: `targets\[0\]\['boxes'\]` must be inside"):
+        list(DetectionDataModule(data, workers=0).train_dataloader())
+
+
+def test_data_must_have_images_and_the_same_classes(tmp_path: Path) -> None:
+    path = write_data(tmp_path / "train", 2)
+    data = read_data(path)
+    path.write_text(path.read_text(encoding="utf-8").replace("circle", "disc"), encoding="utf-8")
+    with pytest.raises(ValueError, match="`val_data` must be of the training data's classes"):
+        DetectionDataModule(data, read_data(path))
+    with pytest.raises(ValueError, match="`batch_size` must be >= 1; got 0"):
+        DetectionDataModule(data, batch_size=0)
+    empty = read_data(write_data(tmp_path / "none", 0))
+    with pytest.raises(ValueError, match="`train_data` must be of at least one image; got none"):
+        DetectionDataModule(empty)
+
+
+def test_a_missing_package_is_named() -> None:
+    code = "import sys; sys.modules['pytorch_lightning'] = None; import focaldet.training"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: focaldet.training needs the package")
+    assert last.endswith("pip install 'focaldet[train]'")

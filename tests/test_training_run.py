@@ -1,0 +1,230 @@
+"""What a run writes, and what becomes of one that goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image
+
+from focaldet import RetinaNet
+from focaldet.training import RetinaNetModule, TrainingError, draw_curves, train
+from tests import training_tiny
+from tests.training_tiny import read_data, tiny_detector, tiny_options, write_data
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data" / "train", 8)
+    write_data(tmp_path / "data" / "val", 3, seed=1)
+    return tmp_path / "data"
+
+
+def test_a_run_leaves_all_there_is_to_know_in_one_folder(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = {"pictures": 2, "ema_decay": 0.5, "accumulate": 2, "precision": "bf16-mixed"}
+    summary = training_tiny.run(data, folder, **options)
+    assert {path.name for path in folder.iterdir()} == {
+        *("best", "last", "checkpoints", "pictures", "tensorboard"),
+        *("config.json", "run.json", "metrics.csv", "curves.png"),
+    }
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert summary.epochs == 2
+    assert summary.best_ap is not None
+    assert summary.best_ap >= 0
+    for name in ("best", "last"):
+        found = RetinaNet.from_pretrained(folder / name).predict(data / "val" / "0.png")
+        assert found[0].class_names == ("square", "circle")
+    assert json.loads((folder / "run.json").read_text())["options"]["precision"] == "bf16-mixed"
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert {"train/loss", "train/lr", "val/loss", "val/AP", "val/AP75"} <= set(rows[0].split(","))
+    sheets = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert sheets == ["epoch_001.png", "epoch_002.png"]
+    with Image.open(folder / "pictures" / sheets[0]) as sheet:
+        assert sheet.width == 2 * 64 + 3 * 8  # the truth beside what was found
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.width > 1000
+    assert any((folder / "tensorboard").glob("events*"))
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "0.005 = 0.01 x 8 / 16" in printed.err
+    lines = printed.err.splitlines()
+    assert [line.split()[0] for line in lines] == ["sgd,", "epoch", "epoch", "Done:"], lines
+
+
+def test_a_run_without_validation_keeps_its_last_model(data: Path, tmp_path: Path) -> None:
+    train_data = read_data(data / "train" / "annotations.json")
+    summary = train(
+        tiny_detector(), train_data, folder=tmp_path / "run", options=tiny_options(epochs=1)
+    )
+    assert summary == (tmp_path / "run", None, None, 1)
+    assert not (tmp_path / "run" / "best").exists()
+    RetinaNet.from_pretrained(tmp_path / "run" / "last")
+
+
+def test_another_runs_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    training_tiny.run(data, folder, epochs=1)
+    before = (folder / "metrics.csv").read_bytes()
+    with pytest.raises(FileExistsError, match="a new or empty folder; got .* another run.*resume"):
+        training_tiny.run(data, folder)
+    assert (folder / "metrics.csv").read_bytes() == before
+    with pytest.raises(FileExistsError, match="or that of a run; got .*holds other files"):
+        training_tiny.run(data, data, resume=True)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training_tiny.run(data, tmp_path / "run", epochs=1)
+    assert training_tiny.run(data, tmp_path / "run", epochs=2, resume=True).epochs == 2
+    assert "Resuming with epochs 2 instead of 1." in caplog.text
+    config = tiny_detector().config.replace(focal_gamma=1.0)
+    train_data = read_data(data / "train" / "annotations.json")
+    with pytest.raises(ValueError, match="`model` must be the one of the run.*another focal_gamma"):
+        train(RetinaNet.from_config(config), train_data, folder=tmp_path / "run", resume=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(TrainingError, match=r"checkpoint .*last\.ckpt' is damaged"):
+        training_tiny.run(data, tmp_path / "run", epochs=3, resume=True)
+
+
+def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    train_data = read_data(data / "train" / "annotations.json")
+    for change, message in (
+        ({"num_classes": 3, "class_names": None}, "of the model's 3 classes; got 2"),
+        ({"class_names": ("circle", "square")}, "of the model's classes, .'circle'"),
+    ):
+        model = RetinaNet.from_config(tiny_detector().config.replace(**change))
+        with pytest.raises(ValueError, match=message):
+            train(model, train_data, folder=tmp_path / "run")
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
+    """Have something happen in a training step."""
+    whole_step = RetinaNetModule.training_step
+
+    def broken(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == step:
+            action(self)
+        return whole_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(RetinaNetModule, "training_step", broken)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(module: RetinaNetModule) -> None:
+        with torch.no_grad():
+            module.model.head.class_logits.weight.fill_(1e38)
+
+    break_at(monkeypatch, 1, explode)
+    message = (
+        r"training loss is (nan|inf) in step 1 \(epoch 1\), images \d+, \d+, \d+, \d+\. Images, "
+        r"targets and weights are in order\. Likely causes: a learning rate that is too high \(it "
+        r"is 0\.0025\), a warm-up .*, no gradient clipping.*saved in .*nonfinite_step_1\.pt"
+    )
+    with pytest.raises(TrainingError, match=message):
+        training_tiny.run(data, tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / "nonfinite_step_1.pt", weights_only=True)
+    model = tiny_detector()
+    model.load_state_dict(kept["state_dict"])
+    losses = model.train()(kept["images"], kept["targets"]).losses
+    assert losses is not None
+    assert not torch.isfinite(torch.stack(list(losses.values())).sum())
+    assert len(kept["image_ids"]) == 4
+
+
+def test_broken_weights_are_found_and_never_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(module: RetinaNetModule) -> None:
+        next(module.parameters()).register_hook(lambda grad: grad * float("nan"))
+
+    break_at(monkeypatch, 2, spoil)
+    with pytest.raises(TrainingError, match="tensors of the weights .* not finite already"):
+        training_tiny.run(data, tmp_path / "a")  # the next loss tells
+    last = tmp_path / "b" / "checkpoints" / "last.ckpt"
+    break_at(monkeypatch, 1, spoil)
+    with pytest.raises(TrainingError, match="After step 2 .* hold NaN or infinity"):
+        train(  # without validation nothing but the checkpoint is there to tell
+            tiny_detector(),
+            read_data(data / "train" / "annotations.json"),
+            folder=tmp_path / "b",
+            options=tiny_options(),
+        )
+    assert not last.exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training_tiny.run(data, tmp_path / "run", epochs=1)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    save = torch.save
+
+    def full(_: Any, path: Any) -> None:
+        save({"part": torch.zeros(3)}, path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space is left in .*last.ckpt', which is whole"):
+        training_tiny.run(data, tmp_path / "run", resume=True)
+    assert last.read_bytes() == before
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    with pytest.raises(TrainingError, match="No space is left .* there was no checkpoint yet"):
+        training_tiny.run(data, tmp_path / "new")
+
+
+def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:
+    (data / "train" / "5.png").unlink()
+    with pytest.raises(TrainingError, match=r"image 6.*5\.png"):
+        training_tiny.run(data, tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a forked worker")
+def test_a_killed_worker_is_told_with_its_likely_cause(data: Path, tmp_path: Path) -> None:
+    def kill(image: Any, target: Any) -> Any:
+        if target["image_id"] == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return image.float() / 255, target
+
+    with pytest.raises(
+        TrainingError, match="worker was killed .* ran out of memory .*SIGKILL|Killed"
+    ):
+        train(
+            tiny_detector(),
+            read_data(data / "train" / "annotations.json", kill),
+            folder=tmp_path / "run",
+            options=tiny_options(workers=1),
+        )
+
+
+def test_other_errors_pass_as_they_are(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (RuntimeError("of another kind"), PermissionError(errno.EACCES, "forbidden")):
+
+        def fail(_: Any, error: Exception = error) -> None:
+            raise error
+
+        break_at(monkeypatch, 0, fail)
+        with pytest.raises(type(error), match="of another kind|forbidden"):
+            training_tiny.run(data, tmp_path / type(error).__name__)
+
+
+def test_curves_need_a_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
