@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = dict[str, Any]
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -137,18 +143,32 @@ def calibrate(
     network: Callable[[State, Tensor], Maps],
     images: Tensor,
     bias: float,
+    *,
+    deltas: tuple[float, float] = (0.4, 0.4),
 ) -> None:
-    """Scale the last layers so that logits and deltas are of ordinary size.
+    """Scale the last layers so that logits are of ordinary size, and most deltas, too.
 
-    Otherwise scores saturate, and their order means nothing.
+    Otherwise scores saturate, and their order means nothing. One anchor of a cell has wild sizes,
+    which clamps hold, and one wild shifts, which clipping leaves empty.
+
+    Args:
+        state: changed in place.
+        names: of its layers.
+        network: gives its maps of images.
+        images: for which they are made.
+        bias: of the class layer.
+        deltas: wanted size of shifts, and of logs of sizes.
     """
     state[f"{names.classes}.bias"].zero_()
     state[f"{names.boxes}.bias"].zero_()
     maps = network(state, images)
-    for name, levels, size in ((names.classes, maps.logits, 1.0), (names.boxes, maps.deltas, 0.4)):
-        values = torch.cat([level.flatten() for level in levels])
-        state[f"{name}.weight"] *= size / values.std()
+    for name, levels in ((names.classes, maps.logits), (names.boxes, maps.deltas)):
+        state[f"{name}.weight"] /= torch.cat([level.flatten() for level in levels]).std()
     state[f"{names.classes}.bias"].fill_(bias)
+    size = torch.tensor(deltas).repeat_interleave(2).repeat(9)  # dx, dy, dw, dh of each anchor
+    size[[2, 3]] *= 12
+    size[[8, 9]] *= 12
+    state[f"{names.boxes}.weight"] *= size[:, None, None, None]
     state[f"{names.boxes}.bias"].normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
 
 

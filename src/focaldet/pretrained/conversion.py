@@ -155,7 +155,7 @@ def fold_bgr_input(renamed: dict[str, Tensor], std: Sequence[float]) -> None:
     round and multiplied by ``255 std``; images are padded after normalisation, so this is exact.
     """
     weight = renamed[_FIRST_CONV]
-    factor = 255 * torch.tensor(std, dtype=torch.float64)
+    factor = 255 * torch.tensor(std, dtype=torch.float64, device=weight.device)
     folded = weight.flip(1).double() * factor[:, None, None]
     renamed[_FIRST_CONV] = folded.to(weight.dtype)
 
@@ -164,7 +164,8 @@ def fold_delta_scales(renamed: dict[str, Tensor], scales: Sequence[float]) -> No
     """Let a box layer give what its family multiplies by ``scales`` (of dx, dy, dw, dh)."""
     for kind in ("weight", "bias"):
         values = renamed[f"{DELTA_LAYER}.{kind}"]
-        factor = torch.tensor(scales, dtype=torch.float64).repeat(len(values) // len(scales))
+        factor = torch.tensor(scales, dtype=torch.float64, device=values.device)
+        factor = factor.repeat(len(values) // len(scales))
         folded = values.double() * factor.view(-1, *[1] * (values.ndim - 1))
         renamed[f"{DELTA_LAYER}.{kind}"] = folded.to(values.dtype)
 

@@ -123,8 +123,9 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
     """
     _check_input(file.tensors)
     renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
+    num_classes = num_classes_of(renamed, NAME)
     if config is None:
-        config = _config_of(renamed)
+        config = _config_of(renamed, num_classes)
         _check_anchors(file.tensors, config)
     fold_bgr_input(renamed, config.image_std)
     reorder_anchors(renamed, _ORDER)
@@ -133,8 +134,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
     return Checkpoint(config, with_norm_of(renamed, config))
 
 
-def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
-    num_classes = num_classes_of(renamed, NAME)
+def _config_of(renamed: Mapping[str, Tensor], num_classes: int) -> RetinaNetConfig:
     backbone = resnet_of(renamed, NAME)
     if backbone not in _RESNETS:
         condition = f"a RetinaNet of {NAME} over one of {', '.join(_RESNETS)}"
@@ -171,8 +171,9 @@ def _check_anchors(tensors: Mapping[str, Tensor], config: RetinaNetConfig) -> No
     generator = AnchorGenerator(config.anchor_sizes)
     for level in range(len(config.anchor_sizes)):
         key = f"anchor_generator.cell_anchors.{level}"
-        ours = generator.cell_anchors(level)
-        theirs = tensors[key].float()[list(_ORDER)] if key in tensors else ours
-        if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > 0.1:
+        if key not in tensors:
+            continue
+        ours, theirs = generator.cell_anchors(level), tensors[key].float()
+        if theirs.shape != ours.shape or (theirs[list(_ORDER)] - ours).abs().max() > 0.1:
             condition = f"the model zoo's anchors of {config.anchor_sizes[level]} pixels"
             raise ValueError(must_be(key, condition, tensors[key].tolist(), "Hand in a config."))
