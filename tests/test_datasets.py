@@ -244,21 +244,18 @@ def test_the_bccd_sets_two_boxes_without_area_are_dropped_with_one_warning() -> 
 
 
 @real
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_give_the_same_batches_in_every_run(context: str) -> None:
+def test_workers_give_the_same_batches_in_every_run_however_they_are_started() -> None:
     table = read_coco(
         SHARED / "coco_sample" / "annotations" / "instances_val2017.json", cache=False
     )
-    dataset = DetectionDataset(
-        table, train_transform(min_sizes=[40, 60, 80], max_size=100, color=True)
-    )
+    dataset = DetectionDataset(table, train_transform(min_sizes=[40, 60], max_size=100, color=True))
     assert len(pickle.dumps(dataset)) < 100_000
 
-    def epoch(seed: int) -> list[Any]:
+    def epoch(seed: int, context: str) -> list[Any]:
         loader = DataLoader(
             dataset,
-            batch_sampler=AspectRatioBatchSampler(dataset.aspect_ratios[:12], 4),
-            num_workers=2,
+            batch_sampler=AspectRatioBatchSampler(dataset.aspect_ratios[:6], 4),
+            num_workers=1,
             collate_fn=collate,
             worker_init_fn=seed_worker,
             generator=torch.Generator().manual_seed(seed),
@@ -266,12 +263,10 @@ def test_workers_give_the_same_batches_in_every_run(context: str) -> None:
         )
         return [image for images, _ in loader for image in images]
 
-    first = epoch(1)
-    assert_close(epoch(1), first, rtol=0, atol=0)
-    if context == "fork":
-        assert any(
-            a.shape != b.shape or bool((a != b).any()) for a, b in zip(epoch(2), first, strict=True)
-        )
+    first = epoch(1, "fork")
+    assert_close(epoch(1, "spawn"), first, rtol=0, atol=0)
+    others = zip(epoch(2, "fork"), first, strict=True)
+    assert any(a.shape != b.shape or bool((a != b).any()) for a, b in others)
 
 
 @real

@@ -112,11 +112,11 @@ def test_a_damaged_cache_is_ignored_and_written_anew(
 def test_a_folder_that_takes_no_cache_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**options: object) -> None:
-        raise PermissionError(13, f"read-only {options}")
+    def refuse(target: Path) -> None:
+        raise PermissionError(13, "read-only", str(target))
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet.pretrained.aside.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("focaldet.pretrained.aside.written_aside", refuse)
     assert len(read_coco(path)) == 2
     assert names_in(tmp_path) == ["instances_some.json"]
 
