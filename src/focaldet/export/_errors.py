@@ -1,0 +1,52 @@
+"""The error of an export that can't be made or is not what it should be."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+__all__ = ["ExportError", "explaining", "needed"]
+
+
+class ExportError(RuntimeError):
+    """A model could not be exported, or the file does not give what the model gives."""
+
+
+def needed(package: str) -> ModuleType:
+    """Import a package of the extra ``export``.
+
+    Raises:
+        ImportError: it is not installed, or broken; the message says what to install.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        extra = package if package == "openvino" else "'focaldet[export]'"
+        raise ImportError(
+            f"focaldet.export needs the package {package} ({error}): pip install {extra}"
+        ) from error
+
+
+@contextlib.contextmanager
+def explaining(step: str) -> Iterator[None]:
+    """Turn whatever a step of torch's exporters raises into one kind of error, and hush its warnings.
+
+    Args:
+        step: what is being done, to begin the message with.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own insides; nothing a caller could change
+            yield
+    except Exception as error:
+        reason = str(error).strip().split("\n\n")[0] or type(error).__name__
+        raise ExportError(
+            f"{step} failed: {type(error).__name__}: {reason} A backbone of your own must have no "
+            "branch and no shape that depends on the values of images."
+        ) from error

@@ -1,0 +1,240 @@
+"""The exported form: a RetinaNet from a batch to detections, in tensors of fixed shapes.
+
+What ``torch.export``, ``torch.compile(fullgraph=True)`` and ONNX can't follow is a shape or a branch that
+depends on values. Here every step has as many rows whatever the image holds: rows that drop out keep
+their place with a score of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from focaldet._checks import must_be
+from focaldet._torchvision import torchvision
+
+if TYPE_CHECKING:
+    from focaldet.retinanet import RetinaNet
+
+__all__ = ["ExportableDetector", "ExportableMaps"]
+
+_NOWHERE = (-2.0, -2.0, -1.0, -1.0)  # a box that overlaps none that is alive
+
+
+class ExportableMaps(nn.Module):
+    """The network alone, as a function from one tensor to ten.
+
+    Args:
+        model: whose modules are shared.
+
+    >>> from focaldet import RetinaNet, RetinaNetConfig
+    >>> config = RetinaNetConfig(
+    ...     num_classes=2, backbone="resnet18", backbone_norm="batch", head_depth=0
+    ... )
+    >>> maps = ExportableMaps(RetinaNet.from_config(config).eval())(torch.zeros(1, 3, 32, 64))
+    >>> [tuple(level.shape) for level in maps[:2] + maps[5:7]]
+    [(1, 18, 4, 8), (1, 18, 2, 4), (1, 36, 4, 8), (1, 36, 2, 4)]
+    """
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of P3..P7, then their box deltas.
+
+        Args:
+            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them.
+        """
+        logits, box_deltas = self.model.forward_maps(images)
+        return (*logits, *box_deltas)
+
+
+class ExportableDetector(nn.Module):
+    """Network and post-processing without a step whose shape depends on the image's content.
+
+    The detections are those of the model's :class:`~focaldet.postprocess.PostProcess` before they are
+    scaled back to the images as given, with each of its options.
+
+    Args:
+        model: whose modules are shared. Its maps and boxes should be float32.
+
+    Deviation: ``PostProcess`` keeps classes apart by a suppression of their own, or by offsets along
+    one line. Here one suppression serves the batch: boxes of each class and image are moved to a cell
+    of their own in a grid, near to square, so that offsets stay small and float32 resolves them.
+
+    Raises:
+        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded.
+
+    >>> from focaldet import RetinaNet, RetinaNetConfig
+    >>> config = RetinaNetConfig(
+    ...     num_classes=2, backbone="resnet18", backbone_norm="batch", head_depth=0
+    ... )
+    >>> detector = ExportableDetector(RetinaNet.from_config(config).eval())
+    >>> boxes, scores, labels, count = detector(torch.zeros(1, 3, 64, 64), torch.tensor([[60, 50]]))
+    >>> boxes.shape, scores.shape, labels[0, :3], count
+    (torch.Size([1, 100, 4]), torch.Size([1, 100]), tensor([-1, -1, -1]), tensor([0]))
+    """
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        top_k = model.postprocess.pre_nms_top_k
+        if top_k is None:
+            remedy = (
+                "Without a bound the exported file would carry every anchor and class through "
+                "suppression: give the config a number, or export the maps (postprocess=False)."
+            )
+            raise ValueError(must_be("pre_nms_top_k", "a number", None, remedy))
+        self.model = model
+        self.top_k = top_k
+        device = model.head.class_logits.weight.device
+        for level in range(len(model.anchor_generator.strides)):
+            cells = model.anchor_generator.cell_anchors(level).to(device)
+            self.register_buffer(f"cell_anchors_{level}", cells, persistent=False)
+
+    @property
+    def num_detections(self) -> int:
+        """Rows of each image, filled or empty: D."""
+        candidates = self.top_k * len(self.model.anchor_generator.strides)
+        return min(self.model.postprocess.max_detections or candidates, candidates)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return detections, best score first, in pixels of the batch.
+
+        Args:
+            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them: normalised, padded to
+                multiples of its ``size_divisor``.
+            sizes: ``[B, 2]``, (height, width) of each image without its padding.
+
+        Returns:
+            ``boxes [B, D, 4]`` (xyxy), ``scores [B, D]``, ``labels [B, D]`` (int64; -1 in empty rows,
+            whose other values are 0) and ``count [B]`` (int64), the rows filled.
+        """
+        logits, box_deltas = self.model.forward_maps(images)
+        levels = [
+            self._level_candidates(level, *maps, image_size=images.shape[-2:])
+            for level, maps in enumerate(zip(logits, box_deltas, strict=True))
+        ]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        limits = self._limits(sizes, logits[0]).to(boxes)
+        clip_last = self.model.postprocess.clip_to == "image_after_nms"
+        if not clip_last:
+            boxes, scores = self._clip(boxes, scores, limits)
+        scores = self._suppress(boxes, scores, labels)
+        scores, best = scores.topk(self.num_detections)
+        boxes, labels = _rows(boxes, best), labels.gather(1, best)
+        if clip_last:
+            boxes, scores = self._clip(boxes, scores, limits)
+            scores, best = scores.sort(dim=1, descending=True, stable=True)
+            boxes, labels = _rows(boxes, best), labels.gather(1, best)
+        some = scores > 0
+        boxes = torch.where(some[..., None], boxes, 0.0)
+        return boxes, scores, torch.where(some, labels, -1), some.sum(dim=1)
+
+    def _level_candidates(
+        self, level: int, logits_BCHW: Tensor, box_deltas_BCHW: Tensor, *, image_size: torch.Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, scores and labels of a level's best; the score of what is too low is 0."""
+        _, channels, height, width = logits_BCHW.shape
+        cells = height * width
+        values, index = self._padded(level, logits_BCHW.flatten(1)).topk(self.top_k)
+        index = index.clamp(max=channels * cells - 1)  # of the padding, whose score is 0
+        channel = index // cells
+        cell = index - channel * cells  # no "%": torch's ONNX exporter has none by an open size
+        num_classes = self.model.head.num_classes
+        anchor = channel // num_classes
+        delta = torch.arange(4, device=index.device)
+        at = (anchor[..., None] * 4 + delta) * cells + cell[..., None]
+        deltas = box_deltas_BCHW.flatten(1).gather(1, at.flatten(1)).view(at.shape)
+        row = cell // width
+        column = cell - row * width
+        anchors = self._anchors(
+            level, anchor, row, column, grid=(height, width), image_size=image_size
+        )
+        decode = self.model.postprocess.box_coder.decode
+        boxes = decode(deltas.float().flatten(0, 1), anchors.flatten(0, 1)).view(at.shape)
+        scores = values.float().sigmoid()
+        scores = torch.where(scores > self.model.postprocess.score_threshold, scores, 0.0)
+        return boxes, scores, channel % num_classes
+
+    def _padded(self, level: int, logits: Tensor) -> Tensor:
+        """Lengthen the rows of a level that might hold fewer than ``top_k`` values.
+
+        No level is smaller than that of one tile of ``size_divisor`` pixels; where that is enough, the
+        large maps of the first levels are not copied.
+        """
+        stride = self.model.anchor_generator.strides[level]
+        tile = max(1, self.model.preprocess.size_divisor // stride)
+        per_cell = self.model.head.num_classes * self.model.anchor_generator.num_anchors
+        if per_cell * tile**2 >= self.top_k:
+            return logits
+        padding = logits.new_full((1, self.top_k), -math.inf).expand(logits.shape[0], -1)
+        return torch.cat((logits, padding), dim=1)
+
+    def _anchors(
+        self,
+        level: int,
+        anchor: Tensor,
+        row: Tensor,
+        column: Tensor,
+        *,
+        grid: tuple[int, int],
+        image_size: torch.Size,
+    ) -> Tensor:
+        """Return single anchors ``[B, k, 4]``, as ``AnchorGenerator`` lays them."""
+        generator = self.model.anchor_generator
+        stride_y = stride_x = generator.strides[level]
+        if generator.mode == "torchvision":
+            stride_y, stride_x = image_size[0] // grid[0], image_size[1] // grid[1]
+        y = (row.float() + generator.offset) * stride_y
+        x = (column.float() + generator.offset) * stride_x
+        cell_anchors = self.get_buffer(f"cell_anchors_{level}")
+        return torch.stack((x, y, x, y), dim=-1) + cell_anchors[anchor]
+
+    def _limits(self, sizes: Tensor, logits_BCHW: Tensor) -> Tensor:
+        """Return to which ``(x, y, x, y)`` the boxes of each image are clipped: ``[B, 1, 4]``."""
+        if self.model.postprocess.clip_to == "batch":
+            stride = self.model.postprocess.first_stride
+            height, width = (side * stride for side in logits_BCHW.shape[-2:])
+            one = torch.ones_like(sizes[:, 0])
+            sizes = torch.stack((one * height, one * width), dim=1)
+        return sizes.flip(1).repeat(1, 2)[:, None]
+
+    def _clip(self, boxes: Tensor, scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        postprocess = self.model.postprocess
+        if postprocess.inclusive_corners:
+            last = boxes.new_tensor((0.0, 0.0, 1.0, 1.0))
+            boxes = torch.minimum((boxes - last).clamp(min=0), limits - 1) + last
+        else:
+            boxes = torch.minimum(boxes.clamp(min=0), limits)
+        if postprocess.drop_empty:
+            some = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+            scores = torch.where(some, scores, 0.0)
+        return boxes, scores
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the scores, 0 for boxes that a better one of their image and class covers."""
+        num_classes = self.model.head.num_classes
+        if self.model.postprocess.class_agnostic_nms:
+            labels, num_classes = torch.zeros_like(labels), 1
+        alive = (scores > 0)[..., None]
+        low = torch.where(alive, boxes, 0.0).min()
+        extent = torch.where(alive, boxes, 0.0).max() - low + 1
+        columns = math.ceil(math.sqrt(num_classes))
+        rows = math.ceil(num_classes / columns)
+        image = torch.arange(scores.shape[0], device=scores.device)[:, None]
+        column, row = labels % columns, labels // columns + image * rows
+        corner = torch.stack((column, row, column, row), dim=-1).to(boxes) * extent
+        apart = torch.where(alive, boxes - low + corner, boxes.new_tensor(_NOWHERE))
+        keep = torchvision.ops.nms(
+            apart.flatten(0, 1), scores.flatten(), self.model.postprocess.nms_threshold
+        )
+        kept = torch.zeros_like(scores.flatten()).index_fill(0, keep, 1.0).view(scores.shape)
+        return scores * kept
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -1,0 +1,102 @@
+"""What the tests of export share: a model that is traced in a second, and the comparison of results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from focaldet import RetinaNet, RetinaNetConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from focaldet import Detections
+
+BOX_TOLERANCE, SCORE_TOLERANCE = 0.02, 5e-5
+
+
+class TinyBackbone(nn.Module):
+    """Three convolutions."""
+
+    channels = (8, 8, 8)
+    strides = (8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c3 = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.BatchNorm2d(8), nn.ReLU())
+        self.c4 = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(inplace=True))
+        self.c5 = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        c3 = self.c3(images)
+        c4 = self.c4(c3)
+        return [c3, c4, self.c5(c4)]
+
+
+def talkative(model: RetinaNet) -> RetinaNet:
+    """Give a new model logits and boxes that differ from cell to cell, so that it finds a hundred."""
+    generator = torch.Generator().manual_seed(1)
+    for layer, std in ((model.head.class_logits, 0.2), (model.head.box_deltas, 0.1)):
+        layer.weight.data = std * torch.randn(layer.weight.shape, generator=generator)
+    return model.eval()
+
+
+def make_model(config: RetinaNetConfig | None = None, **changes: Any) -> RetinaNet:
+    """A detector that finds something in any image."""
+    config = (config or RetinaNetConfig(num_classes=3, class_names=("cat", "dog", "owl"))).replace(
+        backbone="custom", fpn_channels=32, head_depth=1, min_size=64, max_size=96
+    )
+    torch.manual_seed(0)
+    return talkative(RetinaNet.from_config(config.replace(**changes), backbone=TinyBackbone()))
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def assert_same(found: Detections, expected: Detections, count: int = 1) -> None:
+    """Hold detections to be as many and the same, in the order of their scores."""
+    assert len(found) == len(expected) >= count
+    assert found.image_size == expected.image_size
+    assert found.class_names == expected.class_names
+    assert found.source == expected.source
+    assert_rows((found.boxes, found.scores, found.labels), expected)
+
+
+def assert_rows(rows: Sequence[Tensor], expected: Detections) -> None:
+    boxes, scores, labels = rows
+    assert len(boxes) == len(expected)
+    torch.testing.assert_close(scores, expected.scores, atol=SCORE_TOLERANCE, rtol=0)
+    for index in range(len(boxes)):  # scores that are equal but for rounding may change places
+        near = (expected.scores - scores[index]).abs() <= SCORE_TOLERANCE
+        near &= expected.labels == labels[index]
+        apart = (expected.boxes[near] - boxes[index]).abs().amax(dim=1)
+        assert len(apart), f"row {index}: no such label"
+        assert float(apart.min()) <= BOX_TOLERANCE, f"row {index}: {float(apart.min())} pixels"
+
+
+def expected_of(model: RetinaNet, images: Tensor, sizes: Tensor) -> list[Detections]:
+    """What the model itself finds in a batch, in pixels of the batch."""
+    with torch.no_grad():
+        logits, box_deltas = model.forward_maps(images)
+    anchors = model.anchor_generator(
+        [(level.shape[2], level.shape[3]) for level in logits],
+        (images.shape[2], images.shape[3]),
+    )
+    found: list[Detections] = model.postprocess(
+        logits, box_deltas, anchors, [(int(height), int(width)) for height, width in sizes]
+    )
+    return found
+
+
+def batch_of(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Noise, and sizes that leave some of each image but the first as padding."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn(count, 3, height, width, generator=generator)
+    sizes = torch.tensor([[height - 5 * i, width - 3 * i] for i in range(count)])
+    return images, sizes

@@ -1,0 +1,172 @@
+"""The exported form gives, in tensors of fixed shapes, what the model's post-processing gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.export import ExportableDetector, ExportableMaps
+from tests.export_tiny import assert_rows, batch_of, expected_of, make_model
+
+SHAPES = [(1, 64, 96), (3, 96, 64), (2, 32, 32)]
+
+
+def assert_form_gives_what_the_model_gives(
+    model: RetinaNet, shapes: list[tuple[int, int, int]] = SHAPES
+) -> int:
+    form = ExportableDetector(model).eval()
+    total = 0
+    for shape in shapes:
+        images, sizes = batch_of(*shape)
+        with torch.no_grad():
+            boxes, scores, labels, counts = form(images, sizes)
+        expected = expected_of(model, images, sizes)
+        assert boxes.shape == (shape[0], form.num_detections, 4)
+        for index, theirs in enumerate(expected):
+            count = int(counts[index])
+            assert_rows([part[index, :count] for part in (boxes, scores, labels)], theirs)
+            assert (labels[index, count:] == -1).all()
+            assert (boxes[index, count:] == 0).all()
+            assert (scores[index, count:] == 0).all()
+            total += count
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"anchor_mode": "torchvision", "anchor_offset": 0.0},
+        {"anchor_mode": "rounded", "anchor_plus_one": True},
+        {"anchor_offset": 0.25, "aspect_ratios": (1.0,), "octave_scales": (1.0, 1.5)},
+        {"box_weights": (10.0, 10.0, 5.0, 5.0), "log_scale_clamp": "both"},
+        {"log_scale_clamp": None},
+        {"class_agnostic_nms": True},
+        {"nms_threshold": 0.1},
+        {"clip_to": "batch"},
+        {"clip_to": "batch", "inclusive_corners": True, "uniform_rescale": True},
+        {"clip_to": "image_after_nms"},
+        {"clip_to": "image_after_nms", "drop_empty": True, "inclusive_corners": True},
+        {"drop_empty": True},
+        {"score_threshold": 0.0},
+        {"max_detections": None},
+        {"pre_nms_top_k": 7},
+        {"pre_nms_top_k": 7, "max_detections": None},
+        {"p6_from": "p5", "p7_relu": False, "head_norm": "group"},
+        {"size_divisor": 64, "always_pad": True},
+    ],
+    ids=str,
+)
+def test_each_option_is_honoured(changes: dict[str, Any]) -> None:
+    shapes = [(1, 64, 128), (3, 128, 64)] if "size_divisor" in changes else SHAPES
+    assert assert_form_gives_what_the_model_gives(make_model(**changes), shapes) > 50
+
+
+@pytest.mark.parametrize("preset", ["paper", "torchvision_v1", "torchvision_v2"])
+def test_each_preset_is_honoured(preset: str) -> None:
+    config: RetinaNetConfig = getattr(RetinaNetConfig, preset)(num_classes=91)
+    assert assert_form_gives_what_the_model_gives(make_model(config)) > 300
+
+
+def test_an_image_without_objects_gives_empty_rows_beside_one_that_is_full() -> None:
+    model = make_model(max_detections=5)
+    images, sizes = batch_of(2, 64, 64)
+    form = ExportableDetector(model)
+    alone = [float(form(images[i : i + 1], sizes[i : i + 1])[1].max()) for i in range(2)]
+    model.postprocess.score_threshold = (alone[0] + alone[1]) / 2
+    boxes, scores, labels, count = form(images, sizes)
+    empty = alone.index(min(alone))
+    assert count[empty] == 0
+    assert count[1 - empty] >= 1
+    assert (labels[empty] == -1).all()
+    assert not boxes[empty].any()
+    assert not scores[empty].any()
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_few_detections(wanted: int) -> None:
+    model = make_model(nms_threshold=1.0)
+    images, sizes = batch_of(1, 64, 64)
+    best = ExportableDetector(model)(images, sizes)[1][0].tolist()
+    threshold = (best[wanted - 1] + best[wanted]) / 2 if wanted else best[0]
+    model.postprocess.score_threshold = threshold
+    assert ExportableDetector(model)(images, sizes)[3].item() == wanted
+    assert assert_form_gives_what_the_model_gives(model, [(1, 64, 64)]) == wanted
+
+
+def test_more_than_max_detections_are_cut_to_the_best() -> None:
+    images, sizes = batch_of(1, 64, 96)
+    all_scores = ExportableDetector(make_model(max_detections=None))(images, sizes)[1]
+    best = ExportableDetector(make_model(max_detections=3))(images, sizes)
+    assert best[3].tolist() == [3]
+    torch.testing.assert_close(best[1], all_scores[:, :3])
+
+
+def test_boxes_of_many_classes_and_images_stay_apart() -> None:
+    """One box, said of every class in every image, survives in each."""
+    config = RetinaNetConfig(num_classes=120)
+    model = make_model(config, pre_nms_top_k=120, max_detections=None, nms_threshold=0.0)
+    for layer in (model.head.class_logits, model.head.box_deltas):
+        layer.weight.data.zero_()
+    model.head.class_logits.bias.data.view(9, 120)[0] = 1.0  # type: ignore[operator]
+    model.head.class_logits.bias.data.view(9, 120)[1:] = -20.0  # type: ignore[operator]
+    images, sizes = batch_of(4, 32, 32)
+    count = ExportableDetector(model)(images, sizes)[3]
+    expected = expected_of(model, images, sizes)
+    assert count.tolist() == [len(one) for one in expected]
+    assert all(len(set(one.labels.tolist())) == 120 for one in expected)
+
+
+def test_maps_are_those_of_the_network() -> None:
+    model = make_model()
+    images, _ = batch_of(2, 64, 96)
+    logits, box_deltas = model.forward_maps(images)
+    for ours, theirs in zip(ExportableMaps(model)(images), logits + box_deltas, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_a_bound_on_candidates_it_says_why_not() -> None:
+    with pytest.raises(ValueError, match=r"`pre_nms_top_k` must be a number; got None\. Without a"):
+        ExportableDetector(make_model(pre_nms_top_k=None))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_it_compiles_as_one_graph(backend: str) -> None:
+    torch._dynamo.reset()
+    model = make_model(pre_nms_top_k=50)
+    images, sizes = batch_of(2, 64, 96)
+    form = ExportableDetector(model).eval()
+    compiled = torch.compile(form, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for ours, theirs in zip(compiled(images, sizes), form(images, sizes), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        maps = torch.compile(model.forward_maps, fullgraph=True, backend=backend)(images)
+        torch.testing.assert_close(maps, model.forward_maps(images))
+
+
+@pytest.mark.slow
+def test_it_compiles_with_inductor() -> None:
+    torch._dynamo.reset()
+    model = make_model(pre_nms_top_k=50)
+    images, sizes = batch_of(2, 64, 96)
+    form = ExportableDetector(model).eval()
+    with torch.no_grad():
+        boxes, scores, _, count = torch.compile(form, fullgraph=True)(images, sizes)
+        expected = form(images, sizes)
+    assert count.tolist() == expected[3].tolist()
+    torch.testing.assert_close(scores, expected[1], atol=5e-5, rtol=0)
+    torch.testing.assert_close(boxes, expected[0], atol=0.02, rtol=0)
+
+
+def test_boxes_that_grow_without_bound_are_clipped_to_the_image() -> None:
+    model = make_model(log_scale_clamp=None)
+    model.head.box_deltas.bias.data[2::4] = 200.0  # exp overflows
+    images, sizes = batch_of(1, 64, 64)
+    boxes, _, _, count = ExportableDetector(model)(images, sizes)
+    assert count.item() >= 1
+    assert math.isfinite(float(boxes.abs().max()))
+    assert_form_gives_what_the_model_gives(model, [(1, 64, 64)])
