@@ -105,7 +105,7 @@ def check_synthetic_images(model: RetinaNet, reference: Reference, *, other_pixe
     same = smooth_image(low, low + 37)
     assert_close(torch.tensor(reference.prepare(same).size), torch.tensor(same.shape[:2]))
     assert check_image(model, reference, same, other_pixels=0) >= 50
-    grown, shrunk = smooth_image(low * 3 // 4 - 3, low + 10), smooth_image(low * 2, low * 5)
+    grown, shrunk = smooth_image(low * 3 // 4 - 3, low + 13), smooth_image(low * 2, low * 5 - 10)
     for image in (grown, shrunk):
         assert check_image(model, reference, image, other_pixels=other_pixels) >= 50
 

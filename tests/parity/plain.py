@@ -148,8 +148,8 @@ def calibrate(
 ) -> None:
     """Scale the last layers so that logits are of ordinary size, and most deltas, too.
 
-    Otherwise scores saturate, and their order means nothing. One anchor of a cell has wild sizes,
-    which clamps hold, and one wild shifts, which clipping leaves empty.
+    Otherwise scores saturate, and their order means nothing. One anchor of a cell has wild sizes
+    and shifts, which clamps hold, and one wild shifts, which clipping leaves empty.
 
     Args:
         state: changed in place.
@@ -166,8 +166,8 @@ def calibrate(
         state[f"{name}.weight"] /= torch.cat([level.flatten() for level in levels]).std()
     state[f"{names.classes}.bias"].fill_(bias)
     size = torch.tensor(deltas).repeat_interleave(2).repeat(9)  # dx, dy, dw, dh of each anchor
-    size[[2, 3]] *= 12
-    size[[8, 9]] *= 12
+    size[:4] *= 12
+    size[8:10] *= 12
     state[f"{names.boxes}.weight"] *= size[:, None, None, None]
     state[f"{names.boxes}.bias"].normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
 

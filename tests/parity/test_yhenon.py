@@ -109,7 +109,7 @@ class Yhenon:
 def reference(body: plain.Body) -> Yhenon:
     made = Yhenon(plain.filled(plain.layout(NAMES, body, classes=20)), body)
     image = made.prepare(plain.smooth_image(160, 200)).tensor
-    plain.calibrate(made.state, NAMES, lambda _, x: made.network(x), image, -6.0, deltas=(4.0, 2.0))
+    plain.calibrate(made.state, NAMES, lambda _, x: made.network(x), image, -5.0, deltas=(4.0, 2.0))
     return made
 
 
