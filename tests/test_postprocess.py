@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -200,3 +201,69 @@ def test_no_limit_keeps_every_candidate() -> None:
     process = PostProcess(BoxCoder(), pre_nms_top_k=None, max_detections=None, nms_threshold=1.0)
     count = sum(level.numel() for level in logits)
     assert len(process(logits, deltas, anchors, [SIZE], score_threshold=0.0)[0]) == count
+
+
+@pytest.mark.parametrize("bias", [-30.0, -9.0, -6.0, 0.0, 9.0])  # none, few, some, half, all
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_value_above_the_threshold_is_passed_over(
+    bias: float, channels_last: bool, dtype: torch.dtype
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    level = (torch.randn(1, 9 * CLASSES, 17, 23) * 1.5 + bias).to(dtype)
+    level = level.contiguous(memory_format=layout)
+    anchors = AnchorGenerator(sizes=(32,), strides=(8,))([(17, 23)])
+    process = PostProcess(BoxCoder(), pre_nms_top_k=None, max_detections=None, nms_threshold=1.0)
+    [found] = process([level], [torch.zeros(1, 36, 17, 23)], anchors, [SIZE])
+    scores = level.float().sigmoid().flatten()
+    wanted = scores[scores > 0.05].sort(descending=True).values
+    assert_close(found.scores, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_threshold_is_exact_in_bfloat16() -> None:
+    logit = torch.tensor(-2.953125)  # the bfloat16 to which the logit of 0.0497 is rounded
+    assert float(logit.bfloat16()) == float(logit)
+    case: Any = (
+        [logit.bfloat16().view(1, 1, 1, 1)],
+        [torch.zeros(1, 4, 1, 1)],
+        [torch.tensor([[0.0, 0, 8, 8]])],
+    )
+    score = float(logit.sigmoid())
+    assert len(PostProcess(BoxCoder())(*case, [(8, 8)], score_threshold=score - 1e-5)[0]) == 1
+    assert len(PostProcess(BoxCoder())(*case, [(8, 8)], score_threshold=score)[0]) == 0
+
+
+def test_a_nan_hides_none_of_its_neighbours() -> None:
+    level = torch.full((1, 9 * CLASSES, 8, 8), -9.0)
+    level[0, 0, 0, 0], level[0, 0, 0, 1] = math.nan, 3.0
+    anchors = AnchorGenerator(sizes=(32,), strides=(8,))([(8, 8)])
+    [found] = PostProcess(BoxCoder())([level], [torch.zeros(1, 36, 8, 8)], anchors, [SIZE])
+    assert_close(found.scores, torch.tensor([3.0]).sigmoid())
+
+
+@pytest.mark.parametrize("crowd", [1, 30, 2000], ids="{} boxes a place".format)
+@pytest.mark.parametrize("max_detections", [1, 10, 300])
+@pytest.mark.parametrize("clip_to", ["image", "image_after_nms"])
+def test_stopping_early_gives_what_suppressing_everything_gives(
+    crowd: int, max_detections: int, clip_to: Any
+) -> None:
+    count, classes = 3000, 5
+    corners = (torch.rand(count // crowd + 1, 2) * 400).repeat_interleave(crowd, dim=0)[:count]
+    corners += torch.rand(count, 2)
+    anchors = torch.cat((corners, corners + 20), dim=1)[torch.randperm(count)]
+    values = torch.linspace(-2, 2, count * classes)[torch.randperm(count * classes)]
+    values[torch.rand(count * classes) < 0.5] = -9
+    logits, deltas = values.view(1, -1, 1, 1), torch.zeros(1, 4 * count, 1, 1)
+    options: Any = {"pre_nms_top_k": None, "clip_to": clip_to}
+    [stopped] = PostProcess(BoxCoder(), max_detections=max_detections, **options)(
+        [logits], [deltas], [anchors], [(300, 400)]
+    )
+    [whole] = PostProcess(BoxCoder(), max_detections=None, **options)(
+        [logits], [deltas], [anchors], [(300, 400)]
+    )
+    assert len(whole) > max_detections or crowd == 2000
+    whole = whole[:max_detections]
+    assert len(stopped) == len(whole)
+    assert_close(stopped.scores, whole.scores, rtol=0, atol=0)
+    assert_close(stopped.boxes, whole.boxes, rtol=0, atol=0)
+    assert_close(stopped.labels, whole.labels, rtol=0, atol=0)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["PostProcess"]
 
 _LOGIT_MARGIN = 1e-3  # rounding of sigmoid and logit near the threshold stays far below
+_BLOCK = 64  # values of a map that are passed over together if their maximum is too low
+_DENSE = 4  # if more than one block in four holds something, blocks don't pay
+_FEW_BOXES = 1000  # up to here torchvision suppresses all classes at once, on the CPU
 
 
 class PostProcess(nn.Module):
@@ -193,12 +196,7 @@ class PostProcess(nn.Module):
         _, _, height, width = logits_BCHW.shape
         num_anchors = len(anchors) // (height * width)
         num_classes = logits_BCHW.shape[1] // num_anchors
-        values, channel, cell = _best_of_map(
-            logits_BCHW[image], _logit(threshold) - _LOGIT_MARGIN, self.pre_nms_top_k
-        )
-        scores = values.float().sigmoid()
-        sure = scores > threshold
-        scores, channel, cell = scores[sure], channel[sure], cell[sure]
+        scores, channel, cell = _best_of_map(logits_BCHW[image], threshold, self.pre_nms_top_k)
         anchor_idxs = cell * num_anchors + channel // num_classes
         deltas = gather_from_map(
             box_deltas_BCHW, torch.full_like(anchor_idxs, image), anchor_idxs, num_anchors
@@ -209,8 +207,10 @@ class PostProcess(nn.Module):
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         if self.class_agnostic_nms:
             labels = torch.zeros_like(labels)
-        keep: Tensor = torchvision.ops.batched_nms(boxes, scores, labels, self.nms_threshold)
-        return keep[: self.max_detections]
+        if self.max_detections is None or len(boxes) <= _FEW_BOXES or boxes.device.type != "cpu":
+            keep: Tensor = torchvision.ops.batched_nms(boxes, scores, labels, self.nms_threshold)
+            return keep[: self.max_detections]
+        return _best_kept(boxes, scores, labels, self.nms_threshold, self.max_detections)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
@@ -223,24 +223,78 @@ class PostProcess(nn.Module):
         )
 
 
-def _best_of_map(values_CHW: Tensor, floor: float, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the at most ``k`` greatest values above ``floor``, with their channels and cells.
+def _best_of_map(
+    logits_CHW: Tensor, threshold: float, k: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the at most ``k`` greatest scores above the threshold, with their channels and cells.
 
     The map is searched in the order in which it lies in memory, so that nothing is copied.
     """
-    channels, height, width = values_CHW.shape
-    last = values_CHW.stride(0) == 1 and channels > 1  # channels_last: cell by cell
-    flat = values_CHW.permute(1, 2, 0).reshape(-1) if last else values_CHW.reshape(-1)
-    index = (flat > floor).nonzero()[:, 0]
-    values = flat[index]
-    values, best = values.topk(len(values) if k is None else min(k, len(values)))
-    index = index[best]
+    channels, height, width = logits_CHW.shape
+    last = logits_CHW.stride(0) == 1 and channels > 1  # channels_last: cell by cell
+    flat = logits_CHW.permute(1, 2, 0).reshape(-1) if last else logits_CHW.reshape(-1)
+    index = _indices_above(flat, _floor(threshold, flat.dtype))
+    logits = flat[index].float()
+    scores = logits.sigmoid()
+    sure = scores > threshold
+    logits, scores, index = logits[sure], scores[sure], index[sure]
+    best = logits.topk(len(logits) if k is None else min(k, len(logits))).indices
+    scores, index = scores[best], index[best]
     if last:
-        return values, index % channels, index // channels
-    return values, index // (height * width), index % (height * width)
+        return scores, index % channels, index // channels
+    return scores, index // (height * width), index % (height * width)
 
 
-def _logit(probability: float) -> float:
-    if probability in (0.0, 1.0):
-        return math.inf if probability else -math.inf
-    return math.log(probability / (1 - probability))
+def _indices_above(flat: Tensor, floor: float) -> Tensor:
+    """Return where ``flat > floor``, in order: the maximum of every block first, then within few."""
+    whole = len(flat) // _BLOCK * _BLOCK
+    blocks = flat[:whole].view(-1, _BLOCK)
+    # Not "> floor": the maximum of a block with a NaN is NaN.
+    alive = (blocks.amax(dim=1) <= floor).logical_not_().nonzero()[:, 0]
+    if len(alive) * _DENSE > len(blocks):
+        return (flat > floor).nonzero()[:, 0]
+    block, place = (blocks[alive] > floor).nonzero(as_tuple=True)
+    rest = (flat[whole:] > floor).nonzero()[:, 0] + whole
+    return torch.cat((alive[block] * _BLOCK + place, rest))
+
+
+def _best_kept(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, count: int
+) -> Tensor:
+    """Return the first ``count`` that class by class suppression keeps, best score first.
+
+    Whether a box stays depends on better ones only. So the best few are looked at first, and more
+    only if too few of them stay.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    looked_at = 4 * count
+    while True:
+        best = order[:looked_at]
+        kept = _kept_in_each_class(boxes[best], scores[best], labels[best], iou_threshold)
+        if len(kept) >= count or looked_at >= len(order):
+            return best[kept[:count]]
+        looked_at *= 4
+
+
+def _kept_in_each_class(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
+) -> Tensor:
+    """Return what suppression within each class keeps of boxes, in their order."""
+    labels, by_class = labels.sort(stable=True)
+    boxes, scores = boxes[by_class], scores[by_class]
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    start = 0
+    for size in torch.unique_consecutive(labels, return_counts=True)[1].tolist():
+        here = slice(start, start + size)
+        keep[start + torchvision.ops.nms(boxes[here], scores[here], iou_threshold)] = True
+        start += size
+    return by_class[keep].sort().values
+
+
+def _floor(threshold: float, dtype: torch.dtype) -> float:
+    """Return a number below every logit whose score is above the threshold."""
+    if threshold in (0.0, 1.0):
+        return math.inf if threshold else -math.inf
+    logit = math.log(threshold / (1 - threshold))
+    # A comparison in half precision rounds this number too.
+    return logit - max(_LOGIT_MARGIN, abs(logit) * torch.finfo(dtype).eps)
