@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectionDataset"]
 
+_BLOCK = 2**15  # boxes looked at together: their copies stay in the processor's cache
+
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
     """Images and targets as :class:`~focaldet.RetinaNet` takes them.
@@ -72,16 +74,11 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.table = table
         self.transform = transform
         self.sizes = _complete_sizes(table)
-        boxes, valid = _clipped(table.boxes, self.sizes, table.image_indices)
         objects = ~table.crowd
         _check_labels(table, objects)
-        used = objects & valid
-        if (used < objects).any():
-            self._report(used < objects, invalid_boxes)
-        rows = np.flatnonzero(used)
-        self._boxes = torch.from_numpy(boxes.take(rows, axis=0))
-        self._labels = torch.from_numpy(table.labels.take(rows))
-        self._ends = np.cumsum(np.bincount(table.image_indices.take(rows), minlength=len(table)))
+        self._used = objects & _valid(table, self.sizes)
+        if (self._used < objects).any():
+            self._report(self._used < objects, invalid_boxes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -122,11 +119,12 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         """
         index = range(len(self))[index]
         image = self._load(index)
-        start = int(self._ends[index - 1]) if index else 0
-        rows = slice(start, int(self._ends[index]))
+        span = self.table.boxes_of(index)
+        used = self._used[span]
+        boxes = _clipped(self.table.boxes[span][used], self.sizes[index])
         target = {
-            "boxes": self._boxes[rows].clone(),
-            "labels": self._labels[rows].clone(),
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(self.table.labels[span][used]),
             "image_id": int(self.image_ids[index]),
         }
         if self.transform is not None:
@@ -182,17 +180,26 @@ def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
 
 
 def _clipped(
-    boxes: npt.NDArray[np.float64],
-    sizes: npt.NDArray[np.int32],
-    image_indices: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Return the boxes clipped to their images, and which are finite and have an area there."""
-    limits = np.tile(sizes[:, ::-1], 2).astype(np.float32).take(image_indices, axis=0)
-    with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(boxes @ np.ones(4))  # the sum of a row: infinities make it inf or NaN
-        x1, y1, x2, y2 = (inside := np.clip(boxes.astype(np.float32), 0, limits)).T
-        valid: npt.NDArray[np.bool_] = finite & (x2 > x1) & (y2 > y1)
-    return inside, valid
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Clip boxes to images of one size, or of one size a box."""
+    limits = np.concatenate([sizes[..., ::-1]] * 2, axis=-1, dtype=np.float32)
+    return np.clip(boxes.astype(np.float32), 0, limits)
+
+
+def _valid(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Return which boxes are finite and have an area inside their image."""
+    valid = np.empty(len(table.boxes), np.bool_)
+    for start in range(0, len(valid), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        boxes = table.boxes[rows]
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(
+                boxes @ np.ones(4)
+            )  # the sum of a row: infinity makes it no number
+            x1, y1, x2, y2 = _clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
+            valid[rows] = finite & (x2 > x1) & (y2 > y1)
+    return valid
 
 
 def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> None:
