@@ -74,10 +74,12 @@ def load_cache(path: Path, image_folder: Path) -> AnnotationTable | None:
     try:
         with cache_path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
             facts = json.loads(content["facts"].tobytes())
-            if facts["fingerprint"] != fingerprint(path):
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                state = pool.submit(fingerprint, path)  # while the arrays are read
+                arrays = {name: content[name] for name in _ARRAYS}
+                names = PackedStrings(content["file_names"], content["file_name_ends"])
+            if facts["fingerprint"] != state.result():
                 return None
-            arrays = {name: content[name] for name in _ARRAYS}
-            names = PackedStrings(content["file_names"], content["file_name_ends"])
             _check(arrays, names)
             return AnnotationTable(
                 source=path,
