@@ -38,10 +38,15 @@ class TinyBackbone(nn.Module):
 
 
 def talkative(model: RetinaNet) -> RetinaNet:
-    """Give a new model logits and boxes that differ from cell to cell, so that it finds a hundred."""
+    """Give a new model a head whose logits differ from cell to cell, so that it finds many things."""
     generator = torch.Generator().manual_seed(1)
-    for layer, std in ((model.head.class_logits, 0.2), (model.head.box_deltas, 0.1)):
-        layer.weight.data = std * torch.randn(layer.weight.shape, generator=generator)
+    for name, layer in model.head.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            gain = {"class_logits": 1.0, "box_deltas": 0.5}.get(name, 2**0.5)
+            fan_in = layer.in_channels * 9
+            noise = torch.randn(layer.weight.shape, generator=generator)
+            layer.weight.data = noise * gain / fan_in**0.5
+    nn.init.constant_(model.head.class_logits.bias, -2.0)  # type: ignore[arg-type]
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from focaldet.export._errors import ExportError, explaining
+from focaldet.export._errors import ExportError, explaining, hushed
 from focaldet.images import load_image
 from focaldet.structures import ImageBatch
 
@@ -119,7 +119,7 @@ def check_program(
     path: Path, model: RetinaNet, facts: FileFacts, image: ImageSource | None
 ) -> ExportReport:
     """Load a program of ``torch.export`` and compare it with its model."""
-    with explaining("Loading the program"), path.open("rb") as file:
+    with explaining("Loading the program"), hushed(), path.open("rb") as file:
         function = torch.export.load(file).module()
 
     def run(images: Tensor, sizes: Tensor) -> Outputs:

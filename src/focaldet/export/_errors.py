@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-__all__ = ["ExportError", "explaining", "needed"]
+__all__ = ["ExportError", "explaining", "hushed", "needed"]
 
 
 class ExportError(RuntimeError):
@@ -34,19 +34,25 @@ def needed(package: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def explaining(step: str) -> Iterator[None]:
-    """Turn whatever a step of torch's exporters raises into one kind of error, and hush its warnings.
+def explaining(step: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever torch's exporters and the runtimes raise into one kind of error.
 
     Args:
         step: what is being done, to begin the message with.
+        remedy: to end it with.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own insides; nothing a caller could change
-            yield
+        yield
     except Exception as error:
         reason = str(error).strip().split("\n\n")[0] or type(error).__name__
         raise ExportError(
-            f"{step} failed: {type(error).__name__}: {reason} A backbone of your own must have no "
-            "branch and no shape that depends on the values of images."
+            f"{step} failed: {type(error).__name__}: {reason} {remedy}".rstrip()
         ) from error
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep back warnings of torch's own insides, which no caller could act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

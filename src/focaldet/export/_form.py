@@ -128,7 +128,7 @@ class ExportableDetector(nn.Module):
         boxes, labels = _rows(boxes, best), labels.gather(1, best)
         if clip_last:
             boxes, scores = self._clip(boxes, scores, limits)
-            scores, best = scores.sort(dim=1, descending=True, stable=True)
+            scores, best = scores.topk(self.num_detections)  # what is dropped goes last
             boxes, labels = _rows(boxes, best), labels.gather(1, best)
         some = scores > 0
         boxes = torch.where(some[..., None], boxes, 0.0)

@@ -8,7 +8,7 @@ import torch
 
 from focaldet._checks import check_range
 from focaldet.export._check import ExportReport, compare
-from focaldet.export._errors import explaining, needed
+from focaldet.export._errors import explaining, hushed, needed
 from focaldet.export._facts import FileFacts
 from focaldet.export._program import frozen_copy, target_path, trace
 from focaldet.export._sessions import open_session
@@ -78,7 +78,7 @@ def export_onnx(
     facts = FileFacts.of_model(model, kind, fixed_shape, opset)
     program = _to_onnx(trace(exportable, kind, fixed_shape), facts, opset)
     with written_aside(target) as aside:
-        with explaining("Writing the ONNX file"):
+        with explaining("Writing the ONNX file"), hushed():
             program.save(aside, external_data=False)
         report = _check(aside, exportable, facts, check_image).renamed(target)
         aside.replace(target)
@@ -88,7 +88,7 @@ def export_onnx(
 def _to_onnx(
     program: torch.export.ExportedProgram, facts: FileFacts, opset: int
 ) -> torch.onnx.ONNXProgram:
-    with explaining("torch.onnx.export"), torch.no_grad():
+    with explaining("torch.onnx.export"), hushed(), torch.no_grad():
         converted = torch.onnx.export(
             program,
             dynamo=True,
@@ -109,7 +109,6 @@ def _check(
     session = open_session(path, "onnxruntime", None, torch.get_num_threads())
 
     def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        with explaining("Running the ONNX file"):
-            return session.run({"images": images, "sizes": sizes})
+        return session.run({"images": images, "sizes": sizes})
 
     return ExportReport(path, facts.opset, session.runtime, compare(model, facts, image, run))

@@ -11,7 +11,7 @@ import torch
 
 from focaldet._checks import check_range, must_be
 from focaldet.export._check import check_program
-from focaldet.export._errors import explaining
+from focaldet.export._errors import explaining, hushed
 from focaldet.export._facts import FileFacts
 from focaldet.export._form import ExportableDetector, ExportableMaps
 from focaldet.pretrained.aside import written_aside
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["export_program", "frozen_copy", "target_path", "trace"]
 
+_REMEDY = (
+    "A backbone of your own must have no branch and no shape that depends on the values of images."
+)
 _MAX_BATCH = 4096
 _MAX_TILES = 1024  # of size_divisor pixels, a side
 
@@ -67,7 +70,7 @@ def export_program(
     facts = FileFacts.of_model(model, kind, fixed_shape)
     program = trace(exportable, kind, fixed_shape)
     with written_aside(target) as aside:
-        with explaining("Writing the program"), aside.open("wb") as file:
+        with explaining("Writing the program"), hushed(), aside.open("wb") as file:
             torch.export.save(program, file, extra_files=facts.to_strings())
         report = check_program(aside, exportable, facts, check_image).renamed(target)
         aside.replace(target)
@@ -116,7 +119,12 @@ def trace(model: RetinaNet, kind: Kind, fixed_shape: Shape | None) -> torch.expo
     if kind == "detections":
         example += (torch.tensor([[height, width]] * batch),)
     dynamic = _open_dimensions(divisor)[: len(example)] if fixed_shape is None else None
-    with explaining("torch.export"), torch.no_grad(), _sizes_of_one_are_like_others():
+    with (
+        explaining("torch.export", _REMEDY),
+        hushed(),
+        torch.no_grad(),
+        _sizes_of_one_are_like_others(),
+    ):
         return torch.export.export(form.eval(), example, dynamic_shapes=dynamic)
 
 
@@ -149,4 +157,6 @@ def _sizes_of_one_are_like_others() -> Any:
 
     if not hasattr(_config, "backed_size_oblivious"):
         return contextlib.nullcontext()
-    return _config.patch(backed_size_oblivious=True)
+    return _config.patch(  # type: ignore[attr-defined]
+        backed_size_oblivious=True
+    )

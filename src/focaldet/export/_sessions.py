@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from focaldet._checks import check_choice, check_range, must_be
-from focaldet.export._errors import needed
+from focaldet.export._errors import explaining, needed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ __all__ = ["RuntimeName", "Session", "open_session"]
 
 RuntimeName = Literal["onnxruntime", "openvino"]
 
+_RUNNING = "Running the ONNX file"
 _DAMAGED = "It may be damaged or not whole: export the model again."
 
 
@@ -31,10 +32,14 @@ class Session(Protocol):
     """
 
     runtime: str
-    metadata: Mapping[str, str]
+    metadata: dict[str, str]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the outputs by name; inputs that the graph doesn't use are left out."""
+        """Return the outputs by name; inputs that the graph doesn't use are left out.
+
+        Raises:
+            ExportError: the runtime could not run it.
+        """
 
 
 def open_session(
@@ -87,7 +92,8 @@ class _OnnxRuntime:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {name: inputs[name].numpy() for name in self._inputs}
-        outputs = self._session.run(self._outputs, arrays)
+        with explaining(_RUNNING):
+            outputs = self._session.run(self._outputs, arrays)
         return {
             name: torch.from_numpy(array)
             for name, array in zip(self._outputs, outputs, strict=True)
@@ -112,7 +118,8 @@ class _OpenVino:
         self._outputs = [one.get_any_name() for one in self._model.outputs]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        results = self._model({name: inputs[name].numpy() for name in self._inputs})
+        with explaining(_RUNNING):
+            results = self._model({name: inputs[name].numpy() for name in self._inputs})
         # Copied: OpenVINO writes the next results over these.
         return {name: torch.from_numpy(results[name].copy()) for name in self._outputs}
 

@@ -1,0 +1,311 @@
+"""OnnxDetector finds what the model finds, and names what is wrong with a file or an input."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.export import ExportError, OnnxDetector, export_onnx
+from tests.export_tiny import assert_same, make_model, photo, talkative
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def model() -> RetinaNet:
+    return make_model(pre_nms_top_k=300)
+
+
+@pytest.fixture(scope="module")
+def file(model: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def maps_file(model: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "maps.onnx"
+    export_onnx(model, path, postprocess=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fixed_file(model: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "fixed.onnx"
+    export_onnx(model, path, fixed_shape=(2, 64, 96))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images of unlike sizes, one that cannot be read among them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, (width, height) in enumerate([(80, 64), (64, 80), (200, 50), (33, 35)]):
+        photo(width, height, seed=index).save(folder / f"{index}.png")
+    (folder / "2b.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("which", ["file", "maps_file"])
+def test_predict_gives_what_the_model_gives(
+    model: RetinaNet, photos: Path, which: str, batch_size: int, request: pytest.FixtureRequest
+) -> None:
+    detector = OnnxDetector(request.getfixturevalue(which), threads=1)
+    with pytest.warns(UserWarning, match="Skipped an image"):
+        found = detector.predict(photos, batch_size=batch_size, on_error="skip")
+    with pytest.warns(UserWarning, match="Skipped an image"):
+        expected = model.predict(photos, batch_size=batch_size, on_error="skip")
+    assert len(found) == len(expected) == 5
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            assert ours is not None
+            assert_same(ours, theirs, count=10)
+
+
+def test_predict_takes_what_the_model_takes(model: RetinaNet, file: Path) -> None:
+    detector = OnnxDetector(file, threads=1)
+    image = photo(80, 64)
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    [expected] = model.predict(image)
+    for source in (image, pixels, tensor, tensor.double() / 255, [image], tensor[None]):
+        [found] = detector.predict(source)
+        assert_same(found, expected)
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_to": "batch", "inclusive_corners": True, "uniform_rescale": True},
+        {"size_rounding": "round", "antialias": True, "round_pixels": True, "always_pad": True},
+        {"size_divisor": 1},
+    ],
+    ids=str,
+)
+def test_options_around_the_network_are_honoured(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = make_model(**changes, pre_nms_top_k=300)
+    export_onnx(model, tmp_path / "model.onnx")
+    images = [photo(81, 65), photo(64, 90)]
+    found = OnnxDetector(tmp_path / "model.onnx", threads=1).predict(images, batch_size=2)
+    for ours, theirs in zip(found, model.predict(images, batch_size=2), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_a_higher_threshold_is_honoured_and_a_lower_one_refused(
+    model: RetinaNet, file: Path, maps_file: Path
+) -> None:
+    image = photo(80, 64)
+    [expected] = model.predict(image, score_threshold=0.3)
+    [everything] = model.predict(image)
+    assert 0 < len(expected) < len(everything)
+    for path in (file, maps_file):
+        [found] = OnnxDetector(path, threads=1).predict(image, score_threshold=0.3)
+        assert_same(found, expected)
+    with pytest.raises(ValueError, match="`score_threshold` must be at least 0.05, which the file"):
+        OnnxDetector(file).predict(image, score_threshold=0.01)
+    with pytest.raises(ValueError, match=r"`score_threshold` must be in \[0, 1\]; got 2"):
+        OnnxDetector(file).predict(image, score_threshold=2)
+    [found] = OnnxDetector(maps_file, threads=1).predict(image, score_threshold=0.01)
+    assert_same(found, model.predict(image, score_threshold=0.01)[0])
+
+
+def test_a_file_of_a_fixed_shape_fills_its_batch(model: RetinaNet, fixed_file: Path) -> None:
+    detector = OnnxDetector(fixed_file, threads=1)
+    images = [photo(96, 64, seed=i) for i in range(3)]
+    found = detector.predict(images)  # two, then one
+    for ours, theirs in zip(found, model.predict(images), strict=True):
+        assert_same(ours, theirs)
+    with pytest.raises(
+        ValueError, match="one of 80x64, resized to 80x64. Export the model without"
+    ):
+        detector.predict(photo(64, 80))
+    with pytest.raises(
+        ValueError, match="`batch_size` must be at most 2, to which the file is fixed"
+    ):
+        detector.predict(images, batch_size=3)
+    with pytest.raises(
+        ValueError, match=r"of shape \[2, 3, 64, 96\], to which the file is fixed; got"
+    ):
+        detector.run(torch.zeros(1, 3, 64, 96))
+    assert repr(detector).startswith(
+        "OnnxDetector(detections of 3 classes, takes (2, 64, 96), onnx"
+    )
+
+
+def test_it_tells_what_it_is(model: RetinaNet, maps_file: Path) -> None:
+    detector = OnnxDetector(maps_file)
+    assert detector.config == model.config
+    assert detector.facts.kind == "maps"
+    assert detector.runtime.startswith("onnxruntime 1.")
+    assert "OnnxDetector(maps of 3 classes, takes any shape" in repr(detector)
+
+
+def test_wrong_inputs_are_named(file: Path) -> None:
+    detector = OnnxDetector(file)
+    images = torch.zeros(2, 3, 64, 96)
+    assert detector.run(images)["count"].shape == (2,)
+    wrong: list[tuple[tuple[Any, ...], type[Exception], str]] = [
+        (
+            (images.double(),),
+            TypeError,
+            "`images` must be of dtype torch.float32; got torch.float64",
+        ),
+        ((images[:, :1],), ValueError, r"`images` must be of shape \[B, 3, H, W\]; got \[2, 1, 64"),
+        ((images[0],), ValueError, r"`images` must be of shape \[B, 3, H, W\]; got \[3, 64, 96\]"),
+        (
+            (images[..., :90],),
+            ValueError,
+            "size_divisor=32 divides; got .* Pad them right and below",
+        ),
+        ((images, torch.ones(2, 2)), TypeError, "`sizes` must be of dtype torch.int64; got"),
+        ((images, torch.tensor([[9, 9]])), ValueError, r"`sizes` must be of shape \[2, 2\]"),
+        ((images, torch.tensor([[9, 9], [65, 9]])), ValueError, "from 1 to the images' 64x96; got"),
+        ((images, torch.tensor([[9, 9], [0, 9]])), ValueError, "from 1 to the images' 64x96; got"),
+    ]
+    for arguments, error, message in wrong:
+        with pytest.raises(error, match=message):
+            detector.run(*arguments)
+    with pytest.raises(ValueError, match="`batch_size` must be >= 1; got 0"):
+        detector.predict(photo(64, 64), batch_size=0)
+    with pytest.raises(FileNotFoundError, match="must be an existing file; got 'none.jpg'"):
+        detector.predict("none.jpg")
+
+
+def test_files_that_are_not_ours_are_refused(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "other.onnx"
+    other = onnx.load(file)
+    ours = {entry.key: entry.value for entry in other.metadata_props}
+
+    def rewrite(metadata: dict[str, str]) -> None:
+        del other.metadata_props[:]
+        onnx.helper.set_model_props(other, metadata)
+        onnx.save(other, path)
+
+    rewrite({})
+    with pytest.raises(
+        ValueError, match="`path` must be a file exported by focaldet; got '.*other"
+    ):
+        OnnxDetector(path)
+    rewrite({**ours, "focaldet.format": "99"})
+    with pytest.raises(
+        ValueError, match="a file of format 1; got '.*' of format 99. Another focaldet"
+    ):
+        OnnxDetector(path)
+    rewrite({**ours, "focaldet.config": "{}"})
+    with pytest.raises(
+        ValueError, match=r"metadata is damaged \(ValueError: `config.json` must be"
+    ):
+        OnnxDetector(path)
+    rewrite({**ours, "focaldet.kind": "masks"})
+    with pytest.raises(ValueError, match=r"metadata is damaged \(ValueError: `kind` must be"):
+        OnnxDetector(path)
+    rewrite({key: value for key, value in ours.items() if key != "focaldet.strides"})
+    with pytest.raises(ValueError, match=r"metadata is damaged \(KeyError: 'strides'\)"):
+        OnnxDetector(path)
+
+
+def test_damaged_files_are_named(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "damaged.onnx"
+    whole = file.read_bytes()
+    for content in (b"", b"no ONNX file at all", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="`path` must be an ONNX file.*; got '.*damaged.onnx'"):
+            OnnxDetector(path)
+    with pytest.raises(FileNotFoundError, match="`path` must be an existing file; got"):
+        OnnxDetector(tmp_path / "none.onnx")
+
+
+def test_wrong_options_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any = "tensorrt"
+    with pytest.raises(ValueError, match="`runtime` must be one of 'onnxruntime', 'openvino'; got"):
+        OnnxDetector(file, runtime=wrong)
+    with pytest.raises(ValueError, match="`threads` must be >= 1; got 0"):
+        OnnxDetector(file, threads=0)
+    with pytest.raises(
+        ValueError, match="`providers` must be one of .*'CPUExecutionProvider'.*; got"
+    ):
+        OnnxDetector(file, providers=["AbacusExecutionProvider"])
+    with pytest.raises(ValueError, match="`providers` must be None with runtime='openvino'; got"):
+        OnnxDetector(file, runtime="openvino", providers=["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match="needs the package openvino .* pip install openvino"):
+        OnnxDetector(file, runtime="openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"needs the package onnxruntime .*'focaldet\[export\]'"):
+        OnnxDetector(file)
+
+
+@pytest.mark.parametrize("which", ["file", "maps_file"])
+def test_openvino_gives_what_the_model_gives(
+    model: RetinaNet, which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    detector = OnnxDetector(request.getfixturevalue(which), runtime="openvino", threads=1)
+    assert detector.runtime.startswith("openvino 20")
+    for size in ((80, 64), (64, 96)):
+        [expected] = model.predict(photo(*size))
+        [found] = detector.predict(photo(*size))
+        assert_same(found, expected)
+    images = [photo(96, 64), photo(64, 80)]
+    for found, expected in zip(
+        detector.predict(images, batch_size=2), model.predict(images, batch_size=2), strict=True
+    ):
+        assert_same(found, expected)
+    (tmp_path / "damaged.onnx").write_bytes(b"no ONNX file at all")
+    with pytest.raises(ValueError, match="`path` must be an ONNX file; got"):
+        OnnxDetector(tmp_path / "damaged.onnx", runtime="openvino")
+
+
+def test_a_run_that_fails_says_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = OnnxDetector(file)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(detector._session, "_session", type("Broken", (), {"run": fail})())
+    with pytest.raises(
+        ExportError, match="Running the ONNX file failed: RuntimeError: out of memory"
+    ):
+        detector.run(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_photos_at_their_own_sizes(
+    coco_photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    runtime: Any,
+    batch_size: int,
+) -> None:
+    pytest.importorskip(runtime)
+    config = RetinaNetConfig.torchvision_v2(num_classes=91)
+    config = config.replace(backbone="resnet18", fpn_channels=32, head_depth=1)
+    model = talkative(RetinaNet.from_config(config))
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(model, path, check_image=coco_photos[0])
+    detector = OnnxDetector(path, runtime=runtime)
+    total = 0
+    for start in range(0, len(coco_photos), batch_size):
+        chunk = coco_photos[start : start + batch_size]
+        found = detector.predict(chunk, batch_size=batch_size)
+        for ours, theirs in zip(found, model.predict(chunk, batch_size=batch_size), strict=True):
+            assert_same(ours, theirs)
+            total += len(theirs)
+    assert total > 10 * len(coco_photos)
