@@ -32,6 +32,7 @@ __all__ = [
     "count_images",
     "iter_images",
     "load_image",
+    "named_sources",
 ]
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
@@ -151,7 +152,7 @@ def iter_images(
     [5]
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    return _iterate(_named_items(sources), skip=on_error == "skip")
+    return _iterate(named_sources(sources), skip=on_error == "skip")
 
 
 def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
@@ -214,7 +215,20 @@ def _list_folder(folder: Path) -> list[Path]:
     return files
 
 
-def _named_items(sources: ImageSource | Iterable[ImageSource]) -> Iterator[tuple[str, ImageSource]]:
+def named_sources(
+    sources: ImageSource | Iterable[ImageSource],
+) -> Iterator[tuple[str, ImageSource]]:
+    """Give the single sources that :func:`iter_images` reads, each with its name in messages.
+
+    Args:
+        sources: As for :func:`iter_images`. A generator is advanced by one item at a time.
+
+    Raises:
+        ValueError, TypeError: At once, if ``sources`` as a whole is wrong, an empty folder included.
+
+    >>> list(named_sources(["a.jpg", "b.jpg"]))
+    [('sources[0]', 'a.jpg'), ('sources[1]', 'b.jpg')]
+    """
     items: Any = _expand(sources)
     if isinstance(items, _SINGLE):
         return iter([("sources", items)])
