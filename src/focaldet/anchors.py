@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,17 +164,19 @@ class AnchorGenerator(nn.Module):
         if image_size is not None and self.mode == "torchvision":
             image = tuple(image_size)
         key = (grids, image, torch.device(device), dtype)
-        if key not in self._cache:
+        anchors = self._cache.pop(key, None)
+        if anchors is None:
             # Anchors made under inference_mode could not be used by a later training step.
             with torch.inference_mode(mode=False):
-                self._cache[key] = [
+                anchors = [
                     self._level_anchors(level, grid, image, dtype).to(device)
                     for level, grid in enumerate(grids)
                 ]
-            if len(self._cache) > _CACHED_BATCH_SIZES:
+        self._cache[key] = anchors  # the last used comes last; other threads do the same meanwhile
+        while len(self._cache) > _CACHED_BATCH_SIZES:
+            with contextlib.suppress(KeyError):
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return list(self._cache[key])
+        return list(anchors)
 
     def _level_anchors(
         self, level: int, grid: tuple[int, int], image: tuple[int, ...] | None, dtype: torch.dtype
