@@ -26,6 +26,18 @@ def assert_equal_tables(first: AnnotationTable, second: AnnotationTable) -> None
             assert ours == theirs, name
 
 
+@pytest.fixture(autouse=True)
+def small_files_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focaldet.datasets.coco._CACHED_FROM", 0)
+
+
+def test_a_small_file_gets_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = coco_file(tmp_path)
+    monkeypatch.setattr("focaldet.datasets.coco._CACHED_FROM", path.stat().st_size + 1)
+    read_coco(path)
+    assert names_in(tmp_path) == ["instances_some.json"]
+
+
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise AssertionError(f"{path} was read")

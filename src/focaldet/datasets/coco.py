@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read_coco"]
 
+_CACHED_FROM = 2**23  # bytes; smaller files open in a moment without a second file beside them
+
 
 def read_coco(
     annotations: str | os.PathLike[str],
@@ -32,7 +34,8 @@ def read_coco(
         annotations: the JSON file.
         images: the folder of the images. None looks for it beside the file and one folder above, as
             COCO lies: ``annotations/instances_val2017.json`` and ``val2017/``.
-        cache: keep what was read in a file beside the annotations and open that the next time.
+        cache: of a file of 8 MiB or more, keep what was read in a file beside it, and open that the
+            next time.
 
     Convention:
         Boxes are ``x, y, width, height`` in the file and xyxy in the table, as numbers, without
@@ -46,7 +49,7 @@ def read_coco(
     if not path.is_file():
         raise FileNotFoundError(must_be("annotations", "an existing file", repr(str(path))))
     folder = _image_folder(path, images)
-    if not cache:
+    if not cache or path.stat().st_size < _CACHED_FROM:
         return _table(read_columns(path), path, folder)
     cached = load_cache(path, folder)
     if cached is not None:
