@@ -136,6 +136,8 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     assert set(json.loads(found["focaldet.inputs"])) == set(facts.inputs)
     assert set(json.loads(found["focaldet.outputs"])) == set(facts.outputs)
     assert [one.name for one in loaded.graph.input] == ["images", "sizes"]
+    images = loaded.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in images] == ["batch", 3, "height", "width"]
     assert [one.name for one in loaded.graph.output] == ["boxes", "scores", "labels", "count"]
 
 
@@ -146,6 +148,13 @@ def test_a_program_says_what_it_is(tmp_path: Path) -> None:
     found = dict.fromkeys(facts.to_strings(), "")
     torch.export.load(tmp_path / "model.pt2", extra_files=found)
     assert FileFacts.from_strings("model.pt2", found) == facts
+
+
+def test_a_model_optimised_for_inference_is_exported_too(tmp_path: Path) -> None:
+    model = make_model(pre_nms_top_k=300)
+    export_onnx(model.optimize_for_inference(), tmp_path / "model.onnx")
+    detector = OnnxDetector(tmp_path / "model.onnx", threads=1)
+    assert_file_gives_what_the_model_gives(detector.run, model, [(2, 64, 96)])
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import torch
 
 from focaldet._checks import check_range, must_be
-from focaldet.boxes import scale_boxes
-from focaldet.detections import Detections
+from focaldet._prediction import predict_images
 from focaldet.export._facts import FileFacts
-from focaldet.export._inputs import check_images, check_sizes, parts_around
+from focaldet.export._file_model import FileAsModel
+from focaldet.export._inputs import check_images, check_sizes
 from focaldet.export._sessions import open_session
-from focaldet.images import iter_images
-from focaldet.transforms import resize_factor
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from focaldet.config import RetinaNetConfig
+    from focaldet.detections import Detections
     from focaldet.export._sessions import RuntimeName
-    from focaldet.images import ImageSource, LoadedImage
-    from focaldet.structures import ImageBatch
+    from focaldet.images import ImageSource
+    from focaldet.retinanet import RetinaNet
 
 __all__ = ["OnnxDetector"]
 
@@ -67,10 +65,7 @@ class OnnxDetector:
         self._session = open_session(Path(path), runtime, providers, threads)
         self.facts = FileFacts.from_strings(str(path), self._session.metadata)
         self.runtime = self._session.runtime
-        parts = parts_around(self.facts)
-        self._preprocess = parts["preprocess"]
-        self._anchor_generator = parts["anchor_generator"]
-        self._postprocess = parts["postprocess"]
+        self._model = FileAsModel(self._session, self.facts)
 
     @property
     def config(self) -> RetinaNetConfig:
@@ -85,6 +80,7 @@ class OnnxDetector:
         batch_size: int | None = ...,
         score_threshold: float | None = ...,
         on_error: Literal["raise"] = ...,
+        progress: bool | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -95,6 +91,7 @@ class OnnxDetector:
         batch_size: int | None = ...,
         score_threshold: float | None = ...,
         on_error: Literal["skip"],
+        progress: bool | None = ...,
     ) -> list[Detections | None]: ...
 
     def predict(
@@ -104,6 +101,7 @@ class OnnxDetector:
         batch_size: int | None = None,
         score_threshold: float | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        progress: bool | None = None,
     ) -> list[Detections] | list[Detections | None]:
         """Find the objects in images.
 
@@ -114,6 +112,7 @@ class OnnxDetector:
             score_threshold: scores must be greater; None takes the config's. A file of detections
                 holds none with lower scores than its own threshold.
             on_error: "raise", or "skip" to warn of files that can't be read and give None for them.
+            progress: as for :meth:`focaldet.RetinaNet.predict`.
 
         Returns:
             One :class:`~focaldet.Detections` an image, in order, in pixels of the image as given.
@@ -123,14 +122,15 @@ class OnnxDetector:
             ValueError: likewise, an argument out of its range, or an image that does not fit a file of
                 a fixed shape.
         """
-        batch_size = self._checked_batch_size(batch_size)
-        threshold = self._checked_threshold(score_threshold)
-        images = iter_images(sources, on_error=on_error)
-        found: list[Detections | None] = []
-        while batch := list(itertools.islice(images, batch_size)):
-            results = iter(self._find([item for item in batch if item is not None], threshold))
-            found += [None if item is None else next(results) for item in batch]
-        return found
+        # predict_images asks of a model no more than FileAsModel has.
+        return predict_images(
+            cast("RetinaNet", self._model),
+            sources,
+            batch_size=self._checked_batch_size(batch_size),
+            score_threshold=self._checked_threshold(score_threshold),
+            on_error=on_error,
+            progress=progress,
+        )
 
     def run(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """Run the file on a batch that is prepared already.
@@ -181,83 +181,3 @@ class OnnxDetector:
             remedy = "Export the model with a lower score_threshold, or with postprocess=False."
             raise ValueError(must_be("score_threshold", condition, score_threshold, remedy))
         return score_threshold
-
-    @torch.no_grad()
-    def _find(self, loaded: Sequence[LoadedImage], threshold: float) -> list[Detections]:
-        if not loaded:
-            return []
-        pixels = [item.image.cpu() for item in loaded]
-        images = [p if p.is_floating_point() else p.float() / 255 for p in pixels]
-        batch = self._preprocess(images, validate=False)  # iter_images has checked their values
-        batch = batch._replace(tensor=batch.tensor.float())
-        if self.facts.fixed_shape is not None:
-            batch = self._on_fixed_canvas(batch, self.facts.fixed_shape)
-        sizes = batch.sizes + [(1, 1)] * (len(batch.tensor) - len(loaded))  # of empty images
-        outputs = self._session.run({"images": batch.tensor, "sizes": torch.tensor(sizes)})
-        if self.facts.kind == "maps":
-            found = self._of_maps(outputs, batch, threshold)
-        else:
-            found = [self._of_rows(outputs, batch, i, threshold) for i in range(len(loaded))]
-        return [one.with_source(item.name) for one, item in zip(found, loaded, strict=True)]
-
-    def _on_fixed_canvas(self, batch: ImageBatch, shape: tuple[int, int, int]) -> ImageBatch:
-        count, height, width = shape
-        for size, original in zip(batch.sizes, batch.original_sizes, strict=True):
-            if size[0] > height or size[1] > width:
-                condition = f"images that fit the file's {height}x{width} when they are resized"
-                got = f"one of {original[0]}x{original[1]}, resized to {size[0]}x{size[1]}"
-                remedy = "Export the model without fixed_shape, or with a larger one."
-                raise ValueError(must_be("sources", condition, got, remedy))
-        canvas = batch.tensor.new_zeros(count, 3, height, width)
-        kept = batch.tensor[..., :height, :width]
-        canvas[: len(kept), :, : kept.shape[2], : kept.shape[3]] = kept
-        return batch._replace(tensor=canvas)
-
-    def _of_maps(
-        self, outputs: dict[str, Tensor], batch: ImageBatch, threshold: float
-    ) -> list[Detections]:
-        maps = [outputs[name] for name in self.facts.outputs]
-        logits, box_deltas = maps[: len(maps) // 2], maps[len(maps) // 2 :]
-        anchors = self._anchor_generator(
-            [(level.shape[2], level.shape[3]) for level in logits],
-            (batch.tensor.shape[2], batch.tensor.shape[3]),
-        )
-        found: list[Detections] = self._postprocess(
-            logits,
-            box_deltas,
-            anchors,
-            batch.sizes,
-            batch.original_sizes,
-            score_threshold=threshold,
-            class_names=self.config.class_names,
-        )
-        return found
-
-    def _of_rows(
-        self, outputs: dict[str, Tensor], batch: ImageBatch, index: int, threshold: float
-    ) -> Detections:
-        count = int(outputs["count"][index])
-        boxes, scores, labels = (
-            outputs[name][index, :count] for name in ("boxes", "scores", "labels")
-        )
-        above = scores > threshold
-        size, original = batch.sizes[index], batch.original_sizes[index]
-        return Detections(
-            self._scale_back(boxes[above], size, original),
-            scores[above],
-            labels[above],
-            original,
-            class_names=self.config.class_names,
-        )
-
-    def _scale_back(
-        self, boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
-    ) -> Tensor:
-        """Do as PostProcess does with boxes of the batch."""
-        postprocess = self._postprocess
-        last_pixel = boxes.new_tensor((0, 0, 1, 1)) if postprocess.inclusive_corners else 0
-        if postprocess.resize_limits is None:
-            return scale_boxes(boxes - last_pixel, size, original) + last_pixel
-        return (boxes - last_pixel) / resize_factor(
-            original, *postprocess.resize_limits
-        ) + last_pixel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -100,7 +100,17 @@ def _to_onnx(
         )
     assert converted is not None  # noqa: S101  # with dynamo=True there is a program
     converted.model.metadata_props.update(facts.to_strings())
+    if facts.fixed_shape is None:
+        _name_open_sizes(converted.model.graph)
     return converted
+
+
+def _name_open_sizes(graph: Any) -> None:
+    """Give what people see in a viewer its names, rather than torch's "s34" and "32*s39"."""
+    images, *others = graph.inputs
+    images.shape = type(images.shape)(["batch", 3, "height", "width"])
+    for value in (*others, *graph.outputs):
+        value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
 
 
 def _check(

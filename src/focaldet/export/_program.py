@@ -30,7 +30,7 @@ _REMEDY = (
     "A backbone of your own must have no branch and no shape that depends on the values of images."
 )
 _MAX_BATCH = 4096
-_MAX_TILES = 1024  # of size_divisor pixels, a side
+_MAX_SIDE = 2**15
 
 
 def export_program(
@@ -118,7 +118,8 @@ def trace(model: RetinaNet, kind: Kind, fixed_shape: Shape | None) -> torch.expo
     example: tuple[torch.Tensor, ...] = (torch.zeros(batch, 3, height, width),)
     if kind == "detections":
         example += (torch.tensor([[height, width]] * batch),)
-    dynamic = _open_dimensions(divisor)[: len(example)] if fixed_shape is None else None
+    least = model.anchor_generator.strides[2]  # a cell of C5
+    dynamic = _open_dimensions(divisor, least)[: len(example)] if fixed_shape is None else None
     with (
         explaining("torch.export", _REMEDY),
         hushed(),
@@ -140,10 +141,12 @@ def _checked_shape(shape: Shape, divisor: int) -> Shape:
     return shape
 
 
-def _open_dimensions(divisor: int) -> tuple[dict[int, Any], ...]:
+def _open_dimensions(divisor: int, least: int) -> tuple[dict[int, Any], ...]:
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    height = torch.export.Dim("tiles_down", min=1, max=_MAX_TILES)
-    width = torch.export.Dim("tiles_across", min=1, max=_MAX_TILES)
+    height, width = (
+        torch.export.Dim(name, min=-(-least // divisor), max=_MAX_SIDE // divisor)
+        for name in ("tiles_down", "tiles_across")
+    )
     return {0: batch, 2: divisor * height, 3: divisor * width}, {0: batch}
 
 
