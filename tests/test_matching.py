@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from focaldet import AnchorGenerator, matching
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.box_coder import BoxCoder
+from focaldet.boxes import paired_box_iou
 from focaldet.criterion import RetinaNetCriterion
 from focaldet.matching import BACKGROUND, BETWEEN, Matcher
 from tests.test_boxes import random_boxes
@@ -202,11 +203,10 @@ def test_many_boxes_are_compared_with_few_anchors_each(monkeypatch: pytest.Monke
     sizes: list[int] = []
 
     def spy(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
-        iou = paired_iou(boxes, anchors)
+        iou = paired_box_iou(boxes, anchors)
         sizes.append(iou.numel())
         return iou
 
-    paired_iou = matching.paired_box_iou
     monkeypatch.setattr(matching, "paired_box_iou", spy)
     monkeypatch.setattr(Matcher, "_match_all", None)
     Matcher()(boxes, grid)
