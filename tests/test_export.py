@@ -95,6 +95,21 @@ def test_a_program_of_open_sizes_gives_what_the_model_gives(tmp_path: Path) -> N
     assert_file_gives_what_the_model_gives(run, model, SHAPES)
 
 
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_files_find_nothing_or_a_single_object(tmp_path: Path, wanted: int) -> None:
+    model = make_model(pre_nms_top_k=300)
+    images, sizes = batch_of(1, 64, 96)
+    best = expected_of(model, images, sizes)[0].scores[:2].tolist()
+    threshold = (best[0] + best[1]) / 2 if wanted else best[0]
+    model.postprocess.score_threshold = threshold
+    export_program(model, tmp_path / "model.pt2")
+    count = torch.export.load(tmp_path / "model.pt2").module()(images, sizes)[3]
+    assert count.tolist() == [wanted]
+    export_onnx(model, tmp_path / "model.onnx")
+    session = OnnxDetector(tmp_path / "model.onnx", threads=1)
+    assert session.run(images, sizes)["count"].tolist() == [wanted]
+
+
 def test_maps_are_exported_without_post_processing(tmp_path: Path) -> None:
     model = make_model(pre_nms_top_k=None)  # which post-processing could not be exported with
     export_onnx(model, tmp_path / "model.onnx", postprocess=False)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportableDetector", "ExportableMaps"]
 
-_NOWHERE = (-2.0, -2.0, -1.0, -1.0)  # a box that overlaps none that is alive
+# Boxes that overlap none that is alive: that of all rows that dropped out, and another one. Both are
+# always there, for torchvision tells torch.export that suppression keeps at least two.
+_NOWHERE = (-2.0, -2.0, -1.0, -1.0)
+_ELSEWHERE = (-4.0, -4.0, -3.0, -3.0)
 
 
 class ExportableMaps(nn.Module):
@@ -229,11 +232,11 @@ class ExportableDetector(nn.Module):
         column, row = labels % columns, labels // columns + image * rows
         corner = torch.stack((column, row, column, row), dim=-1).to(boxes) * extent
         apart = torch.where(alive, boxes - low + corner, boxes.new_tensor(_NOWHERE))
-        keep = torchvision.ops.nms(
-            apart.flatten(0, 1), scores.flatten(), self.model.postprocess.nms_threshold
-        )
-        kept = torch.zeros_like(scores.flatten()).index_fill(0, keep, 1.0).view(scores.shape)
-        return scores * kept
+        apart = torch.cat((apart.flatten(0, 1), boxes.new_tensor((_NOWHERE, _ELSEWHERE))))
+        flat = nn.functional.pad(scores.flatten(), (0, 2))
+        keep = torchvision.ops.nms(apart, flat, self.model.postprocess.nms_threshold)
+        kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
+        return scores * kept[:-2].view(scores.shape)
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
