@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from focaldet._checks import check_choice, must_be
 from focaldet._torchvision import torchvision
+from focaldet.backbones import FrozenBatchNorm2d
 
 if TYPE_CHECKING:
     from focaldet.retinanet import RetinaNet
@@ -102,7 +103,7 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether it is a BatchNorm of fixed statistics, and no subclass that does more."""
     if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return module.running_mean is not None
-    return type(module) is torchvision.ops.FrozenBatchNorm2d
+    return type(module) in (FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d)
 
 
 def _is_extended(module: nn.Module) -> bool:

@@ -24,6 +24,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from focaldet._checks import check_choice, check_range, must_be
@@ -34,7 +36,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["BACKBONES", "Backbone", "MobileNet", "ResNet", "build_backbone", "freeze_stages"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "FrozenBatchNorm2d",
+    "MobileNet",
+    "ResNet",
+    "build_backbone",
+    "freeze_stages",
+]
 
 
 @runtime_checkable
@@ -51,6 +61,28 @@ class Backbone(Protocol):
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
         """Map ``[B, 3, H, W]`` to C3, C4, C5, ``[B, C, H, W]`` each."""
+
+
+class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):  # type: ignore[misc]  # has no types
+    """torchvision's BatchNorm of fixed statistics and scales, in one pass over the map, not two.
+
+    Deviation: a map in half precision, as under autocast, stays so, while its scales are float32;
+    torchvision's becomes float32.
+
+    >>> norm = FrozenBatchNorm2d(3)
+    >>> norm(torch.ones(1, 3, 8, 8, dtype=torch.bfloat16)).dtype
+    torch.bfloat16
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[B, C, H, W]`` maps."""
+        if x.dtype != self.weight.dtype:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        # Unlike batch_norm this keeps no map for the backward pass.
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
 
 
 class ResNet(nn.Module):
@@ -197,8 +229,9 @@ def build_backbone(
     check_choice("norm", norm, ("frozen", "batch"))
     eps = norm_eps if norm_eps is not None else (1e-3 if name == "mobilenet_v3_large" else 1e-5)
     check_range("norm_eps", eps, 0)
+    norm_layer: Callable[..., nn.Module]
     if norm == "frozen":
-        norm_layer = functools.partial(torchvision.ops.FrozenBatchNorm2d, eps=eps)
+        norm_layer = functools.partial(FrozenBatchNorm2d, eps=eps)
     elif name == "mobilenet_v3_large":
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=0.01)
     else:
