@@ -60,7 +60,9 @@ def read_columns(path: Path) -> CocoColumns:
         ValueError: the file is not JSON, or not in COCO's form.
     """
     with _mapped(path) as data, _no_garbage_collection():
-        with contextlib.suppress(ImportError, ValueError, OverflowError):  # msgspec's are ValueErrors
+        with contextlib.suppress(
+            ImportError, ValueError, OverflowError
+        ):  # msgspec's are ValueErrors
             return _by_msgspec(data)
         try:
             content = json.loads(_POLYGONS.sub(b'"segmentation":0', data))
