@@ -52,6 +52,7 @@ def published(key: str) -> str:
 
 class Detectron2:
     min_size, max_size = 160, 256
+    whole = 0.9
 
     def __init__(self, state: plain.State, depth: int) -> None:
         self.state = state

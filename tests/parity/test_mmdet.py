@@ -40,6 +40,7 @@ NAMES = plain.Names(
 
 class MMDetection:
     min_size, max_size = 160, 256
+    whole = 0.9
 
     def __init__(self, state: plain.State, body: plain.Body, *, caffe: bool) -> None:
         self.state = state

@@ -39,6 +39,7 @@ NAMES = plain.Names(
 
 class Yhenon:
     min_size, max_size = 160, 256
+    whole = 0.9
 
     def __init__(self, state: plain.State, body: plain.Body) -> None:
         self.state, self.body = state, body
