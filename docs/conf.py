@@ -62,23 +62,18 @@ nitpick_ignore_regex = [
     ),
     ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
-    ("py:class", r"Normalizer|Reduction"),  # aliases that the losses keep to themselves
-    ("py:class", r"Tensor|Mapping|Sequence|Iterable|Iterator|Callable|PathLike|Module|NDArray"),
+    ("py:class", r"Normalizer|Reduction|Severity|Shape|RuntimeName|Batch"),  # aliases kept inside
+    (
+        "py:class",
+        r"Tensor|Path|Transform|Mapping|Sequence|Iterable|Iterator|Callable|PathLike|Module|NDArray",
+    ),
 ]
 
 _MODULES = (
-    *(
-        "anchor_grid",
-        "anchors",
-        "backbones",
-        "box_coder",
-        "boxes",
-        "config",
-        "criterion",
-        "datasets",
-    ),
-    *("detections", "evaluation", "fpn", "heads", "images", "losses", "matching", "postprocess"),
-    *("pretrained", "retinanet", "structures", "training", "transforms", "visualization"),
+    *("anchor_grid", "anchors", "backbones", "box_coder", "boxes", "config", "criterion"),
+    *("datasets", "datasets.check_anchors", "datasets.check_report", "detections", "evaluation"),
+    *("export", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
+    *("retinanet", "structures", "training", "transforms", "visualization"),
 )
 
 

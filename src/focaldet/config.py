@@ -56,12 +56,14 @@ class RetinaNetConfig:
         smooth_l1_beta: where smooth L1 turns from a parabola into a line.
         box_loss_weight: factor on the box loss.
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
-        score_threshold, pre_nms_top_k, nms_threshold, max_detections, class_agnostic_nms, clip_to,
-            drop_empty, inclusive_corners: see :class:`focaldet.postprocess.PostProcess`.
+        score_threshold, pre_nms_top_k, nms_threshold, max_detections: see
+            :class:`focaldet.postprocess.PostProcess`.
+        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: likewise.
         uniform_rescale: scale boxes back by the factor that images were to be resized by, instead of
             each side's own; see ``resize_limits`` of :class:`focaldet.postprocess.PostProcess`.
-        min_size, max_size, image_mean, image_std, size_divisor, size_rounding, antialias, round_pixels,
-            always_pad: see :class:`focaldet.transforms.Preprocess`.
+        min_size, max_size, image_mean, image_std, size_divisor: see
+            :class:`focaldet.transforms.Preprocess`.
+        size_rounding, antialias, round_pixels, always_pad: likewise.
 
     Raises:
         TypeError: ``num_classes`` that is no integer.

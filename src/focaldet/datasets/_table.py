@@ -82,7 +82,7 @@ class AnnotationTable:
     boxes: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
     areas: npt.NDArray[np.float64]
-    crowd: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool]
     annotation_ids: npt.NDArray[np.int64]
     image_indices: npt.NDArray[np.int64]
 
