@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,11 +19,13 @@ from focaldet.training import (
     lr_factor,
     parameter_groups,
 )
+from focaldet.training._data import _Loader
+from focaldet.training._errors import explaining
 from focaldet.training._optimisation import build_optimizer, choose_lr
 from tests.training_tiny import darken, read_data, write_data
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 @pytest.mark.parametrize(
@@ -166,6 +169,18 @@ def test_an_image_that_cannot_be_had_is_named(tmp_path: Path, workers: int) -> N
     with pytest.raises(TrainingError, match=r"image 3.*2\.png") as caught:
         list(module.train_dataloader())
     assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_told_as_such() -> None:
+    def broken() -> Iterator[None]:
+        raise ConnectionResetError("by peer")
+        yield
+
+    with (
+        pytest.raises(TrainingError, match="worker was killed .* start again: there was no"),
+        explaining(Path("run"), Path("run/last.ckpt")),
+    ):
+        _Loader._next(broken())
 
 
 def test_a_transform_that_breaks_a_target_is_told_with_the_image(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -49,9 +50,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def steps_in(folder: Path) -> list[list[str]]:
-    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    return [row.split(",")[:2] for row in rows]
+def steps_in(folder: Path) -> list[tuple[str, str, str]]:
+    """Return epoch, step and loss of each update, without the rows of validations and epochs."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return [(row["epoch"], row["step"], row["train/loss"]) for row in rows]
 
 
 def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any) -> None:
@@ -64,7 +67,7 @@ def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any
     resumed, whole = weights(folder / "killed"), weights(folder / "whole")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
-    assert steps_in(folder / "killed") == steps_in(folder / "whole")
+    assert steps_in(folder / "killed") == steps_in(folder / "whole") != []
     assert not list(folder.rglob("*.part"))
 
 

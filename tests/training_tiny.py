@@ -72,14 +72,20 @@ def tiny_detector(norm: Any = "batch") -> RetinaNet:
         fpn_channels=16,
         head_depth=1,
         anchor_sizes=(8, 16, 32, 64, 128),
-        min_size=48,
-        max_size=64,
+        min_size=72,
+        max_size=96,
     )
     return RetinaNet.from_config(config)
 
 
 def tiny_options(**changes: Any) -> TrainingOptions:
-    defaults = {"epochs": 2, "batch_size": 4, "workers": 0, "log_every": 1, "pictures": 0}
+    defaults: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 4,
+        "workers": 0,
+        "log_every": 1,
+        "pictures": 0,
+    }
     defaults["accelerator"] = "cpu"
     return TrainingOptions(**{**defaults, **changes})
 

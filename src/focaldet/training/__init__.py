@@ -14,7 +14,7 @@ try:
     import matplotlib  # noqa: ICN001, F401
     import pytorch_lightning  # noqa: F401
     import safetensors  # noqa: F401
-    import tensorboard  # noqa: F401
+    import tensorboard  # type: ignore[import-untyped]  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"focaldet.training needs the package {error.name}: pip install 'focaldet[train]'"

@@ -73,6 +73,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(path)
         self.every = every
         self._signal: int | None = None
+        self._leaving = False
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Listen to signals; pytorch-lightning gives them back their old meaning at the end."""
@@ -99,8 +100,8 @@ class LastCheckpoint(Checkpoint):
             return  # soon on_train_epoch_end does; gradients of half an update would be lost
         stop = (batch_idx + 1) % _ASK_EVERY == 0 or trainer.world_size == 1
         if stop and self._asked_to_stop(trainer):
-            self._save_and_exit(trainer)
-        if self.every is not None and trainer.global_step % self.every == 0:
+            self._save_and_leave(trainer)
+        elif self.every is not None and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
 
     def on_validation_batch_start(
@@ -115,23 +116,30 @@ class LastCheckpoint(Checkpoint):
         """Write the state."""
         del module
         if self._asked_to_stop(trainer):
-            self._save_and_exit(trainer)
-        trainer.save_checkpoint(self.path)
+            self._save_and_leave(trainer)
+        else:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """End the process if it is to stop; what was logged in the last step is written by now."""
+        if self._leaving:
+            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+    on_train_epoch_start = on_train_end = on_train_batch_start
 
     def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         return asked
 
-    def _save_and_exit(self, trainer: pl.Trainer) -> None:
+    def _save_and_leave(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        number = self._signal or signal.SIGTERM
+        self._leaving = True
         _LOG.info(
             "%s: saved %s after update %d; the run goes on from there if it is resumed.",
-            signal.Signals(number).name,
+            signal.Signals(self._signal or signal.SIGTERM).name,
             self.path,
             trainer.global_step,
         )
-        raise SystemExit(128 + number)
 
 
 class BestModel(pl.Callback):

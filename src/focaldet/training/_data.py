@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectionDataModule"]
 
-_PATIENCE = 60  # seconds that a worker serves on after SIGTERM
+_PATIENCE = 300  # seconds that a worker serves on after SIGTERM
 
 
 class _Key(NamedTuple):
     """Which item of a data set, and for which epoch; epochs differ in what transforms draw."""
 
     epoch: int
-    index: int
+    item: int
 
 
 class _Failure(NamedTuple):
@@ -180,13 +180,21 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, _Failure):
                 error = TrainingError(batch.message)
                 error.add_note(batch.trace)
                 raise error
             self.given += 1
             yield batch
+
+    @staticmethod
+    def _next(batches: Iterator[Any]) -> Any:
+        try:
+            return next(batches, None)
+        except (OSError, EOFError) as error:  # errors of images come as a _Failure
+            raise RuntimeError("DataLoader worker gone while it handed over a batch") from error
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.batch_sampler.epoch, "given": self.given}
@@ -209,12 +217,12 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: _Key) -> tuple[Tensor, dict[str, Any]] | _Failure:
         with isolate_rng(include_cuda=False):
-            _seed_everything((self.seed, key.epoch, key.index))
+            _seed_everything((self.seed, key.epoch, key.item))
             try:
-                image, target = self.data[key.index]
+                image, target = self.data[key.item]
                 self._check(image, target)
             except (OSError, TypeError, ValueError) as error:
-                name = f"image {self.data.image_ids[key.index]}"
+                name = f"image {self.data.image_ids[key.item]}"
                 message = str(error)
                 if name not in message:
                     message = f"{name}: {message}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import os
@@ -232,7 +233,7 @@ def _prepare(
     versions = {
         "focaldet": focaldet.__version__,
         "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
+        "pytorch_lightning": importlib.metadata.version("pytorch-lightning"),
     }
     content = {"options": values, "versions": versions, "command": sys.argv}
     for path, text in (
