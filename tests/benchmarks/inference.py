@@ -1,0 +1,178 @@
+"""Speed and memory of ``optimize_for_inference`` beside torchvision's RetinaNet (float32, eager).
+
+Both sides hold the same random weights, with FrozenBatchNorm, and a class bias that lets as many
+scores pass as a photo does. Images have the network's size already. A and B run in turn in one process;
+printed are medians of wall and process CPU time, ours / torchvision's, and the ratio. In float32 the
+detections must be torchvision's to 0.05 pixels and 1e-4; of bfloat16 the distance is printed. Memory is
+the peak of resident memory above that before the first call, each side in a process of its own. The
+exit status is 1 where a ratio falls short of what is asked or detections differ.
+
+    OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.inference [--rows eager compiled bf16 postprocess memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch._inductor.config
+
+from tests.benchmarks.peer import (
+    differences,
+    header,
+    images_of,
+    in_turn,
+    make_peer,
+    mebibytes,
+    mebibytes_in_its_own_process,
+    ours_of,
+    report,
+    size_of,
+)
+from tests.parity.test_torchvision import everything_of
+
+if TYPE_CHECKING:
+    from focaldet import RetinaNet
+
+
+class Row(NamedTuple):
+    """One line of the table; ``asked`` is the least ratio, for memory the greatest."""
+
+    kind: str
+    size: str
+    batch: int
+    asked: float
+
+
+ROWS = [
+    Row("eager", "320", 1, 1.2),
+    Row("eager", "512", 1, 1.2),
+    Row("eager", "512", 4, 1.5),
+    Row("eager", "800x1333", 1, 1.5),
+    Row("compiled", "512", 1, 1.4),
+    Row("compiled", "800x1333", 1, 1.7),
+    Row("bf16", "320", 1, 1.9),
+    Row("bf16", "512", 1, 2.3),
+    Row("bf16", "800x1333", 1, 3.0),
+    Row("postprocess", "512", 1, 1.6),
+    Row("postprocess", "800x1333", 1, 3.0),
+    Row("memory", "800x1333", 1, 0.7),
+    Row("memory-bf16", "800x1333", 1, 0.35),
+]
+
+
+def variant(model: RetinaNet, kind: str) -> RetinaNet:
+    optimised = model.optimize_for_inference(torch.bfloat16 if "bf16" in kind else None)
+    if kind == "compiled":
+        torch._inductor.config.freezing = True
+        compiled = torch.compile(optimised.forward_maps, fullgraph=True, dynamic=False)
+        optimised.forward_maps = compiled  # type: ignore[method-assign]
+    return optimised
+
+
+def whole(row: Row, rounds: int) -> bool:
+    """From images to detections."""
+    size, peer, ours = prepared(row)
+    images = images_of(size, row.batch)
+    found, expected = ours.detections(ours(images)), peer(images)
+    share, boxes, scores = differences(found, expected)
+    equal = share == 1 and boxes <= 0.05 and scores <= 1e-4
+    remark = f"{len(found[0])} detections, {share:.1%} shared, {boxes:.4f} px, {scores:.1e}"
+    times = in_turn(lambda: ours.detections(ours(images)), lambda: peer(images), rounds)
+    fast = report(f"{row.kind} {row.size} batch {row.batch}", *times, row.asked, remark)
+    if row.kind != "bf16" and not equal:
+        print("    the detections DIFFER")
+    return fast and (equal or row.kind == "bf16")
+
+
+def postprocessing(row: Row, rounds: int) -> bool:
+    """From the head's outputs to detections."""
+    size, peer, ours = prepared(row)
+    images = images_of(size, row.batch)
+    output = ours(images)
+    with everything_of(peer) as seen:
+        peer(images)
+    counts = [len(level) for level in output.anchors]
+    sizes = [(height, width) for height, width in output.sizes]
+    rows = {
+        name: list(seen[name].split(counts, dim=1)) for name in ("cls_logits", "bbox_regression")
+    }
+    anchors = [list(image.split(counts)) for image in seen["anchors"]]
+    found = ours.postprocess(output.logits, output.box_deltas, output.anchors, output.sizes)
+
+    def theirs() -> Any:
+        return peer.postprocess_detections(rows, anchors, sizes)
+
+    share, boxes, scores = differences(found, theirs())
+    remark = f"{len(found[0])} detections, {share:.1%} shared, {boxes:.4f} px, {scores:.1e}"
+    times = in_turn(
+        lambda: ours.postprocess(output.logits, output.box_deltas, output.anchors, output.sizes),
+        theirs,
+        rounds * 3,
+    )
+    return report(f"post-processing {row.size}", *times, row.asked, remark) and share == 1
+
+
+def memory(row: Row, threads: int) -> bool:
+    used = [
+        mebibytes_in_its_own_process(
+            "tests.benchmarks.inference",
+            [f"--memory-of={side}", "--rows", row.kind, "--threads", str(threads)],
+        )
+        for side in ("ours", "torchvision")
+    ]
+    good = used[0] <= row.asked * used[1]
+    print(
+        f"{row.kind} {row.size}: {used[0]:.0f} / {used[1]:.0f} MiB = {used[0] / used[1]:.2f}   "
+        f"asked at most {row.asked:.2f} {'ok' if good else 'SHORT'}",
+        flush=True,
+    )
+    return good
+
+
+def memory_of(side: str, row: Row) -> float:
+    size, peer, ours = prepared(row)
+    images = images_of(size, row.batch)
+    if side == "torchvision":
+        return mebibytes(lambda: peer(images))
+    return mebibytes(lambda: ours.detections(ours(images)))
+
+
+def prepared(row: Row) -> tuple[tuple[int, int], Any, RetinaNet]:
+    size = size_of(row.size)
+    peer = make_peer(size)
+    return size, peer, variant(ours_of(peer, size), row.kind)
+
+
+@torch.no_grad()
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", nargs="+", default=sorted({row.kind for row in ROWS}))
+    parser.add_argument("--sizes", nargs="+", default=sorted({row.size for row in ROWS}))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory-of", choices=["ours", "torchvision"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [row for row in ROWS if row.kind in options.rows and row.size in options.sizes]
+    if options.memory_of:
+        print(memory_of(options.memory_of, rows[0]))
+        return 0
+    print(header(options.threads))
+    good = []
+    for row in rows:
+        if row.kind.startswith("memory"):
+            good.append(memory(row, options.threads))
+        elif row.kind == "postprocess":
+            good.append(postprocessing(row, options.rounds))
+        else:
+            good.append(whole(row, options.rounds))
+    print(f"{sum(good)} of {len(good)} rows reach what is asked")
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

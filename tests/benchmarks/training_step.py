@@ -1,0 +1,187 @@
+"""Speed and memory of a training step beside torchvision's RetinaNet (float32, eager).
+
+Both sides hold the same random weights (ResNet-50, FrozenBatchNorm, the first two stages frozen) and take
+the same batch of two images of the network's size; a step is forward, losses, backward and SGD with
+momentum. Ours is laid channels last. A and B run in turn in one process; printed are medians of wall and
+process CPU time, ours / torchvision's, and the ratio. In float32 the first losses must be equal to
+1e-4. ``bf16`` is ours under autocast against torchvision's in float32. Memory is the peak of resident
+memory of two steps above that before the first, each side in a process of its own. The exit status is 1
+where a ratio falls short of what is asked.
+
+    OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.training_step [--rows float32 bf16 memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from tests.benchmarks.peer import (
+    header,
+    images_of,
+    in_turn,
+    make_peer,
+    mebibytes,
+    mebibytes_in_its_own_process,
+    ours_of,
+    report,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+class Row(NamedTuple):
+    """One line of the table; ``asked`` is the least ratio, for memory the greatest."""
+
+    kind: str
+    size: str
+    boxes: int
+    asked: float
+
+
+ROWS = [
+    Row("float32", "512", 20, 1.12),
+    Row("float32", "512", 200, 1.4),
+    Row("float32", "800x1333", 20, 1.4),
+    Row("bf16", "512", 20, 1.9),
+    Row("bf16", "800x1333", 20, 2.7),
+    Row("memory", "512", 20, 0.75),
+    Row("memory", "800x1333", 20, 0.65),
+    Row("memory", "512", 1000, 0.3),
+]
+
+
+def targets_of(size: tuple[int, int], boxes: int, batch: int) -> list[Any]:
+    """Boxes with sides from 16 pixels to half the image, spread over it."""
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.tensor([size[1], size[0]])
+    targets = []
+    for _ in range(batch):
+        share = torch.rand(boxes, 1, generator=generator)
+        side = 16 * (min(size) / 32) ** share * torch.ones(2)
+        corner = torch.rand(boxes, 2, generator=generator) * (whole - side)
+        labels = torch.randint(91, (boxes,), generator=generator)
+        targets.append({"boxes": torch.cat((corner, corner + side), dim=1), "labels": labels})
+    return targets
+
+
+def stepping(
+    model: Any, losses: Callable[[], dict[str, Tensor]]
+) -> Callable[[], dict[str, Tensor]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # So small a rate that many steps leave losses of ordinary size.
+    optimizer = torch.optim.SGD(trained, lr=1e-7, momentum=0.9)
+
+    def step() -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        values = losses()
+        torch.autograd.backward(list(values.values()))
+        optimizer.step()
+        return {name: value.detach() for name, value in values.items()}
+
+    return step
+
+
+def steps_of(row: Row, batch: int = 2) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Return a step of ours and of torchvision's, from the same weights."""
+    size = size_of(row.size)
+    images, targets = images_of(size, batch), targets_of(size, row.boxes, batch)
+    peer = make_peer(size)
+    ours = ours_of(peer, size, trainable_stages=3).to(memory_format=torch.channels_last).train()
+    peer.train()
+    for name, parameter in peer.backbone.body.named_parameters():
+        parameter.requires_grad_(not name.startswith(("conv1", "layer1")))
+    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, peer)]
+    assert counts[0] == counts[1], counts
+
+    def our_losses() -> dict[str, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=row.kind == "bf16"):
+            losses: dict[str, Tensor] = ours(images, targets).losses
+        return losses
+
+    def their_losses() -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = peer(images, targets)
+        return losses
+
+    return {"ours": stepping(ours, our_losses), "torchvision": stepping(peer, their_losses)}
+
+
+def compare(row: Row, rounds: int) -> bool:
+    steps = steps_of(row)
+    ours, theirs = steps["ours"](), steps["torchvision"]()
+    pairs = [
+        (ours["classification"], theirs["classification"]),
+        (ours["box_regression"], theirs["bbox_regression"]),
+    ]
+    apart = max(float((a - b).abs() / b) for a, b in pairs)
+    times = in_turn(steps["ours"], steps["torchvision"], rounds)
+    name = f"{row.kind} {row.size} {row.boxes} boxes"
+    fast = report(name, *times, row.asked, f"losses {apart:.1e} apart")
+    return fast and (apart < 1e-4 or row.kind == "bf16")
+
+
+def memory(row: Row, threads: int) -> bool:
+    arguments = ["--rows", row.kind, "--sizes", row.size, "--boxes", str(row.boxes)]
+    used = [
+        mebibytes_in_its_own_process(
+            "tests.benchmarks.training_step",
+            [*arguments, f"--memory-of={side}", "--threads", str(threads)],
+        )
+        for side in ("ours", "torchvision")
+    ]
+    good = used[0] <= row.asked * used[1]
+    print(
+        f"memory {row.size} {row.boxes} boxes: {used[0]:.0f} / {used[1]:.0f} MiB = "
+        f"{used[0] / used[1]:.2f}   asked at most {row.asked:.2f} {'ok' if good else 'SHORT'}",
+        flush=True,
+    )
+    return good
+
+
+def memory_of(side: str, row: Row) -> float:
+    step = steps_of(row).pop(side)
+
+    def twice() -> None:
+        step()
+        step()
+
+    return mebibytes(twice)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", nargs="+", default=["float32", "bf16", "memory"])
+    parser.add_argument("--sizes", nargs="+", default=["512", "800x1333"])
+    parser.add_argument("--boxes", nargs="+", type=int, default=[20, 200, 1000])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory-of", choices=["ours", "torchvision"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [
+        row
+        for row in ROWS
+        if row.kind in options.rows and row.size in options.sizes and row.boxes in options.boxes
+    ]
+    if options.memory_of:
+        print(memory_of(options.memory_of, rows[0]))
+        return 0
+    print(header(options.threads))
+    good = [
+        memory(row, options.threads) if row.kind == "memory" else compare(row, options.rounds)
+        for row in rows
+    ]
+    print(f"{sum(good)} of {len(good)} rows reach what is asked")
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
