@@ -51,6 +51,13 @@ def parse() -> argparse.Namespace:
     add("--trainable-stages", type=int, default=3, metavar="N",
         help="of the backbone's five, from the last back (default: 3)")  # fmt: skip
     add("--fpn-channels", type=int, default=256, metavar="N", help="default: 256")
+    add(
+        "--head-depth",
+        type=int,
+        default=4,
+        metavar="N",
+        help="convolutions of a tower (default: 4)",
+    )
     add("--min-size", type=int, default=800, help="short side in pixels (default: 800)")
     add("--max-size", type=int, default=1333, help="longest long side (default: 1333)")
     add("--anchor-sizes", type=float, nargs=5, default=(32, 64, 128, 256, 512), metavar="PX",
@@ -129,6 +136,7 @@ def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> Re
         backbone_norm="batch" if weights is None else "frozen",
         trainable_stages=options.trainable_stages,
         fpn_channels=options.fpn_channels,
+        head_depth=options.head_depth,
         anchor_sizes=tuple(options.anchor_sizes),
         box_loss=options.box_loss,
         normalizer=options.normalizer,

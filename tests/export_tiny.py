@@ -38,12 +38,15 @@ class TinyBackbone(nn.Module):
 
 
 def talkative(model: RetinaNet) -> RetinaNet:
-    """Give a new model a head whose logits differ from cell to cell, so that it finds many things."""
+    """Give a new model weights with which logits of every level differ from cell to cell.
+
+    It finds many things then, and hardly two have scores that are equal but for rounding.
+    """
     generator = torch.Generator().manual_seed(1)
-    for name, layer in model.head.named_modules():
+    for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
-            gain = {"class_logits": 1.0, "box_deltas": 0.5}.get(name, 2**0.5)
-            fan_in = layer.in_channels * 9
+            gain = {"head.class_logits": 1.0, "head.box_deltas": 0.5}.get(name, 2**0.5)
+            fan_in = layer.weight[0].numel()
             noise = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.data = noise * gain / fan_in**0.5
     nn.init.constant_(model.head.class_logits.bias, -2.0)  # type: ignore[arg-type]

@@ -168,6 +168,7 @@ def test_it_compiles_with_inductor() -> None:
     torch.testing.assert_close(boxes, expected[0], atol=0.02, rtol=0)
 
 
+@torch.no_grad()
 def test_boxes_that_grow_without_bound_are_clipped_to_the_image() -> None:
     model = make_model(log_scale_clamp=None)
     wide = torch.tensor([0.0, 0.0, 200.0, 0.0])  # exp overflows

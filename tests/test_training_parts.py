@@ -174,7 +174,7 @@ def test_an_image_that_cannot_be_had_is_named(tmp_path: Path, workers: int) -> N
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_told_as_such() -> None:
     def broken() -> Iterator[None]:
         raise ConnectionResetError("by peer")
-        yield
+        yield  # type: ignore[unreachable]  # makes it a generator
 
     with (
         pytest.raises(TrainingError, match="worker was killed .* start again: there was no"),

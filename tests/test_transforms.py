@@ -49,6 +49,18 @@ def test_padding_is_zero_below_and_right_and_divides() -> None:
     assert float(batch.tensor[0, :, 20:].abs().sum() + batch.tensor[0, :, :, 20:].abs().sum()) == 0
 
 
+def test_images_that_a_transform_has_resized_keep_their_size() -> None:
+    preprocess = Preprocess(min_size=20, max_size=60, size_divisor=16)
+    images = [torch.rand(3, 30, 47), torch.rand(3, 90, 17)]
+    target: Any = {"boxes": torch.tensor([[1.0, 2, 9, 20]]), "labels": torch.tensor([0])}
+    batch = preprocess(images, resize=False)
+    assert batch.tensor.shape == (2, 3, 96, 48)
+    assert batch.sizes == batch.original_sizes == [(30, 47), (90, 17)]
+    assert_close(batch.scale_targets([target, target])[1]["boxes"], target["boxes"], rtol=0, atol=0)
+    once = Preprocess(min_size=30, max_size=90)(images[:1]).tensor[0, :, :30, :47]
+    assert_close(batch.tensor[0, :, :30, :47], once, rtol=0, atol=0)
+
+
 def test_targets_as_given_are_left_alone() -> None:
     target: Any = {"boxes": torch.tensor([[1.0, 2, 9, 20]]), "labels": torch.tensor([0])}
     batch = Preprocess(min_size=60, max_size=60)([torch.rand(3, 30, 30)])

@@ -115,7 +115,15 @@ def open_once(side: str, path: Path) -> None:
 
 
 def in_fresh_process(side: str, path: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.annotations", "--file", str(path), "--side", side]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.annotations",
+        "--file",
+        str(path),
+        "--side",
+        side,
+    ]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     taken: dict[str, float] = json.loads(printed.splitlines()[-1])
     return taken

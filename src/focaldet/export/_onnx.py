@@ -10,7 +10,7 @@ from focaldet._checks import check_range
 from focaldet.export._check import ExportReport, compare
 from focaldet.export._errors import explaining, hushed, needed
 from focaldet.export._facts import FileFacts
-from focaldet.export._program import frozen_copy, target_path, trace
+from focaldet.export._program import folded, frozen_copy, target_path, trace
 from focaldet.export._sessions import open_session
 from focaldet.pretrained.aside import written_aside
 
@@ -73,14 +73,14 @@ def export_onnx(
         needed(package)
     check_range("opset", opset, _FIRST_OPSET)
     target = target_path(path, ".onnx")
-    exportable = frozen_copy(model)
+    reference = frozen_copy(model)
     kind: Kind = "detections" if postprocess else "maps"
     facts = FileFacts.of_model(model, kind, fixed_shape, opset)
-    program = _to_onnx(trace(exportable, kind, fixed_shape), facts, opset)
+    program = _to_onnx(trace(folded(reference), kind, fixed_shape), facts, opset)
     with written_aside(target) as aside:
         with explaining("Writing the ONNX file"), hushed():
             program.save(aside, external_data=False)
-        report = _check(aside, exportable, facts, check_image).renamed(target)
+        report = _check(aside, reference, facts, check_image).renamed(target)
         aside.replace(target)
     return report
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from focaldet.export._facts import Kind, Shape
     from focaldet.images import ImageSource
 
-__all__ = ["export_program", "frozen_copy", "target_path", "trace"]
+__all__ = ["export_program", "folded", "frozen_copy", "target_path", "trace"]
 
 _REMEDY = (
     "A backbone of your own must have no branch and no shape that depends on the values of images."
@@ -65,14 +65,14 @@ def export_program(
             options can't be exported.
     """
     target = target_path(path, ".pt2")
-    exportable = frozen_copy(model)
+    reference = frozen_copy(model)
     kind: Kind = "detections" if postprocess else "maps"
     facts = FileFacts.of_model(model, kind, fixed_shape)
-    program = trace(exportable, kind, fixed_shape)
+    program = trace(folded(reference), kind, fixed_shape)
     with written_aside(target) as aside:
         with explaining("Writing the program"), hushed(), aside.open("wb") as file:
             torch.export.save(program, file, extra_files=facts.to_strings())
-        report = check_program(aside, exportable, facts, check_image).renamed(target)
+        report = check_program(aside, reference, facts, check_image).renamed(target)
         aside.replace(target)
     return report
 
@@ -97,6 +97,12 @@ def frozen_copy(model: RetinaNet) -> RetinaNet:
         remedy = "Convert it with model.float(): runtimes convert a file to half precision better."
         raise ValueError(must_be("model", "of float32 to be exported", got, remedy))
     return copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
+
+
+def folded(model: RetinaNet) -> RetinaNet:
+    """Return a copy whose norms are folded into its convolutions, where the backbone can be traced."""
+    with hushed():
+        return model.optimize_for_inference().to(memory_format=torch.contiguous_format)
 
 
 def trace(model: RetinaNet, kind: Kind, fixed_shape: Shape | None) -> torch.export.ExportedProgram:

@@ -125,7 +125,13 @@ class LastCheckpoint(Checkpoint):
         if self._leaving:
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
-    on_train_epoch_start = on_train_end = on_train_batch_start
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """The same between epochs."""
+        self.on_train_batch_start()
+
+    def on_train_end(self, *_: Any) -> None:
+        """The same at the end."""
+        self.on_train_batch_start()
 
     def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
