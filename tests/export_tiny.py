@@ -45,7 +45,7 @@ def talkative(model: RetinaNet) -> RetinaNet:
     generator = torch.Generator().manual_seed(1)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
-            gain = {"head.class_logits": 1.0, "head.box_deltas": 0.5}.get(name, 2**0.5)
+            gain = {"head.class_logits": 0.3, "head.box_deltas": 0.1}.get(name, 2**0.5)
             fan_in = layer.weight[0].numel()
             noise = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.data = noise * gain / fan_in**0.5

@@ -63,11 +63,15 @@ def assert_file_gives_what_the_model_gives(
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        ("paper", {}),
+        pytest.param("paper", {}, marks=pytest.mark.slow),
         ("torchvision_v1", {}),
-        ("torchvision_v2", {"class_agnostic_nms": True}),
+        pytest.param("torchvision_v2", {"class_agnostic_nms": True}, marks=pytest.mark.slow),
         ("paper", {"clip_to": "image_after_nms", "drop_empty": True, "max_detections": None}),
-        ("paper", {"clip_to": "batch", "inclusive_corners": True, "log_scale_clamp": None}),
+        pytest.param(
+            "paper",
+            {"clip_to": "batch", "inclusive_corners": True, "log_scale_clamp": None},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
