@@ -93,8 +93,12 @@ def test_predict_takes_what_the_model_takes(model: RetinaNet, file: Path) -> Non
     "changes",
     [
         {
-            **{"clip_to": "batch", "inclusive_corners": True, "uniform_rescale": True},
-            **{"size_rounding": "round", "antialias": True, "round_pixels": True},
+            "clip_to": "batch",
+            "inclusive_corners": True,
+            "uniform_rescale": True,
+            "size_rounding": "round",
+            "antialias": True,
+            "round_pixels": True,
             "always_pad": True,
         },
         pytest.param({"size_divisor": 1}, marks=pytest.mark.slow),
