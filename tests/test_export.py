@@ -104,7 +104,7 @@ def test_files_find_nothing_or_a_single_object(tmp_path: Path, wanted: int) -> N
     model = make_model(pre_nms_top_k=300)
     images, sizes = batch_of(1, 64, 96)
     best = expected_of(model, images, sizes)[0].scores[:2].tolist()
-    threshold = (best[0] + best[1]) / 2 if wanted else best[0]
+    threshold = (best[0] + (best[1] if wanted else 1.0)) / 2
     model.postprocess.score_threshold = threshold
     export_program(model, tmp_path / "model.pt2")
     count = torch.export.load(tmp_path / "model.pt2").module()(images, sizes)[3]

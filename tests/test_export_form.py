@@ -96,7 +96,7 @@ def test_few_detections(wanted: int) -> None:
     model = make_model(nms_threshold=1.0)
     images, sizes = batch_of(1, 64, 64)
     best = ExportableDetector(model)(images, sizes)[1][0].tolist()
-    threshold = (best[wanted - 1] + best[wanted]) / 2 if wanted else best[0]
+    threshold = (best[wanted] + (best[wanted - 1] if wanted else 1.0)) / 2
     model.postprocess.score_threshold = threshold
     assert ExportableDetector(model)(images, sizes)[3].item() == wanted
     assert assert_form_gives_what_the_model_gives(model, [(1, 64, 64)]) == wanted
