@@ -38,7 +38,9 @@ class SuggestedAnchors:
     """Anchors that reach more objects, as fields of a ``RetinaNetConfig``.
 
     Attributes:
-        anchor_sizes, octave_scales, aspect_ratios: as many as the configuration has.
+        anchor_sizes: as many as the configuration has.
+        octave_scales: as many as the configuration has.
+        aspect_ratios: as many as the configuration has.
         reachable: what they reach, as in :class:`AnchorReach`.
     """
 
@@ -54,7 +56,8 @@ class AnchorReach:
 
     Attributes:
         iou_threshold: from which an anchor is a positive: the configuration's.
-        min_size, max_size: of the model's input.
+        min_size: of the model's input.
+        max_size: of the model's input.
         objects: how many there are: "all", and "small", "medium" and "large" as COCO has it.
         reachable: share in 0-1 of those with an anchor of at least that IoU; None of no objects. An
             upper bound of what the anchors can learn: an anchor goes to one object alone.
