@@ -128,7 +128,7 @@ def test_a_folder_that_takes_no_cache_is_no_error(
         raise PermissionError(13, "read-only", str(target))
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet.pretrained.aside.written_aside", refuse)
+    monkeypatch.setattr("focaldet._aside.written_aside", refuse)
     assert len(read_coco(path)) == 2
     assert names_in(tmp_path) == ["instances_some.json"]
 

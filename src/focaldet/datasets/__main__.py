@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focaldet._aside import written_aside
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
 from focaldet.datasets.check import check_dataset
 from focaldet.datasets.reading import read_annotations
-from focaldet.pretrained.aside import written_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

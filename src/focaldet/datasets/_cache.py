@@ -103,7 +103,7 @@ def _check(arrays: dict[str, npt.NDArray[Any]], names: PackedStrings) -> None:
 
 def save_cache(table: AnnotationTable, path: Path, state: dict[str, Any]) -> None:
     """Write the cache, if the folder takes it and the annotations did not change meanwhile."""
-    from focaldet.pretrained.aside import written_aside  # with what a checkpoint needs
+    from focaldet._aside import written_aside  # with what a checkpoint needs
 
     status = path.stat()
     if (status.st_size, status.st_mtime_ns) != (state["size"], state["time"]):

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from focaldet._aside import written_aside
 from focaldet._checks import check_range
 from focaldet.export._check import ExportReport, compare
 from focaldet.export._errors import explaining, hushed, needed
 from focaldet.export._facts import FileFacts
 from focaldet.export._program import folded, frozen_copy, target_path, trace
 from focaldet.export._sessions import open_session
-from focaldet.pretrained.aside import written_aside
 
 if TYPE_CHECKING:
     import os

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from focaldet._aside import written_aside
 from focaldet._checks import check_range, must_be
 from focaldet.export._check import check_program
 from focaldet.export._errors import explaining, hushed
 from focaldet.export._facts import FileFacts
 from focaldet.export._form import ExportableDetector, ExportableMaps
-from focaldet.pretrained.aside import written_aside
 from focaldet.retinanet import RetinaNet
 
 if TYPE_CHECKING:

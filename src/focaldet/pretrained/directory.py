@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from focaldet._aside import written_aside
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained.aside import written_aside
 from focaldet.pretrained.checkpoint import Checkpoint
 from focaldet.pretrained.reading import read_tensors
 

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from focaldet.pretrained.aside import written_aside
+from focaldet._aside import written_aside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,10 +13,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from focaldet._aside import written_aside
 from focaldet._checks import check_range
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
-from focaldet.pretrained.aside import written_aside
 
 if TYPE_CHECKING:
     import os

@@ -13,9 +13,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 import focaldet
+from focaldet._aside import written_aside
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained.aside import written_aside
 from focaldet.training._errors import TrainingError
 
 if TYPE_CHECKING:

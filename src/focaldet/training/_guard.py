@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
-from focaldet.pretrained.aside import written_aside
+from focaldet._aside import written_aside
 from focaldet.training._errors import TrainingError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from focaldet.pretrained.aside import written_aside
+from focaldet._aside import written_aside
 
 if TYPE_CHECKING:
     import os

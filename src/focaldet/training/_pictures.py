@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from focaldet.pretrained.aside import written_aside
+from focaldet._aside import written_aside
 from focaldet.training._metrics import MetricsFile, read_metrics
 from focaldet.visualization import draw_boxes
 
