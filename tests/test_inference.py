@@ -70,9 +70,12 @@ def assert_same_detections(optimised: RetinaNet, model: RetinaNet) -> None:
     ],
     ids=str,
 )
-def test_every_norm_of_the_known_backbones_is_folded_and_detections_stay(options: Any) -> None:
+@pytest.mark.parametrize("pack", [True, False])
+def test_every_norm_of_the_known_backbones_is_folded_and_detections_stay(
+    options: Any, *, pack: bool
+) -> None:
     model = built(**options)
-    optimised = model.optimize_for_inference()
+    optimised = model.optimize_for_inference(pack=pack)
     assert norms(optimised) == []
     assert_same_detections(optimised, model)
 
@@ -138,7 +141,7 @@ def test_bfloat16_runs_with_geometry_in_float32() -> None:
 
 def test_a_copy_that_cannot_be_trained_is_not_saved(tmp_path: Path) -> None:
     optimised = built().optimize_for_inference()
-    for copied in (optimised, copy.deepcopy(optimised), optimised.optimize_for_inference()):
+    for copied in (optimised, copy.deepcopy(optimised)):
         with pytest.raises(
             ValueError, match="`model` must be one that can be trained, to be saved"
         ):
@@ -163,8 +166,13 @@ def test_copies_and_pickles_predict_the_same() -> None:
         assert_close(found.boxes, expected.boxes, rtol=0, atol=0)
 
 
+def test_a_copy_is_not_optimised_again() -> None:
+    with pytest.raises(ValueError, match="`model` must be one that can be trained.*original"):
+        built().optimize_for_inference().optimize_for_inference()
+
+
 def test_the_network_is_exported_and_traced_whole() -> None:
-    optimised = built().optimize_for_inference()
+    optimised = built().optimize_for_inference(pack=False)
     image = torch.rand(1, 3, 64, 96)
     expected = optimised.forward_maps(image)
 
@@ -219,7 +227,8 @@ class Custom(nn.Module):
 def test_what_cannot_be_folded_stays() -> None:
     config = RetinaNetConfig(num_classes=3, backbone="custom", min_size=64, fpn_channels=32)
     model = with_lively_norms_of(RetinaNet.from_config(config, backbone=Custom()).eval())
-    optimised = model.optimize_for_inference()
+    assert_same_detections(model.optimize_for_inference(), model)
+    optimised = model.optimize_for_inference(pack=False)
     backbone: Any = optimised.backbone
     for gone in (backbone.folds, backbone.plain[1]):
         assert isinstance(gone, nn.Identity)
@@ -262,5 +271,6 @@ def test_a_hooked_norm_stays() -> None:
     )
     optimised = model.optimize_for_inference()
     assert len(norms(optimised)) == 1
+    seen.clear()
     assert_same_detections(optimised, model)
     assert len(seen) == 2

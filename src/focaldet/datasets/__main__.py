@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if asked.json is not None:
             _write(asked.json, report.to_json())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return _NOT_CHECKED
     sys.stdout.write(f"{report}\n")

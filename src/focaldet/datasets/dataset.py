@@ -136,7 +136,11 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
     def _load(self, index: int) -> Tensor:
         path = self.table.image_path(index)
         name = f"image {self.image_ids[index]}"
-        image = load_image(path, name)
+        try:
+            image = load_image(path, name)
+        except FileNotFoundError as error:
+            folder = str(self.table.image_folder)
+            raise FileNotFoundError(f"{error} The folder of images is {folder!r}.") from error
         height, width = self.sizes[index].tolist()
         if image.shape[1:] != (height, width):
             remedy = "The boxes would not fit: correct the size in the annotations, or the file."

@@ -32,6 +32,7 @@ def read_annotations(
     *,
     split: str | None = None,
     class_names: Sequence[str] | None = None,
+    cache: bool = True,
 ) -> AnnotationTable:
     """Read annotations in the form that the path shows.
 
@@ -42,6 +43,7 @@ def read_annotations(
         images: the folder of the images, for COCO and CSV; the others say where they are.
         split: such as "train"; needed for folders and YOLO.
         class_names: of labels 0, 1, ..., for VOC and CSV; the others name them.
+        cache: of large COCO files; see :func:`read_coco`.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -59,12 +61,12 @@ def read_annotations(
         if yaml_file is not None:
             path, suffix = yaml_file, ".yaml"
         elif (path / "annotations").is_dir():
-            path, suffix = path / "annotations" / f"instances_{_needed(split, path)}.json", ".json"
+            path, suffix = _coco_file(path, split), ".json"
             split = None
     if suffix == ".json":
         _refuse("split", split, "a COCO file")
         _refuse("class_names", class_names, "COCO")
-        return read_coco(path, images)
+        return read_coco(path, images, cache=cache)
     if suffix in (".yaml", ".yml"):
         _refuse("images", images, "YOLO")
         _refuse("class_names", class_names, "YOLO")
@@ -77,8 +79,20 @@ def read_annotations(
 
 def _needed(split: str | None, path: Path) -> str:
     if split is None:
-        raise ValueError(must_be("split", "given for this form", f"none for {str(path)!r}"))
+        remedy = "It names one part of the data, such as 'train' or 'val'."
+        raise ValueError(must_be("split", "given for this form", f"none for {str(path)!r}", remedy))
     return split
+
+
+def _coco_file(folder: Path, split: str | None) -> Path:
+    file = folder / "annotations" / f"instances_{_needed(split, folder)}.json"
+    if not file.is_file():
+        names = sorted(found.stem for found in file.parent.glob("instances_*.json"))
+        known = ", ".join(name.removeprefix("instances_") for name in names) or "none"
+        got = f"{split!r}, but there is no {str(file)!r}"
+        condition = "a split of the data set"
+        raise FileNotFoundError(must_be("split", condition, got, f"Splits there: {known}."))
+    return file
 
 
 def _refuse(name: str, value: object, form: str) -> None:

@@ -51,7 +51,8 @@ def read_yolo(data_yaml: str | os.PathLike[str], split: str) -> AnnotationTable:
     base = path.parent / content.get("path", "")
     for image in _images(content, split, base, path):
         height, width = read_size(image)
-        index = rows.add_image(str(image), (height, width))
+        name = image.relative_to(base) if image.is_relative_to(base) else image.absolute()
+        index = rows.add_image(str(name), (height, width))
         labels = _label_file(image)
         if labels.is_file():
             for label, (x1, y1, x2, y2) in _objects(labels, len(names)):

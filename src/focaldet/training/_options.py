@@ -41,7 +41,7 @@ class TrainingOptions:
         seed: all that is random follows from it.
         checkpoint_every: updates between checkpoints within an epoch; None writes them at an
             epoch's end only.
-        log_every: updates between rows of ``metrics.csv``.
+        log_every: updates between rows of ``metrics.csv``; each epoch has one at least.
         pictures: validation images of which pictures are drawn; 0 draws none.
 
     Deviation: the paper does not clip, average, or give a warm-up; its authors' code warms up for

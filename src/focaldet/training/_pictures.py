@@ -27,6 +27,7 @@ __all__ = ["Curves", "Pictures", "draw_curves"]
 
 _WIDEST = 640  # pixels of one image in a sheet
 _GAP, _HEADER = 8, 26  # pixels
+_FEW = 20  # points that are marked, or a curve of one would not be seen
 _EPOCH_LOSSES = ("train/loss_epoch", "val/loss")
 
 
@@ -164,7 +165,8 @@ def _plot(
     for column, label in named.items():
         points = [(row["step"], row[column]) for row in rows if column in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+            few = {"marker": "."} if len(points) < _FEW else {}
+            axes.plot(*zip(*points, strict=True), label=label, **{**few, **style})
 
 
 def _texts(found: Detections) -> list[str]:

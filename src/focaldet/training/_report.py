@@ -36,6 +36,8 @@ class Report(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock, also for an epoch of which only the rest is left."""
+        updates = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, updates))
         self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
