@@ -93,6 +93,13 @@ class FPN(nn.Module):
         m4 = self.lateral[1](c4) + F.interpolate(m5, size=c4.shape[-2:], mode="nearest")
         m3 = self.lateral[0](c3) + F.interpolate(m4, size=c3.shape[-2:], mode="nearest")
         p3, p4, p5 = self.output[0](m3), self.output[1](m4), self.output[2](m5)
-        p6 = self.p6(c5 if self.p6_from == "c5" else p5)
-        p7 = self.p7(F.relu(p6) if self.p7_relu else p6)
+        p6 = self.p6(self._widened(c5 if self.p6_from == "c5" else p5))
+        p7 = self.p7(self._widened(F.relu(p6) if self.p7_relu else p6))
         return [p3, p4, p5, p6, p7]
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """Give a map one cell wide a column of zeros, in training: P6 and P7 stay what they are.
+
+        Without, oneDNN (torch 2.15, bfloat16, stride 2) leaves parts of the weight's gradient unset.
+        """
+        return F.pad(x, (0, 1)) if self.training and x.shape[-1] == 1 else x
