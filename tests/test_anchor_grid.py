@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +16,11 @@ from tests.test_boxes import random_boxes
 SIZES = [(13, 20), (7, 10)]
 
 
-def grid() -> AnchorGrid:
-    return AnchorGrid(AnchorGenerator((32, 64), strides=(8, 16))(SIZES), SIZES)
+def grid(**options: Any) -> AnchorGrid:
+    return AnchorGrid(AnchorGenerator((32, 64), strides=(8, 16), **options)(SIZES), SIZES)
+
+
+KINDS = [{}, {"plus_one": True}, {"mode": "rounded"}, {"plus_one": True, "offset": 0.0}]
 
 
 def test_a_window_by_hand() -> None:
@@ -30,10 +35,12 @@ def test_a_window_by_hand() -> None:
     assert [part.tolist() for part in windows.pairs(1, 3)] == [[1, 1, 1], [1, 2, 3]]
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_windows_leave_nothing_out_and_are_not_much_larger(seed: int, iou: float) -> None:
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.sampled_from(KINDS))
+def test_windows_leave_nothing_out_and_are_not_much_larger(
+    seed: int, iou: float, kind: dict[str, Any]
+) -> None:
     torch.manual_seed(seed)
-    anchors = grid()
+    anchors = grid(**kind)
     boxes = random_boxes(8, torch.float32) * 1.5
     wanted = box_iou(boxes, anchors.anchors)
     windows = anchors.windows(boxes, torch.full((8,), iou))
@@ -45,8 +52,9 @@ def test_windows_leave_nothing_out_and_are_not_much_larger(seed: int, iou: float
     assert int(within.sum()) <= 100 + 4 * int(wanted.sum())
 
 
-def test_the_nearest_anchors_are_the_ones_that_overlap_most() -> None:
-    anchors = grid()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_nearest_anchors_are_the_ones_that_overlap_most(kind: dict[str, Any]) -> None:
+    anchors = grid(**kind)
     boxes = random_boxes(50, torch.float32) * 1.5
     iou = box_iou(boxes, anchors.anchors)
     kinds = torch.cat([torch.arange(h * w * 9) % 9 + 9 * i for i, (h, w) in enumerate(SIZES)])

@@ -128,6 +128,10 @@ def match_both_ways(
     return within_reach
 
 
+# Anchors of NVIDIA's detector: a pixel larger than meant, or in older files of whole sides.
+ODTK = {"sizes": (8, 16, 32, 64, 128), "octave_scales": tuple(4 * 2 ** (i / 3) for i in range(3))}
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     image=st.tuples(st.integers(1, 400), st.integers(1, 400)),
@@ -140,6 +144,9 @@ def match_both_ways(
             {"offset": 0},
             {"mode": "torchvision", "offset": 0, "sizes": (32, 64, 128), "strides": (8, 16, 32)},
             {"offset": 0.3, "sizes": (20, 70), "strides": (7, 30), "aspect_ratios": (0.1, 1)},
+            {**ODTK, "plus_one": True},
+            {**ODTK, "mode": "rounded"},
+            {**ODTK, "mode": "rounded", "plus_one": True, "offset": 0.25},
         ]
     ),
     thresholds=st.sampled_from([(0.5, 0.4), (0.5, 0.5), (0.6, 0.1), (0.5, 0.0)]),
@@ -158,7 +165,7 @@ def test_looking_within_reach_finds_the_match_of_all_pairs(
     block: int,
 ) -> None:
     torch.manual_seed(seed)
-    if "mode" in anchors:
+    if anchors.get("mode") == "torchvision":
         image = (max(image[0], 32), max(image[1], 32))  # its strides must not come out as 0
     matcher = Matcher(*thresholds, force_match_floor=floor)
     boxes = boxes_of_all_kinds(count, *image, *sides, snap)
@@ -221,6 +228,21 @@ def test_windows_that_hold_too_much_are_left_for_all_pairs() -> None:
     assert everything._match_within_reach(boxes, grid) is None
     assert_close(everything(boxes, grid), everything(boxes, grid.anchors), rtol=0, atol=0)
     assert Matcher()._match_within_reach(boxes, grid) is not None
+
+
+@pytest.mark.parametrize("plus_one", [True, False])
+@pytest.mark.parametrize("mode", ["exact", "rounded"])
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("snap", [0, 1])
+def test_within_reach_of_anchors_a_pixel_larger_or_rounded_or_off_centre(
+    mode: str, plus_one: bool, offset: float, snap: int
+) -> None:
+    grid = pyramid(333, 500, **ODTK, mode=mode, plus_one=plus_one, offset=offset)
+    boxes = boxes_of_all_kinds(60, 333, 500, 3, 500, snap)
+    boxes = torch.cat((boxes, grid.anchors[:: len(grid.anchors) // 20]))  # equals of anchors too
+    for floor in (0.0, None, 0.2):
+        match = match_both_ways(Matcher(force_match_floor=floor), boxes, grid)
+        assert len(set(match.tolist())) > 20
 
 
 @pytest.mark.parametrize("disorder", ["shuffled", "shaken", "reversed", "nan", "infinite", "flat"])
