@@ -34,10 +34,13 @@ def parse() -> argparse.Namespace:
     add("model", nargs="?", help="folder of a run (its best model is taken) or of a model")
     add("--results", type=Path, help="instead of a model: a results file in COCO's form")
     add("--data", type=Path, help="folder of COCO 2017; val2017 is measured")
-    add("--annotations", type=Path, help="your own annotations")
-    add("--images", type=Path, help="folder of your own images")
+    add("--annotations", type=Path, metavar="PATH",
+        help="your own annotations: a COCO .json, a .csv, a YOLO data.yaml, or a folder of Pascal VOC")  # fmt: skip
+    add("--split", help="which part of a folder or data.yaml, such as val")
+    add("--images", type=Path, help="folder of your own images (COCO and CSV)")
     add("--batch-size", type=int, default=1, help="default: 1")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help=f"default: {device}")
     add("--backend", default="auto", choices=["auto", "pycocotools", "hotcoco", "faster-coco-eval"],
         help="who counts (default: hotcoco if it is installed, else pycocotools)")  # fmt: skip
     add("--output", type=Path, default=Path("evaluation"), help="default: evaluation")
@@ -52,7 +55,7 @@ def parse() -> argparse.Namespace:
 def read_truth(options: argparse.Namespace) -> AnnotationTable:
     """Read the annotations."""
     if options.data is None:
-        return read_annotations(options.annotations, options.images)
+        return read_annotations(options.annotations, options.images, split=options.split)
     annotations = options.data / "annotations" / "instances_val2017.json"
     return read_annotations(annotations, options.data / "val2017")
 

@@ -1,59 +1,59 @@
 """Fine-tune a detector on data of your own: COCO, Pascal VOC, YOLO or CSV.
 
 python examples/finetune_custom.py train.json val.json --images photos --start retinanet_folder
+python examples/finetune_custom.py voc voc --size 320
 
---start keeps all of a pretrained detector but the layer that names the classes. Without it only
-the backbone is pretrained: on ImageNet, from torchvision or a file (--backbone-weights).
+Without --start only the backbone is pretrained, on ImageNet: torchvision's, or --backbone-weights.
 """
 
-from __future__ import annotations
-
-from argparse import ArgumentParser, RawTextHelpFormatter
+from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
 from pathlib import Path
 
 import torchvision
 
 from focaldet import RetinaNet, RetinaNetConfig
-from focaldet.datasets import DetectionDataset, read_annotations, train_transform
+from focaldet.datasets import AnnotationTable, DetectionDataset, read_annotations, train_transform
 from focaldet.pretrained.reading import read_tensors
-from focaldet.training import TrainingOptions, train
+from focaldet.training import TrainingError, TrainingOptions, train
 
 parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-parser.add_argument("train", type=Path, help="annotations to train on")
-parser.add_argument("val", type=Path, help="annotations to validate on")
-parser.add_argument("--images", type=Path, help="folder of the images")
-parser.add_argument("--start", help="a pretrained detector")
+parser.add_argument("train", type=Path, help="a .json, .csv or data.yaml, or a folder of VOC")
+parser.add_argument("val", type=Path, help="likewise; of a data.yaml or folder, its split 'val'")
+parser.add_argument("--images", type=Path, help="folder of the images (COCO and CSV)")
+parser.add_argument("--start", help="a pretrained detector; all but its class layer is kept")
 parser.add_argument("--backbone-weights", type=Path, help="of MobileNetV2, in a file")
-parser.add_argument("--epochs", type=int, default=24)
-parser.add_argument("--size", type=int, default=480, help="short side in pixels (default: 480)")
-parser.add_argument("--output", type=Path, default=Path("finetuned"))
+parser.add_argument("--epochs", type=int, default=24, help="default: 24")
+parser.add_argument("--size", type=int, default=480, help="short side, without --start (480)")
+parser.add_argument("--output", type=Path, default=Path("finetuned"), help="default: finetuned")
 
 
-def main() -> None:
-    """Run it."""
-    args = parser.parse_args()
-    table = read_annotations(args.train, args.images)
+def build(args: Namespace, names: tuple[str, ...]) -> tuple[RetinaNet, float]:
+    """Return the detector, and the learning rate that suits it."""
     if args.start:
-        model = RetinaNet.from_pretrained(args.start, class_names=table.class_names)
-    else:
-        config = RetinaNetConfig(num_classes=len(table.class_names), class_names=table.class_names)
-        config = config.replace(backbone="mobilenet_v2", min_size=args.size, max_size=2 * args.size)
-        imagenet = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
-        file = args.backbone_weights
-        weights = read_tensors(file) if file else imagenet.get_state_dict()
-        model = RetinaNet.from_config(config, backbone_weights=weights)
-    scales = [round(model.config.min_size * part) for part in (0.8, 0.9, 1)]
-    transform = train_transform(min_sizes=scales, max_size=model.config.max_size)
-    train(
-        model,
-        DetectionDataset(table, transform),
-        DetectionDataset(read_annotations(args.val, args.images)),
-        folder=args.output,
-        options=TrainingOptions(
-            epochs=args.epochs, batch_size=8, schedule="cosine", clip_norm=10, ema_decay=0.999
-        ),
-    )
+        return RetinaNet.from_pretrained(args.start, class_names=names), 1e-4
+    config = RetinaNetConfig(num_classes=len(names), class_names=names, backbone="mobilenet_v2")
+    config = config.replace(min_size=args.size, max_size=2 * args.size)
+    config = config.replace(head_norm="group", box_loss="giou", box_loss_weight=2.0)
+    file, online = args.backbone_weights, torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
+    weights = read_tensors(file) if file else online.get_state_dict()
+    return RetinaNet.from_config(config, backbone_weights=weights), 1e-3
+
+
+def read(path: Path, args: Namespace, split: str) -> AnnotationTable:
+    """Read a file, or its part of a data set that holds several."""
+    several = path.is_dir() or path.suffix in {".yaml", ".yml"}
+    return read_annotations(path, args.images, split=split if several else None)
 
 
 if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    try:
+        table, val = read(args.train, args, "train"), DetectionDataset(read(args.val, args, "val"))
+        model, lr = build(args, table.class_names)
+        scales = [round(model.config.min_size * part) for part in (0.8, 0.9, 1)]
+        transform = train_transform(min_sizes=scales, max_size=model.config.max_size)
+        recipe = TrainingOptions(epochs=args.epochs, batch_size=4, optimizer="adamw", lr=lr,
+            schedule="cosine", clip_norm=10, ema_decay=0.99)  # fmt: skip
+        train(model, DetectionDataset(table, transform), val, folder=args.output, options=recipe)
+    except (TrainingError, OSError, ValueError, ImportError) as error:
+        parser.exit(1, f"error: {error}\n")

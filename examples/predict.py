@@ -30,7 +30,8 @@ def parse() -> argparse.Namespace:
     add("sources", type=Path, nargs="+", help="images, or folders of images")
     add("--score-threshold", type=float, default=0.5, help="default: 0.5")
     add("--batch-size", type=int, default=1, help="default: 1")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help=f"default: {device}")
     add("--output", type=Path, default=Path("predictions"), help="default: predictions")
     return parser.parse_args()
 

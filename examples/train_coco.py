@@ -20,12 +20,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: 
 import argparse
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.backbones import BACKBONES
-from focaldet.datasets import DetectionDataset, read_annotations, read_coco, train_transform
+from focaldet.datasets import (
+    AnnotationTable,
+    DetectionDataset,
+    read_annotations,
+    read_coco,
+    train_transform,
+)
 from focaldet.pretrained.reading import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
@@ -37,9 +44,13 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, help="folder of COCO 2017")
-    add("--train", type=Path, help="your own annotations to train on")
-    add("--val", type=Path, help="your own annotations to validate on")
-    add("--images", type=Path, help="folder of your own images")
+    add("--train", type=Path, metavar="PATH",
+        help="your own annotations to train on: a COCO .json, a .csv, a YOLO data.yaml, or a folder "
+        "of Pascal VOC")  # fmt: skip
+    add("--val", type=Path, metavar="PATH", help="your own annotations to validate on")
+    add("--splits", nargs=2, default=("train", "val"), metavar=("TRAIN", "VAL"),
+        help="what the two parts of a folder or data.yaml are called (default: train val)")  # fmt: skip
+    add("--images", type=Path, help="folder of your own images (COCO and CSV)")
     add("--workers", type=int, default=4, help="processes a GPU that read images (default: 4)")
 
     add = parser.add_argument_group("model").add_argument
@@ -51,25 +62,26 @@ def parse() -> argparse.Namespace:
     add("--trainable-stages", type=int, default=3, metavar="N",
         help="of the backbone's five, from the last back (default: 3)")  # fmt: skip
     add("--fpn-channels", type=int, default=256, metavar="N", help="default: 256")
-    add(
-        "--head-depth",
-        type=int,
-        default=4,
-        metavar="N",
-        help="convolutions of a tower (default: 4)",
-    )
+    add("--head-depth", type=int, default=4, metavar="N",
+        help="convolutions of a tower (default: 4)")  # fmt: skip
+    add("--head-norm", default="none", choices=["none", "group"],
+        help="norm of the towers; 'group' helps on small data sets (default: none)")  # fmt: skip
     add("--min-size", type=int, default=800, help="short side in pixels (default: 800)")
     add("--max-size", type=int, default=1333, help="longest long side (default: 1333)")
     add("--anchor-sizes", type=float, nargs=5, default=(32, 64, 128, 256, 512), metavar="PX",
         help="of the five levels (default: 32 64 128 256 512)")  # fmt: skip
-    add("--box-loss", default="smooth_l1", choices=["smooth_l1", "l1", "giou"])
-    add("--normalizer", default="batch", choices=["batch", "image", "ema"])
+    add("--box-loss", default="smooth_l1", choices=["smooth_l1", "l1", "giou"],
+        help="default: smooth_l1")  # fmt: skip
+    add("--box-loss-weight", type=float, default=1.0, metavar="W", help="default: 1")
+    add("--normalizer", default="batch", choices=["batch", "image", "ema"],
+        help="what losses are divided by: positives of the batch, of each image, or their running "
+        "mean (default: batch)")  # fmt: skip
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, default=12, help="default: 12")
     add("--batch-size", type=int, default=2, help="images a step on each GPU (default: 2)")
     add("--accumulate", type=int, default=1, help="steps an update (default: 1)")
-    add("--optimizer", default="sgd", choices=["sgd", "adamw"])
+    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help="default: sgd")
     add("--lr", type=float, help="default: 0.01 (adamw: 0.0001) x images an update / 16")
     add("--schedule", default="step", choices=["step", "cosine", "constant"],
         help="step divides by 10 after 2/3 and 8/9 of the run (default)")  # fmt: skip
@@ -80,11 +92,12 @@ def parse() -> argparse.Namespace:
     add("--ema", type=float, metavar="DECAY", help="average the weights, as with 0.999")
     add("--multi-scale", action="store_true",
         help="train at short sides of 0.8 to 1 times --min-size")  # fmt: skip
-    add("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
+    add("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"],
+        help="default: 32-true")  # fmt: skip
     add("--accelerator", default="auto", help="auto (default), gpu, cpu ...")
     add("--devices", type=int, help="GPUs on this machine (default: all)")
     add("--nodes", type=int, default=1, help="machines (default: 1)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="default: 0")
 
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, help="folder of the run, new or empty")
@@ -95,6 +108,12 @@ def parse() -> argparse.Namespace:
     if (options.data is None) == (options.train is None):
         parser.error("give either --data or --train")
     return options
+
+
+def read_part(path: Path, images: Path | None, split: str) -> AnnotationTable:
+    """Read a file, or one part of a folder or data.yaml that holds several."""
+    several = path.is_dir() or path.suffix in {".yaml", ".yml"}
+    return read_annotations(path, images, split=split if several else None)
 
 
 def load_data(options: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
@@ -112,8 +131,8 @@ def load_data(options: argparse.Namespace) -> tuple[DetectionDataset, DetectionD
             for split in ("train", "val")
         ]
     else:
-        paths = [path for path in (options.train, options.val) if path is not None]
-        tables = [read_annotations(path, options.images) for path in paths]
+        parts = zip((options.train, options.val), options.splits, strict=True)
+        tables = [read_part(path, options.images, split) for path, split in parts if path]
     train_data = DetectionDataset(tables[0], transform)
     return train_data, DetectionDataset(tables[1]) if len(tables) > 1 else None
 
@@ -125,7 +144,13 @@ def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> Re
         import torchvision
 
         entry = torchvision.models.get_model_weights(options.backbone).IMAGENET1K_V1
-        weights = entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        try:
+            weights = entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        except URLError as error:
+            remedy = f"Download {entry.url} elsewhere and give the file with --backbone-weights"
+            raise OSError(
+                f"There is no way to torchvision's weights ({error}). {remedy}."
+            ) from error
     elif options.backbone_weights != "none":
         weights = read_tensors(Path(options.backbone_weights))
     torch.manual_seed(options.seed)
@@ -137,8 +162,10 @@ def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> Re
         trainable_stages=options.trainable_stages,
         fpn_channels=options.fpn_channels,
         head_depth=options.head_depth,
+        head_norm=None if options.head_norm == "none" else options.head_norm,
         anchor_sizes=tuple(options.anchor_sizes),
         box_loss=options.box_loss,
+        box_loss_weight=options.box_loss_weight,
         normalizer=options.normalizer,
         min_size=options.min_size,
         max_size=options.max_size,

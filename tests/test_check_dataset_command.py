@@ -48,6 +48,18 @@ def test_errors_exit_with_1_and_the_json_has_them(
     assert main([str(rows), "--no-images"]) == 0
 
 
+def test_yolo_without_pyyaml_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [x]\n")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert main([str(tmp_path), "--split", "train"]) == 2
+    assert capsys.readouterr().err == (
+        "error: `data_yaml` must be read with PyYAML; got none. pip install 'focaldet[train]' or "
+        "pyyaml, or read another form of the data set.\n"
+    )
+
+
 def test_headers_only_overlooks_an_image_that_is_cut_short(rows: Path) -> None:
     Image.effect_noise((100, 80), 50).convert("RGB").save(rows.parent / "cut.jpg")
     content = (rows.parent / "cut.jpg").read_bytes()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from focaldet.datasets import AnnotationTable, read_coco
+from focaldet.datasets import AnnotationTable, read_annotations, read_coco
 from focaldet.datasets._cache import cache_path
 from tests.test_datasets_coco import coco_file, names_in
 
@@ -58,6 +58,7 @@ def test_the_second_opening_is_from_the_cache(
 
 def test_the_cache_is_not_written_if_not_asked_for(tmp_path: Path) -> None:
     read_coco(coco_file(tmp_path), cache=False)
+    read_annotations(coco_file(tmp_path), cache=False)
     assert names_in(tmp_path) == ["instances_some.json"]
 
 

@@ -214,7 +214,11 @@ def test_the_form_is_recognised(tmp_path: Path) -> None:
     [
         ("a.json", {"split": "train"}, "`split` must be left out for a COCO file.*; got 'train'"),
         ("a.json", {"class_names": ["x"]}, "`class_names` must be left out for COCO"),
-        ("a.yaml", {}, "`split` must be given for this form; got none for '.*a.yaml'"),
+        (
+            "a.yaml",
+            {},
+            "`split` must be given for this form; got none for '.*a.yaml'. It names one",
+        ),
         ("a.yml", {"images": "x", "split": "train"}, "`images` must be left out for YOLO"),
         ("a.csv", {"split": "train"}, "`split` must be left out for CSV"),
         ("a.txt", {}, "`path` must be a COCO file .*; got '.*a.txt'"),
@@ -235,3 +239,11 @@ def test_annotations_that_are_not_there_are_named(tmp_path: Path) -> None:
         FileNotFoundError, match="`path` must be an existing file or folder; got '.*no'"
     ):
         read_annotations(tmp_path / "no")
+    for name in ("instances_train2017", "instances_val2017", "captions_val2017"):
+        write(tmp_path / "coco" / "annotations" / f"{name}.json", "")
+    message = (
+        "`split` must be a split of the data set; got 'val', but there is no '.*instances_val.json'. "
+        "Splits there: train2017, val2017."
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        read_annotations(tmp_path / "coco", split="val")

@@ -18,8 +18,9 @@ def test_a_yolo_folder_by_hand(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "train" / "more" / "b.JPG")
     photo(tmp_path / "images" / "train" / "side.jpg", exif=turned())
     table = read_yolo(path, "train")
-    names = [Path(name).relative_to(tmp_path / "images" / "train") for name in table.file_names]
-    assert [str(name) for name in names] == ["a.png", "more/b.JPG", "side.jpg"]
+    folder = Path("images", "train")
+    names = [str(Path(name).relative_to(folder)) for name in table.file_names]
+    assert names == ["a.png", "more/b.JPG", "side.jpg"]
     assert table.image_path(1).is_file()
     assert table.image_sizes.tolist() == [[20, 40], [20, 40], [40, 20]]
     assert (table.class_names, table.category_ids) == (("cat", "dog"), (0, 1))
@@ -28,6 +29,22 @@ def test_a_yolo_folder_by_hand(tmp_path: Path) -> None:
     assert table.annotation_ids.tolist() == [0, 1, 2]
     assert table.image_indices.tolist() == [0, 0, 0]
     assert not table.crowd.any()
+
+
+def test_a_yolo_folder_is_read_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yolo_folder(tmp_path / "yolo", "0 0.5 0.5 1 1")
+    monkeypatch.chdir(tmp_path)
+    table = read_yolo("yolo/data.yaml", "train")
+    assert list(table.file_names) == ["images/train/a.png"]
+    assert table.image_path(0).is_file()
+    elsewhere = tmp_path / "yolo" / "images" / "train"
+    Path("lists").mkdir()
+    write(tmp_path / "lists" / "data.yaml", "train: all.txt\nnames: [x]")
+    write(tmp_path / "lists" / "all.txt", f"{elsewhere / 'a.png'}\n../yolo/images/train/a.png\n")
+    table = read_yolo("lists/data.yaml", "train")
+    assert [table.image_path(index).is_file() for index in range(2)] == [True, True]
 
 
 def turned() -> Image.Exif:
@@ -132,5 +149,5 @@ def test_without_pyyaml_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ImportError, match="pip install pyyaml"):
+    with pytest.raises(ImportError, match="pip install 'focaldet.train.' or pyyaml"):
         read_yolo(yolo_folder(tmp_path), "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from focaldet import RetinaNet
+from tests.test_datasets_readers import voc_object, write
 from tests.training_tiny import tiny_detector, write_data
 
 if TYPE_CHECKING:
@@ -86,6 +88,56 @@ def test_train_then_evaluate_then_predict(tmp_path: Path, call: Callable[..., st
     assert len(json.loads(Path("found/detections.json").read_text())) == 3
 
 
+@pytest.mark.parametrize("form", ["yolo", "voc", "csv"])
+def test_other_forms_than_coco_train(form: str, tmp_path: Path, call: Callable[..., str]) -> None:
+    paths = [write_data(tmp_path / part, count) for part, count in (("train", 2), ("val", 1))]
+    source = write_as(form, paths, tmp_path / form)
+    model = ("--backbone", "mobilenet_v2", "--backbone-weights", "none", "--fpn-channels", 64)
+    head = ("--head-norm", "group", "--box-loss", "giou", "--box-loss-weight", 2, "--head-depth", 1)
+    size = ("--min-size", 48, "--max-size", 64, "--epochs", 1, "--workers", 0)
+    parts = ("--train", source[0], "--val", source[1], "--accelerator", "cpu", "--output", "run")
+    call("train_coco", *parts, *model, *head, *size)
+    config = RetinaNet.from_pretrained("run/last").config
+    assert (config.head_norm, config.box_loss_weight) == ("group", 2.0)
+    assert config.class_names is not None
+    assert set(config.class_names) == {"square", "circle"}
+    part = () if form == "csv" else ("--split", "val")
+    printed = call("evaluate_coco", "run", "--annotations", source[1], *part, "--device", "cpu")
+    assert "1 images" in printed
+
+
+def write_as(form: str, paths: list[Path], folder: Path) -> list[Path]:
+    """Write COCO's files, train and val, in another form; return what the scripts take for each."""
+    classes = ("square", "circle")
+    sources = []
+    for path, split in zip(paths, ("train", "val"), strict=True):
+        content = json.loads(path.read_text())
+        names = {kind["id"]: kind["name"] for kind in content["categories"]}
+        rows, stems = [], []
+        for image in content["images"]:
+            stems.append(f"{split}{image['id']}")
+            name, width, height = image["file_name"], image["width"], image["height"]
+            yolo, voc = "", f"<size><width>{width}</width><height>{height}</height></size>"
+            for box in content["annotations"]:
+                if box["image_id"] == image["id"]:
+                    (x, y, w, h), label = box["bbox"], names[box["category_id"]]
+                    rows.append(f"{path.parent / name},{x},{y},{x + w},{y + h},{label}")
+                    voc += voc_object(label, (x, y, x + w, y + h))
+                    centre = f"{(x + w / 2) / width} {(y + h / 2) / height}"
+                    yolo += f"{classes.index(label)} {centre} {w / width} {h / height}\n"
+            write(folder / "labels" / split / f"{stems[-1]}.txt", yolo)
+            xml = f"<annotation><filename>{stems[-1]}.png</filename>{voc}</annotation>"
+            write(folder / "Annotations" / f"{stems[-1]}.xml", xml)
+            for place in (folder / "images" / split, folder / "JPEGImages"):
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path.parent / name, place / f"{stems[-1]}.png")
+        write(folder / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
+        sources.append(write(folder / f"{split}.csv", "\n".join(rows)))
+    text = "train: images/train\nval: images/val\nnames: [square, circle]\n"
+    yaml = write(folder / "yolo" / "data.yaml", f"path: ..\n{text}")
+    return {"csv": sources, "voc": [folder, folder], "yolo": [yaml, yaml]}[form]
+
+
 def test_a_detector_is_fine_tuned_for_other_classes(
     tmp_path: Path, call: Callable[..., str]
 ) -> None:
@@ -105,6 +157,7 @@ def test_a_detector_is_fine_tuned_for_other_classes(
         ("train_coco", ["--data", "none", "--output", "x"], "error: .*none.annotations"),
         ("evaluate_coco", ["none", "--annotations", "no.json"], "error: .*no.json"),
         ("predict", ["none", "photo.jpg"], "error: .*none"),
+        ("finetune_custom", ["no.json", "no.json"], "1"),
         ("predict", ["none", "."], "error: there are no images in these folders"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from focaldet.training import RetinaNetModule
 from tests import training_tiny
 from tests.training_tiny import write_data
 
@@ -31,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(
     data: Path, folder: Path, name: str, step: int, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process that gets a signal in the middle of a step."""
+    """Train in a process that gets a signal, with its workers, in the middle of a step."""
     command = [sys.executable, training_tiny.__file__ or "", str(data), str(folder)]
     command += ["--options", json.dumps(options), "--signal", name, str(step)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -100,11 +102,25 @@ def test_resumed_weights_are_bitwise_those_of_a_run_never_killed(
     check_resumed(data, tmp_path, name, step, ema_decay=0.9, **options)
 
 
-def test_sigterm_saves_first(data: Path, tmp_path: Path) -> None:
-    process = killed(data, tmp_path / "run", "SIGTERM", 1)
-    assert process.returncode == 143
+def interrupted(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
+) -> int:
+    """Train in this process, send it a signal in the middle of a step; return the exit status."""
+    monkeypatch.setattr(RetinaNetModule, "training_step", RetinaNetModule.training_step)
+    training_tiny.send_signal(number, step, whole_group=False)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        training_tiny.run(data, folder)
+    assert signal.getsignal(number) == before
+    return int(str(ended.value.code))
+
+
+def test_sigterm_saves_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert interrupted(data, tmp_path / "run", monkeypatch, signal.SIGTERM, 1) == 143
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert process.stderr.splitlines()[-2:] == [
+    assert caplog.messages[-2:] == [
         "SIGTERM: stopping after this step.",
         f"SIGTERM: saved {last} after update 2; the run goes on from there if it is resumed.",
     ]
@@ -112,10 +128,9 @@ def test_sigterm_saves_first(data: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_an_epochs_last_step_leaves_out_its_validation(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = killed(data, tmp_path / "run", "SIGINT", 2)
-    assert process.returncode == 130
-    assert "SIGINT: saved" in process.stderr
-    assert "epoch 1/2" in process.stderr
-    assert "AP" not in process.stderr
+    assert interrupted(data, tmp_path / "run", monkeypatch, signal.SIGINT, 2) == 130
+    assert "SIGINT: saved" in caplog.text
+    assert "epoch 1/2" in caplog.text
+    assert "AP" not in caplog.text

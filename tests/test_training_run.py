@@ -16,6 +16,7 @@ from PIL import Image
 
 from focaldet import RetinaNet
 from focaldet.training import RetinaNetModule, TrainingError, draw_curves, train
+from focaldet.training._metrics import read_metrics
 from tests import training_tiny
 from tests.training_tiny import read_data, tiny_detector, tiny_options, write_data
 
@@ -86,6 +87,12 @@ def test_a_run_without_validation_keeps_its_last_model(data: Path, tmp_path: Pat
     RetinaNet.from_pretrained(tmp_path / "run" / "last")
 
 
+def test_each_epoch_has_a_row_of_losses_at_least(data: Path, tmp_path: Path) -> None:
+    training_tiny.run(data, tmp_path / "run", log_every=50)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [(row["epoch"], row["step"]) for row in rows if "train/lr" in row] == [(0, 1), (1, 3)]
+
+
 def test_another_runs_folder_is_refused(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     training_tiny.run(data, folder, epochs=1)
@@ -114,6 +121,10 @@ def test_a_finished_run_goes_on_for_more_epochs(
 
 def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     train_data = read_data(data / "train" / "annotations.json")
+    val = data / "val" / "annotations.json"
+    val.write_text(val.read_text().replace("circle", "ring"))
+    with pytest.raises(ValueError, match="`val_data` must be of the model's classes.*'ring'"):
+        train(tiny_detector(), train_data, read_data(val), folder=tmp_path / "run")
     for change, message in (
         ({"num_classes": 3, "class_names": None}, "of the model's 3 classes; got 2"),
         ({"class_names": ("circle", "square")}, "of the model's classes, .'circle'"),
@@ -204,7 +215,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
 def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:
     (data / "train" / "5.png").unlink()
-    with pytest.raises(TrainingError, match=r"image 6.*5\.png"):
+    with pytest.raises(
+        TrainingError, match=r"image 6.*5\.png'\. The folder of images is '.*train'"
+    ):
         training_tiny.run(data, tmp_path / "run")
 
 

@@ -90,13 +90,13 @@ def tiny_options(**changes: Any) -> TrainingOptions:
     return TrainingOptions(**{**defaults, **changes})
 
 
-def send_signal(number: int, at_step: int) -> None:
-    """Have this process and its workers get a signal in mid-step, before the forward pass."""
+def send_signal(number: int, at_step: int, *, whole_group: bool = True) -> None:
+    """Have this process, and its group of processes, get a signal before a step's forward pass."""
     whole_step = RetinaNetModule.training_step
 
     def step(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_step == at_step:
-            os.killpg(0, number)
+            os.killpg(0, number) if whole_group else signal.raise_signal(number)
         return whole_step(self, batch, batch_idx)
 
     RetinaNetModule.training_step = step  # type: ignore[method-assign]

@@ -64,7 +64,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
-        remedy = "pip install pyyaml, or read another form of the data set."
+        remedy = "pip install 'focaldet[train]' or pyyaml, or read another form of the data set."
         raise ImportError(must_be("data_yaml", "read with PyYAML", "none", remedy)) from error
     if not path.is_file():
         raise FileNotFoundError(must_be("data_yaml", "an existing file", repr(str(path))))

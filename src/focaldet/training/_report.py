@@ -35,9 +35,10 @@ class Report(pl.Callback):
         self._done = 0  # batches since then
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Start the clock, also for an epoch of which only the rest is left."""
+        """Start the clock, also for the rest of an epoch; give each epoch a row of losses."""
         updates = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, updates))
+        rows = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = max(1, min(rows, updates))  # type: ignore[attr-defined]
         self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
