@@ -51,7 +51,9 @@ def parse() -> argparse.Namespace:
     add("--splits", nargs=2, default=("train", "val"), metavar=("TRAIN", "VAL"),
         help="what the two parts of a folder or data.yaml are called (default: train val)")  # fmt: skip
     add("--images", type=Path, help="folder of your own images (COCO and CSV)")
-    add("--workers", type=int, default=4, help="processes a GPU that read images (default: 4)")
+    workers = min(4, os.cpu_count() or 1)
+    add("--workers", type=int, default=workers,
+        help=f"processes a GPU that read images (default: {workers}; at most 4, one a core)")  # fmt: skip
 
     add = parser.add_argument_group("model").add_argument
     add("--backbone", default="resnet50", choices=sorted(BACKBONES), metavar="NAME",
