@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from focaldet import RetinaNet, RetinaNetConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from focaldet import Detections
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.02, 5e-5
+
+# A batch of one, levels of one cell, unlike sides.
+SHAPES = [(1, 32, 32), (3, 64, 96), (2, 160, 64), (1, 320, 256)]
 
 
 class TinyBackbone(nn.Module):
@@ -100,6 +103,23 @@ def expected_of(model: RetinaNet, images: Tensor, sizes: Tensor) -> list[Detecti
         logits, box_deltas, anchors, [(int(height), int(width)) for height, width in sizes]
     )
     return found
+
+
+@torch.no_grad()
+def assert_gives_what_the_model_gives(
+    run: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    model: RetinaNet,
+    shapes: Sequence[tuple[int, int, int]],
+) -> None:
+    """Hold a file's outputs, for noise of some shapes, to be what the model finds."""
+    for shape in shapes:
+        images, sizes = batch_of(*shape)
+        outputs = run(images, sizes)
+        for index, expected in enumerate(expected_of(model, images, sizes)):
+            count = int(outputs["count"][index])
+            assert count > 0
+            rows = [outputs[name][index, :count] for name in ("boxes", "scores", "labels")]
+            assert_rows(rows, expected)
 
 
 def batch_of(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import focaldet
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.export import (
     Comparison,
     ExportError,
+    ExportReport,
     FileFacts,
     OnnxDetector,
     export_onnx,
@@ -24,8 +25,9 @@ from focaldet.export import (
 )
 from focaldet.export.__main__ import main
 from tests.export_tiny import (
+    SHAPES,
     TinyBackbone,
-    assert_rows,
+    assert_gives_what_the_model_gives,
     batch_of,
     expected_of,
     make_model,
@@ -33,45 +35,32 @@ from tests.export_tiny import (
     talkative,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# A batch of one, levels of one cell, unlike sides.
-SHAPES = [(1, 32, 32), (3, 64, 96), (2, 160, 64), (1, 320, 256)]
+
+@pytest.fixture(scope="module")
+def model() -> RetinaNet:
+    return make_model(pre_nms_top_k=300, nms_threshold=0.45)
 
 
-def assert_file_gives_what_the_model_gives(
-    run: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    model: RetinaNet,
-    shapes: list[tuple[int, int, int]],
-) -> None:
-    for shape in shapes:
-        images, sizes = batch_of(*shape)
-        outputs = run(images, sizes)
-        for index, expected in enumerate(expected_of(model, images, sizes)):
-            count = int(outputs["count"][index])
-            rows = [outputs[name][index, :count] for name in ("boxes", "scores", "labels")]
-            assert count > 0
-            assert_rows(rows, expected)
+@pytest.fixture(scope="module")
+def program_file(model: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.pt2"
+    assert len(export_program(model, path).comparisons) == 2
+    return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        pytest.param("paper", {}, marks=pytest.mark.slow),
+        ("paper", {}),
         ("torchvision_v1", {}),
-        pytest.param("torchvision_v2", {"class_agnostic_nms": True}, marks=pytest.mark.slow),
+        ("torchvision_v2", {"class_agnostic_nms": True}),
         ("paper", {"clip_to": "image_after_nms", "drop_empty": True, "max_detections": None}),
-        pytest.param(
-            "paper",
-            {"clip_to": "batch", "inclusive_corners": True, "log_scale_clamp": None},
-            marks=pytest.mark.slow,
-        ),
+        ("paper", {"clip_to": "batch", "inclusive_corners": True, "log_scale_clamp": None}),
     ],
     ids=str,
 )
@@ -83,22 +72,22 @@ def test_an_onnx_file_of_open_sizes_gives_what_the_model_gives(
     report = export_onnx(model, tmp_path / "model.onnx")
     assert all(comparison.ok and comparison.detections for comparison in report.comparisons)
     detector = OnnxDetector(tmp_path / "model.onnx", threads=1)
-    assert_file_gives_what_the_model_gives(detector.run, model, SHAPES)
+    assert_gives_what_the_model_gives(detector.run, model, SHAPES)
 
 
-def test_a_program_of_open_sizes_gives_what_the_model_gives(tmp_path: Path) -> None:
-    model = make_model()
-    report = export_program(model, tmp_path / "model.pt2")
-    assert len(report.comparisons) == 2
-    function = torch.export.load(tmp_path / "model.pt2").module()
+def test_a_program_of_open_sizes_gives_what_the_model_gives(
+    model: RetinaNet, program_file: Path
+) -> None:
+    function = torch.export.load(program_file).module()
 
     def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         names = ("boxes", "scores", "labels", "count")
         return dict(zip(names, function(images, sizes), strict=True))
 
-    assert_file_gives_what_the_model_gives(run, model, SHAPES)
+    assert_gives_what_the_model_gives(run, model, SHAPES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_files_find_nothing_or_a_single_object(tmp_path: Path, wanted: int) -> None:
     model = make_model(pre_nms_top_k=300)
@@ -116,70 +105,36 @@ def test_files_find_nothing_or_a_single_object(tmp_path: Path, wanted: int) -> N
 
 def test_maps_are_exported_without_post_processing(tmp_path: Path) -> None:
     model = make_model(pre_nms_top_k=None)  # which post-processing could not be exported with
-    export_onnx(model, tmp_path / "model.onnx", postprocess=False)
     export_program(model, tmp_path / "model.pt2", postprocess=False)
-    detector = OnnxDetector(tmp_path / "model.onnx", threads=1)
     program = torch.export.load(tmp_path / "model.pt2").module()
     for shape in SHAPES:
         images, _ = batch_of(*shape)
         with torch.no_grad():
             logits, box_deltas = model.forward_maps(images)
-        outputs = detector.run(images)
-        levels = ("p3", "p4", "p5", "p6", "p7")
-        assert list(outputs) == [
-            f"{p}_{level}" for p in ("logits", "box_deltas") for level in levels
-        ]
-        for ours, theirs in zip(outputs.values(), logits + box_deltas, strict=True):
-            assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         for ours, theirs in zip(program(images), logits + box_deltas, strict=True):
             assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_file_says_what_it_is(tmp_path: Path) -> None:
-    model = make_model(score_threshold=0.125)
-    export_onnx(model, tmp_path / "model.onnx", opset=18)
-    loaded = onnx.load(tmp_path / "model.onnx")
-    found = {entry.key: entry.value for entry in loaded.metadata_props}
-    assert [one.version for one in loaded.opset_import if one.domain in ("", "ai.onnx")] == [18]
-    assert RetinaNetConfig.from_json(found["focaldet.config"]) == model.config
-    assert found["focaldet.version"] == focaldet.__version__
-    assert json.loads(found["focaldet.class_names"]) == ["cat", "dog", "owl"]
-    assert json.loads(found["focaldet.thresholds"])["score_threshold"] == 0.125
-    preprocessing = json.loads(found["focaldet.preprocessing"])
-    assert preprocessing["color_order"].startswith("RGB")
-    assert preprocessing["resize"]["short_side"] == 64
-    assert preprocessing["size_divisor"] == 32
-    assert json.loads(found["focaldet.opset"]) == 18
-    facts = FileFacts.from_strings("model.onnx", found)
-    assert facts == FileFacts.of_model(model, "detections", None, 18)
-    assert set(json.loads(found["focaldet.inputs"])) == set(facts.inputs)
-    assert set(json.loads(found["focaldet.outputs"])) == set(facts.outputs)
-    assert [one.name for one in loaded.graph.input] == ["images", "sizes"]
-    images = loaded.graph.input[0].type.tensor_type.shape.dim
-    assert [dim.dim_param or dim.dim_value for dim in images] == ["batch", 3, "height", "width"]
-    assert [one.name for one in loaded.graph.output] == ["boxes", "scores", "labels", "count"]
-
-
-def test_a_program_says_what_it_is(tmp_path: Path) -> None:
-    model = make_model()
-    export_program(model, tmp_path / "model.pt2", fixed_shape=(1, 64, 96))
-    facts = FileFacts.of_model(model, "detections", (1, 64, 96))
+def test_a_program_says_what_it_is(model: RetinaNet, program_file: Path) -> None:
+    facts = FileFacts.of_model(model, "detections", None)
     found = dict.fromkeys(facts.to_strings(), "")
-    torch.export.load(tmp_path / "model.pt2", extra_files=found)
+    torch.export.load(program_file, extra_files=found)
     assert FileFacts.from_strings("model.pt2", found) == facts
+    assert json.loads(found["focaldet.thresholds"])["nms_threshold"] == 0.45
 
 
-def test_a_model_optimised_for_inference_is_exported_too(tmp_path: Path) -> None:
-    model = make_model(pre_nms_top_k=300)
-    export_onnx(model.optimize_for_inference(), tmp_path / "model.onnx")
-    detector = OnnxDetector(tmp_path / "model.onnx", threads=1)
-    assert_file_gives_what_the_model_gives(detector.run, model, [(2, 64, 96)])
+def test_the_copy_that_is_optimised_is_refused(tmp_path: Path, model: RetinaNet) -> None:
+    for pack in (True, False):
+        copy = model.optimize_for_inference(pack=pack)
+        with pytest.raises(ValueError, match="before it was optimised; got the copy .* original"):
+            export_program(copy, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = make_model().train()
     before = copy.deepcopy(model.state_dict())
-    export_program(model, tmp_path / "model.pt2", fixed_shape=(1, 64, 64))
+    export_program(model, tmp_path / "model.pt2", fixed_shape=(1, 64, 64), postprocess=False)
     assert model.training
     assert model.backbone.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -187,22 +142,18 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_the_report_is_text_to_read(tmp_path: Path) -> None:
-    image = photo(96, 64)
-    report = export_onnx(
-        make_model(), tmp_path / "a.onnx", fixed_shape=(2, 64, 96), check_image=image
-    )
-    first, line = str(report).splitlines()
-    assert first.startswith(
-        f"{tmp_path / 'a.onnx'}: opset 20, compared with the model in onnxruntime"
-    )
-    assert line.startswith("  64x96 and 64x96: ")
-    assert "detections, boxes within 0.0" in line
-    silent = make_model(score_threshold=1.0)
-    report = export_program(silent, tmp_path / "a.pt2", fixed_shape=(1, 64, 64))
-    assert "nothing found by either; give a photo with objects" in str(report)
-    maps = export_program(silent, tmp_path / "a.pt2", fixed_shape=(1, 64, 64), postprocess=False)
-    assert "maps within" in str(maps)
+def test_the_report_is_text_to_read() -> None:
+    sizes = ((64, 96), (32, 96))
+    found = Comparison(sizes, 7, 0, 0.00123, 4.2e-7)
+    report = ExportReport(Path("a.onnx"), 20, "onnxruntime 1.31", (found, found))
+    assert str(report).splitlines() == [
+        "a.onnx: opset 20, compared with the model in onnxruntime 1.31",
+        *["  64x96 and 32x96: 7 detections, boxes within 0.0012 px, scores within 4.2e-07"] * 2,
+    ]
+    nothing = "nothing found by either; give a photo with objects as `check_image`"
+    assert str(Comparison(sizes[:1], 0)) == f"64x96: {nothing}"
+    maps = Comparison(sizes[:1], map_difference=2.5e-6)
+    assert str(maps) == "64x96: maps within 2.5e-06 of their greatest values"
 
 
 def test_a_file_that_gives_something_else_is_not_written(
@@ -212,11 +163,10 @@ def test_a_file_that_gives_something_else_is_not_written(
     path.write_bytes(b"what was there")
     model = make_model()
     module = sys.modules["focaldet.export._program"]
-    frozen_copy = module.frozen_copy
 
     def drifting(model: RetinaNet, *others: Any) -> Any:
-        moved = frozen_copy(model)
-        moved.head.box_deltas.bias.data += 0.05
+        moved = copy.deepcopy(model)
+        moved.head.box_deltas.bias.data += 0.05  # type: ignore[union-attr]
         return trace(moved, *others)
 
     trace = module.trace
@@ -303,7 +253,7 @@ def test_the_command_writes_a_file_and_prints_the_report(
     RetinaNet.from_config(tiny_config).save_pretrained(tmp_path / "model")
     photo(96, 64).save(tmp_path / "photo.png")
     arguments = [str(tmp_path / "model"), str(tmp_path / "a.pt2"), "--shape", "1", "64", "96"]
-    assert main([*arguments, "--image", str(tmp_path / "photo.png")]) == 0
+    assert main([*arguments, "--maps", "--image", str(tmp_path / "photo.png")]) == 0
     assert "a.pt2: compared with the model in torch" in capsys.readouterr().out
     assert (tmp_path / "a.pt2").is_file()
     assert main([arguments[0], str(tmp_path / "a.onnx"), "--opset", "3"]) == 2

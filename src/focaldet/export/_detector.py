@@ -50,8 +50,8 @@ class OnnxDetector:
     Raises:
         FileNotFoundError: no such file.
         ImportError: the runtime is not installed.
-        ValueError: an option out of its range; a file that is damaged, no ONNX file, or not written by
-            focaldet.
+        ValueError: an option out of its range; a file that is damaged, no ONNX file, not written by
+            focaldet, or changed since.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class OnnxDetector:
     ) -> None:
         self._session = open_session(Path(path), runtime, providers, threads)
         self.facts = FileFacts.from_strings(str(path), self._session.metadata)
+        self.facts.check_graph(str(path), self._session.inputs, self._session.outputs)
         self.runtime = self._session.runtime
         self._model = FileAsModel(self._session, self.facts)
 
@@ -144,14 +145,17 @@ class OnnxDetector:
             The file's outputs by name; see :func:`~focaldet.export.export_onnx`.
 
         Raises:
-            TypeError: other dtypes.
+            TypeError: no tensors, or other dtypes.
             ValueError: other shapes, or sizes beyond the images.
         """
         check_images(images, self.facts)
         if sizes is None:
             sizes = torch.tensor([list(images.shape[2:])] * len(images))
         check_sizes(sizes, images)
-        return self._session.run({"images": images.contiguous(), "sizes": sizes.contiguous()})
+        inputs = {"images": images, "sizes": sizes}
+        return self._session.run(
+            {name: value.detach().cpu().contiguous() for name, value in inputs.items()}
+        )
 
     def __repr__(self) -> str:
         takes = "any shape" if self.facts.fixed_shape is None else str(self.facts.fixed_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,13 @@ def explaining(step: str, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep back warnings of torch's own insides, which no caller could act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep back warnings of the exporters' own insides, which no caller could act on."""
+    log = logging.getLogger("onnx_ir")  # says that it takes an empty list for one of integers
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

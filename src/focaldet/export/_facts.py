@@ -14,7 +14,7 @@ from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from focaldet.retinanet import RetinaNet
 
@@ -77,6 +77,24 @@ class FileFacts:
                 f"{part}_{level}" for part in ("logits", "box_deltas") for level in _LEVELS
             )
         return ("boxes", "scores", "labels", "count")
+
+    def check_graph(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Raise unless a file takes and gives what it was written with.
+
+        Args:
+            name: of the file, for messages.
+            inputs: that its graph takes; what a graph doesn't use it may lack.
+            outputs: that it gives.
+
+        Raises:
+            ValueError: it was changed since.
+        """
+        if not set(inputs) <= set(self.inputs) or tuple(outputs) != self.outputs:
+            condition = (
+                f"a file that takes {_listed(self.inputs)} and gives {_listed(self.outputs)}"
+            )
+            got = f"{name!r}, which takes {_listed(inputs)} and gives {_listed(outputs)}"
+            raise ValueError(must_be("path", condition, got, "Export the model again."))
 
     def to_strings(self) -> dict[str, str]:
         """Return what is written into the file: text by keys that begin with "focaldet."."""
@@ -171,6 +189,10 @@ class FileFacts:
             opset=None if opset is None else int(opset),
             focaldet_version=values["version"],
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 def _preprocessing(config: RetinaNetConfig) -> str:

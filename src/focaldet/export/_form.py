@@ -33,6 +33,9 @@ class ExportableMaps(nn.Module):
     Args:
         model: whose modules are shared.
 
+    Raises:
+        ValueError: a copy whose convolutions are packed, which nothing can trace.
+
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
     ...     num_classes=2, backbone="resnet18", backbone_norm="batch", head_depth=0
@@ -44,6 +47,7 @@ class ExportableMaps(nn.Module):
 
     def __init__(self, model: RetinaNet) -> None:
         super().__init__()
+        _check_traceable(model)
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -70,7 +74,8 @@ class ExportableDetector(nn.Module):
     of their own in a grid, near to square, so that offsets stay small and float32 resolves them.
 
     Raises:
-        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded.
+        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded; a copy
+            whose convolutions are packed, which nothing can trace.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -84,6 +89,7 @@ class ExportableDetector(nn.Module):
 
     def __init__(self, model: RetinaNet) -> None:
         super().__init__()
+        _check_traceable(model)
         top_k = model.postprocess.pre_nms_top_k
         if top_k is None:
             remedy = (
@@ -237,6 +243,13 @@ class ExportableDetector(nn.Module):
         keep = torchvision.ops.nms(apart, flat, self.model.postprocess.nms_threshold)
         kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
         return scores * kept[:-2].view(scores.shape)
+
+
+def _check_traceable(model: RetinaNet) -> None:
+    if model.network is not None:
+        remedy = "Take the original, or optimize_for_inference(pack=False)."
+        got = "the packed copy that optimize_for_inference made"
+        raise ValueError(must_be("model", "one that can be traced", got, remedy))
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:

@@ -36,10 +36,11 @@ def check_images(images: Tensor, facts: FileFacts) -> None:
     """Raise unless a file takes these images.
 
     Raises:
-        TypeError: not float32.
+        TypeError: no tensor, or not float32.
         ValueError: not three channels, sides that ``size_divisor`` does not divide, or other than the
             shape to which the file is fixed.
     """
+    _check_tensor("images", images)
     if images.dtype != torch.float32:
         raise TypeError(must_be("images", "of dtype torch.float32", images.dtype))
     shape = list(images.shape)
@@ -59,15 +60,21 @@ def check_sizes(sizes: Tensor, images: Tensor) -> None:
     """Raise unless there is a ``(height, width)`` within the batch for each image.
 
     Raises:
-        TypeError: not int64.
+        TypeError: no tensor, or not int64.
         ValueError: not ``[B, 2]``, or beyond the batch.
     """
+    _check_tensor("sizes", sizes)
     if sizes.dtype != torch.int64:
         raise TypeError(must_be("sizes", "of dtype torch.int64", sizes.dtype))
     if list(sizes.shape) != [len(images), 2]:
         condition = f"of shape {[len(images), 2]}, (height, width) of each image"
         raise ValueError(must_be("sizes", condition, list(sizes.shape)))
     height, width = images.shape[2:]
-    if bool((sizes < 1).any() or (sizes > torch.tensor([height, width])).any()):
+    if bool((sizes < 1).any() or (sizes > sizes.new_tensor([height, width])).any()):
         condition = f"from 1 to the images' {height}x{width}"
         raise ValueError(must_be("sizes", condition, sizes.tolist()))
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(must_be(name, "a tensor", type(value).__name__))

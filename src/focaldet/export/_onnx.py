@@ -66,8 +66,8 @@ def export_onnx(
         ExportError: the model can't be exported, or the file gives something else; the message says
             why.
         ImportError: a package of the extra ``export`` is missing.
-        TypeError, ValueError: an argument that doesn't hold, a model that isn't float32, or one whose
-            options can't be exported.
+        TypeError, ValueError: an argument that doesn't hold, a model that isn't float32 or is the copy
+            that ``optimize_for_inference`` made, or one whose options can't be exported.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package)

@@ -61,8 +61,8 @@ def export_program(
 
     Raises:
         ExportError: the model can't be traced, or the file gives something else; the message says why.
-        TypeError, ValueError: an argument that doesn't hold, a model that isn't float32, or one whose
-            options can't be exported.
+        TypeError, ValueError: an argument that doesn't hold, a model that isn't float32 or is the copy
+            that ``optimize_for_inference`` made, or one whose options can't be exported.
     """
     target = target_path(path, ".pt2")
     reference = frozen_copy(model)
@@ -91,6 +91,10 @@ def frozen_copy(model: RetinaNet) -> RetinaNet:
     """Return a copy on the CPU, in evaluation mode, for which no gradients are kept."""
     if not isinstance(model, RetinaNet):
         raise TypeError(must_be("model", "a RetinaNet", type(model).__name__))
+    if model.is_optimized:
+        remedy = "Export the original: its norms are folded then, too."
+        got = "the copy that optimize_for_inference made"
+        raise ValueError(must_be("model", "as it was before it was optimised", got, remedy))
     dtypes = {tensor.dtype for tensor in model.parameters()} - {torch.float32}
     if dtypes:
         got = ", ".join(sorted(str(dtype) for dtype in dtypes))

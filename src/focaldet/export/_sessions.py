@@ -29,10 +29,14 @@ class Session(Protocol):
     Attributes:
         runtime: its name and version.
         metadata: text by key, as the file has it.
+        inputs: names of what the graph takes.
+        outputs: names of what it gives.
     """
 
     runtime: str
     metadata: dict[str, str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name; inputs that the graph doesn't use are left out.
@@ -87,16 +91,15 @@ class _OnnxRuntime:
             raise _unreadable(path, error) from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self._inputs = [one.name for one in self._session.get_inputs()]
-        self._outputs = [one.name for one in self._session.get_outputs()]
+        self.inputs = tuple(one.name for one in self._session.get_inputs())
+        self.outputs = tuple(one.name for one in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        arrays = {name: inputs[name].numpy() for name in self._inputs}
+        arrays = {name: inputs[name].numpy() for name in self.inputs}
         with explaining(_RUNNING):
-            outputs = self._session.run(self._outputs, arrays)
+            outputs = self._session.run(list(self.outputs), arrays)
         return {
-            name: torch.from_numpy(array)
-            for name, array in zip(self._outputs, outputs, strict=True)
+            name: torch.from_numpy(array) for name, array in zip(self.outputs, outputs, strict=True)
         }
 
 
@@ -114,14 +117,14 @@ class _OpenVino:
             raise _unreadable(path, error) from error
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
         self.metadata = _metadata_of(path)
-        self._inputs = [one.get_any_name() for one in self._model.inputs]
-        self._outputs = [one.get_any_name() for one in self._model.outputs]
+        self.inputs = tuple(one.get_any_name() for one in self._model.inputs)
+        self.outputs = tuple(one.get_any_name() for one in self._model.outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with explaining(_RUNNING):
-            results = self._model({name: inputs[name].numpy() for name in self._inputs})
+            results = self._model({name: inputs[name].numpy() for name in self.inputs})
         # Copied: OpenVINO writes the next results over these.
-        return {name: torch.from_numpy(results[name].copy()) for name in self._outputs}
+        return {name: torch.from_numpy(results[name].copy()) for name in self.outputs}
 
 
 def _metadata_of(path: Path) -> dict[str, str]:

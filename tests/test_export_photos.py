@@ -1,0 +1,106 @@
+"""An exported file finds in real photos what the model finds, in either runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+
+from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.export import OnnxDetector, export_onnx
+from focaldet.images import load_image
+from tests.export_tiny import assert_rows, expected_of, talkative
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from focaldet import Detections
+    from focaldet.export._sessions import RuntimeName
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+pytestmark = pytest.mark.slow
+
+_LEEWAY = 1e-4  # of a cut, within which OpenVINO may find other things
+_BATCH = 4
+
+
+class Exported(NamedTuple):
+    """A model and its file."""
+
+    model: RetinaNet
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    config = RetinaNetConfig.torchvision_v2(num_classes=91).replace(
+        backbone="resnet18", fpn_channels=32, head_depth=1, min_size=400, max_size=667
+    )
+    torch.manual_seed(0)
+    model = talkative(RetinaNet.from_config(config))
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(model, path)
+    return Exported(model, path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_photos_at_their_own_sizes(
+    coco_photos: list[Path], exported: Exported, runtime: RuntimeName
+) -> None:
+    pytest.importorskip(runtime)
+    detector = OnnxDetector(exported.path, runtime=runtime)
+    total = 0
+    for path in coco_photos:
+        [found], [expected] = detector.predict(path), exported.model.predict(path)
+        assert found.image_size == expected.image_size
+        assert found.source == expected.source == str(path)
+        rows = (found.boxes, found.scores, found.labels)
+        total += assert_alike(rows, expected, exported.model, runtime)
+    assert total > 10 * len(coco_photos)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_photos_of_unlike_sizes_in_padded_batches(
+    coco_photos: list[Path], exported: Exported, runtime: RuntimeName
+) -> None:
+    pytest.importorskip(runtime)
+    model, detector = exported.model, OnnxDetector(exported.path, runtime=runtime)
+    total, padded = 0, 0
+    for start in range(0, len(coco_photos), _BATCH):
+        images = [load_image(path).float() / 255 for path in coco_photos[start : start + _BATCH]]
+        batch = model.preprocess(images)
+        sizes = torch.tensor(batch.sizes)
+        padded += len(set(batch.sizes)) > 1
+        outputs = detector.run(batch.tensor, sizes)
+        for index, expected in enumerate(expected_of(model, batch.tensor, sizes)):
+            count = int(outputs["count"][index])
+            rows = [outputs[name][index, :count] for name in ("boxes", "scores", "labels")]
+            total += assert_alike(rows, expected, model, runtime)
+    assert total > 10 * len(coco_photos)
+    assert padded > 10
+
+
+def assert_alike(
+    rows: Sequence[Tensor], expected: Detections, model: RetinaNet, runtime: RuntimeName
+) -> int:
+    """Hold rows to be the expected ones; of OpenVINO's, those above the cut by more than the leeway.
+
+    The cut is the threshold, or the last score of as many detections as are kept. Returns how many
+    were compared.
+    """
+    if runtime == "openvino":
+        full = len(expected) == model.config.max_detections
+        last = float(expected.scores[-1]) if full else 0.0
+        cut = max(model.config.score_threshold, last) + _LEEWAY
+        boxes, scores, labels = rows
+        rows = [part[scores > cut] for part in (boxes, scores, labels)]
+        expected = expected[expected.scores > cut]
+    assert_rows(rows, expected)
+    return len(expected)
