@@ -129,7 +129,10 @@ def match_both_ways(
 
 
 # Anchors of NVIDIA's detector: a pixel larger than meant, or in older files of whole sides.
-ODTK = {"sizes": (8, 16, 32, 64, 128), "octave_scales": tuple(4 * 2 ** (i / 3) for i in range(3))}
+ODTK: dict[str, Any] = {
+    "sizes": (8, 16, 32, 64, 128),
+    "octave_scales": tuple(4 * 2 ** (i / 3) for i in range(3)),
+}
 
 
 @given(

@@ -244,7 +244,7 @@ def test_odtk_files_with_ratios_and_scales_have_anchors_of_their_own() -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (count, 32, 3, 3), (count,)
     tensors = plain.filled(shapes)
     file = CheckpointFile(tensors, {"ratios": ratios, "scales": scales})
-    config, converted, _ = odtk_family.convert(file)
+    config, converted, *_ = odtk_family.convert(file)
     assert (config.aspect_ratios, config.octave_scales) == ((0.25, 4.0), (2.0, 3.0, 5.0))
     assert (config.anchor_mode, config.anchor_plus_one) == ("exact", True)
     theirs = tensors["box_head.8.bias"].view(3, 2, 4)  # scale, ratio

@@ -163,3 +163,23 @@ def test_a_model_of_another_dtype_is_read_as_float32(tmp_path: Path, dtype: torc
     model.to(dtype).save_pretrained(tmp_path)
     loaded = RetinaNet.from_pretrained(tmp_path, backbone=Tiny())
     assert torch.equal(loaded.head.class_logits.weight, expected)
+
+
+def test_whoever_may_read_one_file_may_read_the_other(tmp_path: Path) -> None:
+    RetinaNet.from_config(TINY, backbone=Tiny()).save_pretrained(tmp_path)
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    RetinaNet.from_config(TINY, backbone=Tiny()).save_pretrained(tmp_path / "mine")
+    other = TINY.replace(head_depth=2)
+    with pytest.raises(ValueError, match=r"mine': `tensors` must be .* missing \(head\.box_tower"):
+        RetinaNet.from_pretrained(tmp_path / "mine", config=other, backbone=Tiny())
+
+
+def test_a_file_of_a_family_with_a_tensor_too_many_is_named(tmp_path: Path) -> None:
+    keys = ["backbone.conv1.weight", "neck.lateral_convs.0.conv.weight", "odd"]
+    keys += ["bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"]
+    torch.save({key: torch.zeros(1) for key in keys}, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pth': `source` must be made of .*'odd'"):
+        RetinaNet.from_pretrained(tmp_path / "mine.pth")

@@ -93,8 +93,9 @@ def load_checkpoint(
     """
     path = locate(source)
     if num_classes is None and class_names is None:
-        return _read(path, config)
-    return for_other_classes(_read(path), config, num_classes=num_classes, class_names=class_names)
+        return _read(path, config)._replace(source=str(path))
+    checkpoint = _read(path)._replace(source=str(path))
+    return for_other_classes(checkpoint, config, num_classes=num_classes, class_names=class_names)
 
 
 def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
@@ -105,7 +106,10 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
     for family in FAMILIES:
         missing = family.missing(file.tensors)
         if not missing:
-            return family.convert(file, config)
+            try:
+                return family.convert(file, config)
+            except ValueError as error:
+                raise ValueError(f"{str(path)!r}: {error}") from error
         tried.append(f"{family.NAME} (no key {missing[0]!r})")
     few = ", ".join(repr(key) for key in sorted(file.tensors)[:3])
     raise ValueError(

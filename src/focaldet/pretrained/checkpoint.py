@@ -38,11 +38,13 @@ class Checkpoint(NamedTuple):
         config: describes the model that takes the tensors.
         tensors: its state dict, in focaldet's key names.
         renewed: layers that the model initialises itself, whatever the tensors hold for them.
+        source: the path of what was read, for messages.
     """
 
     config: RetinaNetConfig
     tensors: dict[str, Tensor]
     renewed: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Family(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
     ):
         write_tensors(tensor_file)
         write_config(config_file)
+        shutil.copymode(config_file, tensor_file)  # safetensors' are for the owner alone
         tensor_file.replace(folder / name)
         config_file.replace(folder / _CONFIG)
     (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)  # would be stale
@@ -75,7 +77,14 @@ def load(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
         raise FileNotFoundError(must_be("source", "a directory written by save_pretrained", got))
     for name in (_SAFE, _TORCH):
         if (folder / name).is_file():
-            written = RetinaNetConfig.from_json((folder / _CONFIG).read_text(encoding="utf-8"))
+            written = _read_config(folder / _CONFIG)
             return Checkpoint(config or written, read_tensors(folder / name))
     got = f"{str(folder)!r} with neither"
     raise FileNotFoundError(must_be("source", f"a directory with {_SAFE} or {_TORCH}", got))
+
+
+def _read_config(path: Path) -> RetinaNetConfig:
+    try:
+        return RetinaNetConfig.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of which UnicodeDecodeError is one
+        raise ValueError(f"{str(path)!r}: {error}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -45,18 +47,19 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         ImportError: a safetensors file without the package safetensors.
         ValueError: a damaged file, one that would run code, or one that holds no state dict.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return CheckpointFile(_read_safetensors(path), {}, path.name)
     try:
-        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
     except RefusedError as error:
         got = f"{str(path)!r}, which asks for {error}"
         raise ValueError(must_be("source", "a pickle of NumPy arrays", got, _NOT_OPENED)) from error
     except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # no name of anything to import: not even such a pickle
+        name = _IMPORTED.search(str(error))
+        if name is None:  # not even a pickle of such objects
             raise ValueError(_damaged(path, error)) from error
         remedy = f"{_NOT_OPENED} Save its state dict alone: torch.save(model.state_dict(), path)."
-        got = f"{str(path)!r}, which holds objects that only running its code would restore"
+        got = f"{str(path)!r}, which asks for {name[1]}: only running its code would restore it"
         raise ValueError(must_be("source", "a file of plain tensors", got, remedy)) from error
     except _BROKEN as error:
         raise ValueError(_damaged(path, error)) from error
@@ -68,9 +71,17 @@ def read_checkpoint(path: Path) -> CheckpointFile:
 
 
 _NOT_OPENED = "It was not opened."
+_IMPORTED = re.compile(r"GLOBAL ([\w.]*\w)")  # in torch's message
+_OPERAND = re.compile(r"Unsupported operand \d+")  # likewise
+_LONG_ENOUGH = 200  # letters of a message that may repeat a damaged file's bytes
+_BEGINNINGS = {
+    b"<": "a web page, it seems",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+    b"": "empty",
+}
 _BROKEN = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AssertionError),
-    *(AttributeError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(AttributeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error),
 )
 
 
@@ -135,6 +146,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: BaseException) -> str:
-    reason = str(error).strip().splitlines()
-    got = f"{str(path)!r} ({reason[0] if reason else type(error).__name__})"
+    got = f"{str(path)!r} ({_reason(path, error)})"
     return must_be("source", "a readable checkpoint", got, "It is damaged or of another kind.")
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """Say why a file could not be read, but never repeat torch's advice to trust it."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64).lstrip()
+    except OSError:
+        beginning = b"?"
+    for known, kind in _BEGINNINGS.items():
+        if beginning.startswith(known) if known else not beginning:
+            return kind
+    text = str(error).strip()
+    if "weights_only" in text:
+        operand = _OPERAND.search(text)
+        return f"not as torch.save writes it{f': {operand[0]}' if operand else ''}"
+    return text.splitlines()[0][:_LONG_ENOUGH] if text else type(error).__name__

@@ -132,7 +132,12 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> LoadingReport:
     own = model.state_dict()
     new = {key: value for key, value in own.items() if key.startswith(prefixes)}
     kept = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(prefixes)}
-    check_fit(own, kept | new)
+    try:
+        check_fit(own, kept | new)
+    except ValueError as error:
+        if not checkpoint.source:
+            raise
+        raise ValueError(f"{checkpoint.source!r}: {error}") from error
     model.load_state_dict(kept | new)
     dropped = tuple(key for key in checkpoint.tensors if key not in kept)
     report = LoadingReport(tuple(kept), dropped, tuple(new))
