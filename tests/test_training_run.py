@@ -121,10 +121,6 @@ def test_a_finished_run_goes_on_for_more_epochs(
 
 def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     train_data = read_data(data / "train" / "annotations.json")
-    val = data / "val" / "annotations.json"
-    val.write_text(val.read_text().replace("circle", "ring"))
-    with pytest.raises(ValueError, match="`val_data` must be of the model's classes.*'ring'"):
-        train(tiny_detector(), train_data, read_data(val), folder=tmp_path / "run")
     for change, message in (
         ({"num_classes": 3, "class_names": None}, "of the model's 3 classes; got 2"),
         ({"class_names": ("circle", "square")}, "of the model's classes, .'circle'"),

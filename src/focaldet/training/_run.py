@@ -44,6 +44,7 @@ _CHATTER = (  # of pytorch-lightning and torch: nothing that a user could do bet
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*WeightAveraging callback.*",
+    r".*sync_dist=True.*",  # of AP, which all ranks have the whole of
 )
 
 
@@ -104,9 +105,7 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     if resize_images is None:
         resize_images = train_data.transform is None
-    _check_classes(model, "train_data", train_data)
-    if val_data is not None:
-        _check_classes(model, "val_data", val_data)
+    _check_classes(model, train_data)
     data = DetectionDataModule(
         train_data,
         val_data,
@@ -197,15 +196,15 @@ def _devices(options: TrainingOptions) -> tuple[int | str, int, str]:
     return devices, nodes, "ddp" if several else "auto"
 
 
-def _check_classes(model: RetinaNet, name: str, data: DetectionDataset) -> None:
+def _check_classes(model: RetinaNet, data: DetectionDataset) -> None:
     config = model.config
     if data.num_classes != config.num_classes:
         got = f"{data.num_classes} ({', '.join(data.class_names[:5])}, …)"
         condition = f"of the model's {config.num_classes} classes"
-        raise ValueError(must_be(name, condition, got))
+        raise ValueError(must_be("train_data", condition, got))
     if config.class_names is not None and config.class_names != tuple(data.class_names):
         condition = f"of the model's classes, {list(config.class_names)}"
-        raise ValueError(must_be(name, condition, list(data.class_names)))
+        raise ValueError(must_be("train_data", condition, list(data.class_names)))
 
 
 def _conclusion(folder: Path, best: BestModel) -> str:
