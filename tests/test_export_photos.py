@@ -10,7 +10,7 @@ import torch
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.export import OnnxDetector, export_onnx
 from focaldet.images import load_image
-from tests.export_tiny import assert_rows, expected_of, talkative
+from tests.export_tiny import assert_rows, expected_of, photo, talkative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,10 +44,27 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         backbone="resnet18", fpn_channels=32, head_depth=1, min_size=400, max_size=667
     )
     torch.manual_seed(0)
-    model = talkative(RetinaNet.from_config(config))
+    model = calibrated(talkative(RetinaNet.from_config(config)))
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     export_onnx(model, path)
     return Exported(model, path)
+
+
+@torch.no_grad()
+def calibrated(model: RetinaNet) -> RetinaNet:
+    """Scale the last convolutions, or all scores would be 1 and their order would mean nothing."""
+    pixels = load_image(photo(640, 480)).float() / 255
+    coarse = (
+        torch.nn.functional.avg_pool2d(pixels, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    )
+    logits, box_deltas = model.forward_maps(model.preprocess([coarse]).tensor)
+    for layer, maps, spread in (
+        (model.head.class_logits, logits, 0.7),
+        (model.head.box_deltas, box_deltas, 0.2),
+    ):
+        layer.weight /= torch.cat([level.flatten() for level in maps]).std() / spread
+    torch.nn.init.constant_(model.head.class_logits.bias, -4.0)  # type: ignore[arg-type]
+    return model
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
