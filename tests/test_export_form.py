@@ -138,14 +138,6 @@ def test_without_a_bound_on_candidates_it_says_why_not() -> None:
         ExportableDetector(make_model(pre_nms_top_k=None))
 
 
-def test_a_packed_copy_is_refused() -> None:
-    model = make_model().optimize_for_inference()
-    assert model.network is not None
-    for form in (ExportableDetector, ExportableMaps):
-        with pytest.raises(ValueError, match="one that can be traced; got the packed .*pack=False"):
-            form(model)
-
-
 @pytest.mark.filterwarnings("ignore:.*create_unbacked_symint:FutureWarning")  # torchvision's own
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_it_compiles_as_one_graph(backend: str) -> None:

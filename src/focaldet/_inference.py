@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from focaldet._checks import check_choice, must_be
-from focaldet._packing import can_pack, is_extended, packed
 from focaldet._torchvision import torchvision
 from focaldet.backbones import FrozenBatchNorm2d
 
@@ -30,28 +29,15 @@ SAVE_THE_ORIGINAL = must_be(
 _DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
-def optimized(model: RetinaNet, dtype: torch.dtype | None, *, pack: bool) -> RetinaNet:
+def optimized(model: RetinaNet, dtype: torch.dtype | None) -> RetinaNet:
     """Do what ``RetinaNet.optimize_for_inference`` says."""
     check_choice("dtype", dtype, _DTYPES)
-    if model.is_optimized:
-        raise ValueError(
-            must_be(
-                "model",
-                "one that can be trained",
-                "the copy that it made",
-                "Optimise the original.",
-            )
-        )
-    result: RetinaNet = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    result: RetinaNet = copy.deepcopy(model).eval()
     _fold_norms(result.backbone)
     for part in (result.backbone, result.fpn, result.head):
         part.to(dtype=dtype).to(memory_format=torch.channels_last)
     result.is_optimized = True
-    weight = result.head.class_logits.weight
-    if pack and can_pack(weight.device, weight.dtype) and (network := packed(result)) is not None:
-        result.network = network
-        del result.backbone, result.fpn, result.head
-    return result.eval()
+    return result.eval().requires_grad_(requires_grad=False)
 
 
 def _fold_norms(backbone: nn.Module) -> None:
@@ -108,7 +94,7 @@ def _pairs(backbone: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Mod
         conv = backbone.get_submodule(str(before.target))
         if type(conv) is not nn.Conv2d or len(calls[conv]) > 1 or {conv, norm} & touched:
             continue
-        if not is_extended(conv) and not is_extended(norm):
+        if not _is_extended(conv) and not _is_extended(norm):
             pairs.append((conv, norm))
     return pairs
 
@@ -118,6 +104,12 @@ def _is_norm(module: nn.Module) -> bool:
     if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return module.running_mean is not None
     return type(module) in (FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d)
+
+
+def _is_extended(module: nn.Module) -> bool:
+    """Whether a call does more than its class says, as where a weight is normalised anew."""
+    hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001  # no public way
+    return bool(hooks) or "forward" in vars(module)
 
 
 def _folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:

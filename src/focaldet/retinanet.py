@@ -89,7 +89,6 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.config = config
         self.preprocess = preprocess
-        self.network: nn.Module | None = None  # all in one, of the optimised copy alone
         self.backbone = backbone
         self.fpn = fpn
         self.head = head
@@ -228,7 +227,7 @@ class RetinaNet(nn.Module):
             batch = self.preprocess(batch, resize=resize, validate=validate)
         if targets is not None and validate:
             check_targets(targets, batch.original_sizes, self.config.num_classes)
-        weight = next(self.parameters())
+        weight = self.head.class_logits.weight
         logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
         anchors = self.anchor_generator(
             [(level.shape[2], level.shape[3]) for level in logits],
@@ -252,11 +251,6 @@ class RetinaNet(nn.Module):
         Returns:
             ``logits`` and ``box_deltas``, as in :class:`RetinaNetOutput`.
         """
-        network = self.network or self._parts
-        logits, box_deltas = network(images)
-        return logits, box_deltas
-
-    def _parts(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         logits, box_deltas = self.head(self.fpn(self.backbone(images)))
         return logits, box_deltas
 
@@ -280,9 +274,7 @@ class RetinaNet(nn.Module):
         )
         return found
 
-    def optimize_for_inference(
-        self, dtype: torch.dtype | None = None, *, pack: bool = True
-    ) -> RetinaNet:
+    def optimize_for_inference(self, dtype: torch.dtype | None = None) -> RetinaNet:
         """Return a faster copy that only predicts; this model stays as it is.
 
         BatchNorm is folded into the convolutions (a custom backbone that can't be traced keeps its
@@ -291,15 +283,11 @@ class RetinaNet(nn.Module):
 
         Args:
             dtype: torch.bfloat16 or torch.float16 is faster and less exact; None keeps the model's.
-            pack: on a CPU, put the weights into oneDNN's own layout, and do sums and activations
-                within the convolutions. The copy then has ``network`` instead of ``backbone``,
-                ``fpn`` and ``head``, and stays on the CPU in its dtype. False for one that
-                ``torch.compile`` is to take, which does the same by itself.
 
         Raises:
-            ValueError: another dtype, or a copy made by this; and later, an attempt to save the copy.
+            ValueError: another dtype; and later, an attempt to save the copy.
         """
-        return optimized(self, dtype, pack=pack)
+        return optimized(self, dtype)
 
     @overload
     def predict(

@@ -47,7 +47,6 @@ class ExportableMaps(nn.Module):
 
     def __init__(self, model: RetinaNet) -> None:
         super().__init__()
-        _check_traceable(model)
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -89,7 +88,6 @@ class ExportableDetector(nn.Module):
 
     def __init__(self, model: RetinaNet) -> None:
         super().__init__()
-        _check_traceable(model)
         top_k = model.postprocess.pre_nms_top_k
         if top_k is None:
             remedy = (
@@ -243,13 +241,6 @@ class ExportableDetector(nn.Module):
         keep = torchvision.ops.nms(apart, flat, self.model.postprocess.nms_threshold)
         kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
         return scores * kept[:-2].view(scores.shape)
-
-
-def _check_traceable(model: RetinaNet) -> None:
-    if model.network is not None:
-        remedy = "Take the original, or optimize_for_inference(pack=False)."
-        got = "the packed copy that optimize_for_inference made"
-        raise ValueError(must_be("model", "one that can be traced", got, remedy))
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
