@@ -33,9 +33,6 @@ class ExportableMaps(nn.Module):
     Args:
         model: whose modules are shared.
 
-    Raises:
-        ValueError: a copy whose convolutions are packed, which nothing can trace.
-
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
     ...     num_classes=2, backbone="resnet18", backbone_norm="batch", head_depth=0
@@ -73,8 +70,7 @@ class ExportableDetector(nn.Module):
     of their own in a grid, near to square, so that offsets stay small and float32 resolves them.
 
     Raises:
-        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded; a copy
-            whose convolutions are packed, which nothing can trace.
+        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
