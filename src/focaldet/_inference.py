@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from focaldet._checks import check_choice, must_be
 from focaldet._torchvision import torchvision
+from focaldet._winograd import is_winograd_faster, use_winograd
 from focaldet.backbones import FrozenBatchNorm2d
 
 if TYPE_CHECKING:
@@ -29,13 +30,21 @@ SAVE_THE_ORIGINAL = must_be(
 _DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
-def optimized(model: RetinaNet, dtype: torch.dtype | None) -> RetinaNet:
+def optimized(model: RetinaNet, dtype: torch.dtype | None, *, winograd: bool | None) -> RetinaNet:
     """Do what ``RetinaNet.optimize_for_inference`` says."""
     check_choice("dtype", dtype, _DTYPES)
     result: RetinaNet = copy.deepcopy(model).eval()
     _fold_norms(result.backbone)
-    for part in (result.backbone, result.fpn, result.head):
+    parts = (result.backbone, result.fpn, result.head)
+    for part in parts:
         part.to(dtype=dtype).to(memory_format=torch.channels_last)
+    weight = result.head.class_logits.weight
+    if winograd is None:
+        fits = (weight.device.type, weight.dtype) == ("cpu", torch.float32)
+        winograd = fits and is_winograd_faster(torch.get_num_threads())
+    if winograd:
+        for part in parts:
+            use_winograd(part)
     result.is_optimized = True
     return result.eval().requires_grad_(requires_grad=False)
 

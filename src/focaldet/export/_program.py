@@ -106,7 +106,9 @@ def frozen_copy(model: RetinaNet) -> RetinaNet:
 def folded(model: RetinaNet) -> RetinaNet:
     """Return a copy whose norms are folded into its convolutions, where the backbone can be traced."""
     with hushed():
-        return model.optimize_for_inference().to(memory_format=torch.contiguous_format)
+        return model.optimize_for_inference(winograd=False).to(
+            memory_format=torch.contiguous_format
+        )
 
 
 def trace(model: RetinaNet, kind: Kind, fixed_shape: Shape | None) -> torch.export.ExportedProgram:
