@@ -96,20 +96,32 @@ class WinogradConv2d(nn.Conv2d):
         )  # 6, 6, rows, B, ...
         result = input.new_empty(batch, 4 * rows, 4 * columns, self.out_channels)
         results = result.view(batch, rows, 4, columns, 4, -1).permute(2, 4, 1, 0, 3, 5)
-        step = max(1, _CHUNK // (batch * columns))
+        step = min(rows, max(1, _CHUNK // (batch * columns)))
+        wide = max(self.in_channels, self.out_channels)
+        scratch = input.new_empty(2, 36 * step * batch * columns * wide)  # used chunk after chunk
         for first in range(0, rows, step):
             part = slice(first, first + step)
-            results[:, :, part] = self._tiles(tiles[:, :, part])
+            results[:, :, part] = self._tiles(tiles[:, :, part], scratch)
         return result[:, :height, :width].permute(0, 3, 1, 2)
 
-    def _tiles(self, tiles: Tensor) -> Tensor:
-        """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``."""
+    def _tiles(self, tiles: Tensor, scratch: Tensor) -> Tensor:
+        """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``, which lies in ``scratch``."""
         shape = tiles.shape[2:-1]
-        pixels = tiles.reshape(36, -1)
-        points = torch.mm(self.to_input, pixels).view(36, -1, self.in_channels)
-        products = torch.bmm(points, self.filters).view(36, -1)
-        values = torch.mm(self.to_output, products).view(4, 4, *shape, self.out_channels)
-        return values if self.bias is None else values.add_(self.bias)
+        count = shape.numel()
+
+        def take(half: int, points: int, channels: int) -> Tensor:
+            return scratch[half, : points * count * channels].view(points, count, channels)
+
+        pixels = take(0, 36, self.in_channels)
+        pixels.view(tiles.shape).copy_(tiles)
+        points = take(1, 36, self.in_channels)
+        torch.mm(self.to_input, pixels.flatten(1), out=points.flatten(1))
+        products = torch.bmm(points, self.filters, out=take(0, 36, self.out_channels))
+        values = take(1, 16, self.out_channels)
+        torch.mm(self.to_output, products.flatten(1), out=values.flatten(1))
+        if self.bias is not None:
+            values += self.bias
+        return values.view(4, 4, *shape, self.out_channels)
 
 
 def use_winograd(module: nn.Module) -> None:

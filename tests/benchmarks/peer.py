@@ -151,13 +151,20 @@ def mebibytes_in_its_own_process(module: str, arguments: Sequence[str]) -> float
     return float(result.stdout.split()[-1])
 
 
-def mebibytes(function: Callable[[], object]) -> float:
-    """Return the peak of resident memory while ``function`` runs, beyond what was there before."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    before = _status("VmRSS")
+def mebibytes(function: Callable[[], object], runs: int = 5) -> float:
+    """Return the median peak of resident memory of some runs, each beyond what was there before it.
+
+    A first run, which loads and compiles kernels, isn't counted.
+    """
     function()
-    return (_status("VmHWM") - before) / 1024
+    peaks = []
+    for _ in range(runs):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+        before = _status("VmRSS")
+        function()
+        peaks.append((_status("VmHWM") - before) / 1024)
+    return statistics.median(peaks)
 
 
 def _status(field: str) -> int:
