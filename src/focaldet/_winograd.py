@@ -62,66 +62,89 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     filters: Tensor  # [36, C, C']
-    to_input: Tensor  # [36, 36]
-    to_output: Tensor  # [16, 36]
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> WinogradConv2d:
         """Return one with a convolution's own weights, and their transform beside them."""
         result = cls(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
         result.weight, result.bias = conv.weight, conv.bias
-        transform = _matrix(_FILTER)
-        filters = torch.einsum(
-            "ia,ocab,jb->ijco", transform, conv.weight.detach().double(), transform
-        )
-        for name, value in (
-            ("filters", filters.flatten(0, 1)),
-            ("to_input", torch.kron(_matrix(_INPUT), _matrix(_INPUT))),
-            ("to_output", torch.kron(_matrix(_OUTPUT), _matrix(_OUTPUT))),
-        ):
-            result.register_buffer(name, value.to(conv.weight).contiguous(), persistent=False)
+        transform = torch.tensor(_FILTER, dtype=torch.float64, device=conv.weight.device)
+        weight = conv.weight.detach().double()
+        filters = torch.einsum("ia,ocab,jb->ijco", transform, weight, transform).flatten(0, 1)
+        result.register_buffer("filters", filters.to(conv.weight), persistent=False)
         return result.train(conv.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Conv2d names it
         """Map ``[B, C, H, W]`` to ``[B, C', H, W]``, laid channels last."""
         batch, _, height, width = input.shape
-        rows, columns = -(-height // 4), -(-width // 4)
-        if batch * rows * columns < _FEWEST:
+        if batch * -(-height // 4) * -(-width // 4) < _FEWEST:
             return super().forward(input)
-        padded = F.pad(
-            input.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)
-        )
-        tiles = (
-            padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 1, 0, 2, 3)
-        )  # 6, 6, rows, B, ...
-        result = input.new_empty(batch, 4 * rows, 4 * columns, self.out_channels)
-        results = result.view(batch, rows, 4, columns, 4, -1).permute(2, 4, 1, 0, 3, 5)
-        step = min(rows, max(1, _CHUNK // (batch * columns)))
-        wide = max(self.in_channels, self.out_channels)
-        scratch = input.new_empty(2, 36 * step * batch * columns * wide)  # used chunk after chunk
-        for first in range(0, rows, step):
-            part = slice(first, first + step)
-            results[:, :, part] = self._tiles(tiles[:, :, part], scratch)
-        return result[:, :height, :width].permute(0, 3, 1, 2)
+        result: Tensor = _convolve(input, self.filters, self.bias)
+        return result
 
-    def _tiles(self, tiles: Tensor, scratch: Tensor) -> Tensor:
-        """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``, which lies in ``scratch``."""
-        shape = tiles.shape[2:-1]
-        count = shape.numel()
 
-        def take(half: int, points: int, channels: int) -> Tensor:
-            return scratch[half, : points * count * channels].view(points, count, channels)
+# An operator of its own, since compilers make slow code of its views.
+@torch.library.custom_op("focaldet::winograd_conv2d", mutates_args=())
+def _convolve(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    batch, channels, height, width = image.shape
+    rows, columns = -(-height // 4), -(-width // 4)
+    border = (0, 0, 1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)
+    padded = F.pad(image.permute(0, 2, 3, 1), border)
+    tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 1, 0, 2, 3)  # [6, 6, rows, ...]
+    result = _empty(image, filters)
+    results = result.view(batch, rows, 4, columns, 4, -1).permute(2, 4, 1, 0, 3, 5)
+    step = min(rows, max(1, _CHUNK // (batch * columns)))
+    size = 36 * step * batch * columns * max(channels, filters.shape[2])
+    scratch = image.new_empty(2, size)  # is used chunk after chunk
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        results[:, :, part] = _convolve_tiles(tiles[:, :, part], filters, bias, scratch)
+    return result[:, :height, :width].permute(0, 3, 1, 2)
 
-        pixels = take(0, 36, self.in_channels)
-        pixels.view(tiles.shape).copy_(tiles)
-        points = take(1, 36, self.in_channels)
-        torch.mm(self.to_input, pixels.flatten(1), out=points.flatten(1))
-        products = torch.bmm(points, self.filters, out=take(0, 36, self.out_channels))
-        values = take(1, 16, self.out_channels)
-        torch.mm(self.to_output, products.flatten(1), out=values.flatten(1))
-        if self.bias is not None:
-            values += self.bias
-        return values.view(4, 4, *shape, self.out_channels)
+
+@_convolve.register_fake
+def _(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    del bias
+    return _empty(image, filters)[:, : image.shape[2], : image.shape[3]].permute(0, 3, 1, 2)
+
+
+def _empty(image: Tensor, filters: Tensor) -> Tensor:
+    """Return room for whole tiles, ``[B, 4 * rows, 4 * columns, C']``."""
+    batch, _, height, width = image.shape
+    return image.new_empty(batch, -(-height // 4) * 4, -(-width // 4) * 4, filters.shape[2])
+
+
+def _convolve_tiles(tiles: Tensor, filters: Tensor, bias: Tensor | None, scratch: Tensor) -> Tensor:
+    """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``, which lies in ``scratch``."""
+    shape = tiles.shape[2:-1]
+    count = shape.numel()
+    channels, out_channels = filters.shape[1:]
+
+    def take(half: int, points: int, channels: int) -> Tensor:
+        return scratch[half, : points * count * channels].view(points, count, channels)
+
+    to_input, to_output = _transforms(tiles.dtype, tiles.device)
+    pixels = take(0, 36, channels)
+    pixels.view(tiles.shape).copy_(tiles)
+    points = take(1, 36, channels)
+    torch.mm(to_input, pixels.flatten(1), out=points.flatten(1))
+    products = torch.bmm(points, filters, out=take(0, 36, out_channels))
+    values = take(1, 16, out_channels)
+    torch.mm(to_output, products.flatten(1), out=values.flatten(1))
+    if bias is not None:
+        values += bias
+    return values.view(4, 4, *shape, out_channels)
+
+
+@functools.cache
+def _transforms(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what takes 6x6 pixels to 36 points, and 36 products to 4x4 results."""
+    with torch.inference_mode(mode=False):
+        matrices = [
+            torch.tensor(rows, dtype=torch.float64, device=device) for rows in (_INPUT, _OUTPUT)
+        ]
+        to_input, to_output = (torch.kron(matrix, matrix).to(dtype) for matrix in matrices)
+    return to_input, to_output
 
 
 def use_winograd(module: nn.Module) -> None:
@@ -158,7 +181,3 @@ def is_winograd_faster(threads: int) -> bool:
                 spent.append(time.perf_counter() - start)
     slow, fast = (statistics.median(spent[1:]) for spent in seconds)
     return slow > _GAIN * fast
-
-
-def _matrix(rows: tuple[tuple[float, ...], ...]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
