@@ -1,11 +1,11 @@
 """Speed and memory of ``optimize_for_inference`` beside torchvision's RetinaNet (float32, eager).
 
-Both sides hold the same random weights, with FrozenBatchNorm, and a class bias that lets as many
-scores pass as a photo does. Images have the network's size already. A and B run in turn in one process;
-printed are medians of wall and process CPU time, ours / torchvision's, and the ratio. In float32 the
-detections must be torchvision's to 0.05 pixels and 1e-4; of bfloat16 the distance is printed. Memory is
-the peak of resident memory in a later call above that before it, the median of five, each side in a process of its own. The
-exit status is 1 where a ratio falls short of what is asked or detections differ.
+Both sides hold the same random weights, with FrozenBatchNorm, and a class bias that lets as many scores
+pass as a photo does. Images have the network's size already. A and B run in turn in one process; printed
+are medians of wall and process CPU time, ours / torchvision's, and the ratio. In float32 the detections
+must be torchvision's to 0.05 pixels and 1e-4; of bfloat16 the distance is printed. Memory is the peak of
+resident memory in a later call above that before it, the median of five, each side in a process of its
+own. The exit status is 1 where a ratio falls short of what is asked or detections differ.
 
     OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.inference [--rows eager compiled bf16 postprocess memory]
 """
