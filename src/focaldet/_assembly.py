@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, TypedDict
 
 from focaldet._checks import check_choice, must_be
@@ -23,9 +24,20 @@ if TYPE_CHECKING:
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["Parts", "build_anchor_generator", "build_parts", "build_preprocess", "choose_backbone"]
+__all__ = [
+    "Parts",
+    "build_anchor_generator",
+    "build_parts",
+    "build_preprocess",
+    "choose_backbone",
+    "starting_at_random",
+]
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
+_RANDOM_FROZEN = (
+    "backbone_norm='frozen' without backbone_weights: a backbone that starts at random hardly trains "
+    "without working norms. Use backbone_norm='batch', weights, or from_pretrained."
+)
 
 
 class Parts(TypedDict):
@@ -171,6 +183,17 @@ def choose_backbone(
     )
     freeze_stages(built, config.trainable_stages)
     return built
+
+
+def starting_at_random(config: RetinaNetConfig) -> RetinaNetConfig:
+    """Return the config of a model whose backbone has no weights to begin with: all of it trains.
+
+    Warns:
+        UserWarning: frozen BatchNorm, which hardly lets such a backbone train.
+    """
+    if config.backbone_norm == "frozen":
+        warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=3)
+    return config.replace(trainable_stages=5)
 
 
 def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from focaldet import pretrained
-from focaldet._assembly import build_parts, choose_backbone
+from focaldet._assembly import build_parts, choose_backbone, starting_at_random
 from focaldet._inference import SAVE_THE_ORIGINAL, optimized
 from focaldet._output import RetinaNetOutput
 from focaldet._prediction import predict_images
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from focaldet.transforms import Preprocess
 
 __all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
-
-_RANDOM_FROZEN = (
-    "backbone_norm='frozen' without backbone_weights: a backbone that starts at random hardly trains "
-    "without working norms. Use backbone_norm='batch', weights, or from_pretrained."
-)
 
 
 class RetinaNet(nn.Module):
@@ -122,9 +116,7 @@ class RetinaNet(nn.Module):
             UserWarning: frozen BatchNorm without weights, which does not train.
         """
         if backbone_weights is None and config.backbone != "custom":
-            if config.backbone_norm == "frozen":
-                warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=2)
-            config = config.replace(trainable_stages=5)
+            config = starting_at_random(config)
         return cls._build(config, backbone, backbone_weights)
 
     @classmethod
