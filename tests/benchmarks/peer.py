@@ -51,6 +51,7 @@ def images_of(size: tuple[int, int], batch: int) -> list[Tensor]:
 
 def make_peer(size: tuple[int, int]) -> Any:
     """torchvision's RetinaNet with FrozenBatchNorm, which takes images of ``size`` as they are."""
+    torch.manual_seed(0)  # the same weights, and so the same detections, in every run
     peer = randomised(
         "retinanet_resnet50_fpn", num_classes=91, min_size=min(size), max_size=max(size)
     )
