@@ -269,6 +269,16 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         RetinaNet.from_pretrained(tmp_path)
 
 
+def test_of_the_folder_of_a_run_the_models_are_named(tiny_model: RetinaNet, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        tiny_model.save_pretrained(tmp_path / name)
+    (tmp_path / "config.json").write_text(tiny_model.config.to_json())
+    with pytest.raises(
+        FileNotFoundError, match=r"with neither\. Models are in its 'best' and 'last'"
+    ):
+        RetinaNet.from_pretrained(tmp_path)
+
+
 def test_safetensors_without_the_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

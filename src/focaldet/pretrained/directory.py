@@ -79,8 +79,11 @@ def load(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
         if (folder / name).is_file():
             written = _read_config(folder / _CONFIG)
             return Checkpoint(config or written, read_tensors(folder / name))
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{_CONFIG}"))
+    remedy = f"Models are in its {' and '.join(map(repr, inside))}: give one." if inside else ""
     got = f"{str(folder)!r} with neither"
-    raise FileNotFoundError(must_be("source", f"a directory with {_SAFE} or {_TORCH}", got))
+    condition = f"a directory with {_SAFE} or {_TORCH}"
+    raise FileNotFoundError(must_be("source", condition, got, remedy))
 
 
 def _read_config(path: Path) -> RetinaNetConfig:
