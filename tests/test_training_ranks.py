@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -91,11 +92,17 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
             assert error < 1e-5, f"{name}: {error}"
     assert_close(two["stats"], list(one["stats"]), rtol=1e-5, atol=1e-5)
     assert two["val"] == one["val"] == 5
+    for rank in range(
+        2
+    ):  # gloo's threads must not outlive Python: they abort the process, at times
+        assert (tmp_path / f"group_at_exit_{rank}").read_text() == "False"
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
+    at_exit = folder / f"group_at_exit_{os.environ['RANK']}"
+    atexit.register(lambda: at_exit.write_text(str(torch.distributed.is_initialized())))
     found = fit(folder, batch_size=2, ranks=2)
     if os.environ["RANK"] == "0":
         torch.save({**found, "stats": list(found["stats"])}, folder / "two.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,15 @@ class RetinaNetModule(pl.LightningModule):
         )
         return {"loss": loss, "detections": self.model.detections(output)}
 
+    def on_fit_end(self) -> None:
+        """Have the ranks part before Python ends.
+
+        Lightning sees to that for NCCL only. A thread of gloo that still holds a tensor when Python
+        ends aborts the process, upon which torchrun kills the other ranks, be they still writing.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            atexit.register(_leave_ranks)
+
     def configure_optimizers(self) -> Any:
         """Build optimiser and schedule, and say the learning rate aloud."""
         options = self.options
@@ -130,6 +140,11 @@ class RetinaNetModule(pl.LightningModule):
 
     def _lr(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _leave_ranks() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @rank_zero_only
