@@ -92,9 +92,8 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
             assert error < 1e-5, f"{name}: {error}"
     assert_close(two["stats"], list(one["stats"]), rtol=1e-5, atol=1e-5)
     assert two["val"] == one["val"] == 5
-    for rank in range(
-        2
-    ):  # gloo's threads must not outlive Python: they abort the process, at times
+    # Threads of gloo that outlive Python abort the process, at times.
+    for rank in range(2):
         assert (tmp_path / f"group_at_exit_{rank}").read_text() == "False"
 
 

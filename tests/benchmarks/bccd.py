@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -97,14 +98,16 @@ def recommended(epochs: int) -> tuple[Recipe, dict[str, Any]]:
     return recipe, changes
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """What the loop asks of either library's RetinaNet."""
 
+    @abstractmethod
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        raise NotImplementedError
+        """Return the sum of a batch's losses."""
 
+    @abstractmethod
     def find(self, images: Sequence[Tensor]) -> list[Detections]:
-        raise NotImplementedError
+        """Return what is in each image."""
 
 
 class Focaldet(Model):

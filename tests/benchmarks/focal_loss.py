@@ -19,16 +19,14 @@ import argparse
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
 from focaldet.losses import sigmoid_focal_loss, sigmoid_focal_loss_maps
+from tests.benchmarks.memory import printed_by, resident_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,32 +212,18 @@ def mebibytes(which: str) -> float:
     loss = careful if which == "torchvision" else sides(Case("", 1, 1, 0), x, targets)[0]
     seconds(loss, x[:64], targets[:64].clamp(min=0), leaf=True)
     x.requires_grad_()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    before = _status("VmRSS")
-    torch.autograd.backward(loss(x, targets))
-    return (_status("VmHWM") - before) / 1024 - x.numel() * 4 / 2**20
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    peak = resident_peak(lambda: torch.autograd.backward(loss(x, targets)))
+    return peak - x.numel() * 4 / 2**20
 
 
 def compare_memory() -> bool:
-    used = [
-        float(
-            subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.focal_loss", "--memory-of", which],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
+    [ours], [theirs] = (
+        printed_by("tests.benchmarks.focal_loss", [f"--memory-of={which}"])
         for which in ("focaldet", "torchvision")
-    ]
-    good = used[0] <= 8
+    )
+    good = ours <= 8
     print(
-        f"{'386000 x 80, beyond gradient':32} ours {used[0]:9.1f} MiB  torchvision {used[1]:9.1f} "
+        f"{'386000 x 80, beyond gradient':32} ours {ours:9.1f} MiB  torchvision {theirs:9.1f} "
         f"MiB                  at most 8   {'ok' if good else 'SHORT'}"
     )
     return good

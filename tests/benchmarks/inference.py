@@ -20,24 +20,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch._inductor.config
 
+from tests.benchmarks.memory import compare_memory, memory_of_calls
 from tests.benchmarks.peer import (
     differences,
     header,
     images_of,
     in_turn,
     make_peer,
-    memory_in_its_own_process,
-    memory_of_calls,
     ours_of,
     report,
-    report_memory,
     size_of,
 )
 from tests.parity.test_torchvision import everything_of
 
 if TYPE_CHECKING:
     from focaldet import RetinaNet
-    from tests.benchmarks.peer import Memory
+    from tests.benchmarks.memory import Memory
 
 
 class Row(NamedTuple):
@@ -119,14 +117,9 @@ def postprocessing(row: Row, rounds: int) -> bool:
 
 
 def memory(row: Row, threads: int) -> bool:
-    ours, theirs = (
-        memory_in_its_own_process(
-            "tests.benchmarks.inference",
-            [f"--memory-of={side}", "--rows", row.kind, "--threads", str(threads)],
-        )
-        for side in ("ours", "torchvision")
-    )
-    return report_memory(f"{row.kind} {row.size}", ours, theirs, row.asked)
+    arguments = ["--rows", row.kind, "--threads", str(threads)]
+    name = f"{row.kind} {row.size}"
+    return compare_memory(name, "tests.benchmarks.inference", arguments, row.asked)
 
 
 def memory_of(side: str, row: Row) -> Memory:

@@ -14,10 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,6 +25,7 @@ from torchvision.ops import box_iou
 from focaldet import AnchorGenerator
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.matching import Matcher
+from tests.benchmarks.memory import printed_by, resident_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,27 +109,18 @@ def mebibytes(side: str, count: int) -> float:
     levels, boxes = AnchorGenerator(mode="torchvision", offset=0)(LEVELS, (800, 1344)), draw(count)
     match = ours if side == "ours" else theirs
     match(boxes[:2], [level[: h * w * 9] for level, (h, w) in zip(levels, LEVELS, strict=True)])
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    before = _status("VmRSS")
-    match(boxes, levels)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return resident_peak(lambda: match(boxes, levels))
 
 
 def compare_memory(count: int, threads: int) -> bool:
-    used = []
-    for side in ("ours", "torchvision"):
-        command = [sys.executable, "-m", "tests.benchmarks.matching", "--memory-of", side]
-        command += ["--boxes", str(count), "--threads", str(threads)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        used.append(float(output))
-    good = used[0] <= MIB_ASKED
+    arguments = ["--boxes", str(count), "--threads", str(threads)]
+    [ours], [theirs] = (
+        printed_by("tests.benchmarks.matching", [*arguments, f"--memory-of={side}"])
+        for side in ("ours", "torchvision")
+    )
+    good = ours <= MIB_ASKED
     print(
-        f"{count:5} boxes  peak  ours {used[0]:8.1f} MiB  torchvision {used[1]:8.1f} MiB   "
+        f"{count:5} boxes  peak  ours {ours:8.1f} MiB  torchvision {theirs:8.1f} MiB   "
         f"at most {MIB_ASKED:.0f}   {'ok' if good else 'SHORT'}",
         flush=True,
     )

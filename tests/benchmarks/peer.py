@@ -1,16 +1,12 @@
-"""What the speed benchmarks share: torchvision's RetinaNet, ours of the same weights, clocks, memory."""
+"""What the speed benchmarks share: torchvision's RetinaNet, ours of the same weights, clocks."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +19,7 @@ from focaldet import RetinaNet, RetinaNetConfig
 from tests.parity.test_torchvision import everything_of, randomised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -144,61 +140,3 @@ def differences(ours: Any, theirs: Any) -> tuple[float, float, float]:
             score_gap = (found.scores - expected["scores"][index]).abs()[same]
             scores = max(scores, float(score_gap.max()))
     return paired / max(total, 1), boxes, scores
-
-
-class Memory(NamedTuple):
-    """Peaks in MiB above what was there before."""
-
-    allocated: float  # by torch's tensors, the same in every run
-    resident: float  # of the process: with oneDNN's scratch memory, and what the allocator keeps
-
-
-def memory_in_its_own_process(module: str, arguments: Sequence[str]) -> Memory:
-    """Run ``module`` again with arguments that make it print the memory of one side."""
-    command = [sys.executable, "-m", module, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    allocated, resident = map(float, result.stdout.split()[-2:])
-    return Memory(allocated, resident)
-
-
-def report_memory(name: str, ours: Memory, theirs: Memory, asked: float) -> bool:
-    """Print one row; return whether the ratio of allocated memory is what is asked."""
-    ratio = ours.allocated / theirs.allocated
-    print(
-        f"{name:34s} allocated {ours.allocated:5.0f} / {theirs.allocated:5.0f} MiB {ratio:5.2f}x   "
-        f"resident {ours.resident:5.0f} / {theirs.resident:5.0f} MiB "
-        f"{ours.resident / theirs.resident:5.2f}x   "
-        f"asked at most {asked:.2f}x {'ok' if ratio <= asked else 'SHORT'}",
-        flush=True,
-    )
-    return ratio <= asked
-
-
-def memory_of_calls(function: Callable[[], object], runs: int = 5) -> Memory:
-    """Measure some runs, resident memory by their median; a first, which loads kernels, isn't counted."""
-    function()
-    peaks = []
-    for _ in range(runs):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-        before = _status("VmRSS")
-        function()
-        peaks.append((_status("VmHWM") - before) / 1024)
-    return Memory(_allocated(function), statistics.median(peaks))
-
-
-def _allocated(function: Callable[[], object]) -> float:
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        function()
-    events = [
-        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    events.sort(key=lambda event: event.start_ns())
-    return float(max(accumulate(event.nbytes() for event in events))) / 2**20
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from tests.benchmarks.memory import compare_memory, memory_of_calls
 from tests.benchmarks.peer import (
     header,
     images_of,
     in_turn,
     make_peer,
-    memory_in_its_own_process,
-    memory_of_calls,
     ours_of,
     report,
-    report_memory,
     size_of,
 )
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tests.benchmarks.peer import Memory
+    from tests.benchmarks.memory import Memory
 
 
 class Row(NamedTuple):
@@ -132,14 +130,9 @@ def compare(row: Row, rounds: int) -> bool:
 
 def memory(row: Row, threads: int) -> bool:
     arguments = ["--rows", row.kind, "--sizes", row.size, "--boxes", str(row.boxes)]
-    ours, theirs = (
-        memory_in_its_own_process(
-            "tests.benchmarks.training_step",
-            [*arguments, f"--memory-of={side}", "--threads", str(threads)],
-        )
-        for side in ("ours", "torchvision")
-    )
-    return report_memory(f"memory {row.size} {row.boxes} boxes", ours, theirs, row.asked)
+    arguments += ["--threads", str(threads)]
+    name = f"memory {row.size} {row.boxes} boxes"
+    return compare_memory(name, "tests.benchmarks.training_step", arguments, row.asked)
 
 
 def memory_of(side: str, row: Row) -> Memory:
