@@ -13,7 +13,7 @@ import torchvision
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import AnnotationTable, DetectionDataset, read_annotations, train_transform
-from focaldet.pretrained.reading import read_tensors
+from focaldet.pretrained._reading import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
 parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)

@@ -33,7 +33,7 @@ from focaldet.datasets import (
     read_coco,
     train_transform,
 )
-from focaldet.pretrained.reading import read_tensors
+from focaldet.pretrained._reading import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
 

@@ -10,14 +10,13 @@ import torch
 from hypothesis import settings
 
 from focaldet import RetinaNet, RetinaNetConfig
+from tests.helpers.shared import SHARED
 
 torch.set_num_threads(1)  # pytest-xdist uses the cores
 # New random examples at every run at a desk; the same ones in CI, where a rare find stops others.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("desk", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)

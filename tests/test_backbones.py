@@ -10,7 +10,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from focaldet.backbones import BACKBONES, Backbone, MobileNet, build_backbone, freeze_stages
-from tests.conftest import SHARED
+from tests.helpers.shared import SHARED
 
 
 @pytest.mark.parametrize("name", BACKBONES)

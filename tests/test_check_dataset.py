@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from focaldet.datasets import AnnotationTable
-from focaldet.datasets.check import check_dataset
-from focaldet.datasets.check_report import KINDS, DatasetReport, Finding
+from focaldet.datasets.checks._check import check_dataset
+from focaldet.datasets.checks._report import KINDS, DatasetReport, Finding
 
 Row = tuple[int, int, list[float]]  # image, label, box
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from focaldet import RetinaNetConfig
 from focaldet._assembly import build_anchor_generator, build_preprocess
 from focaldet.boxes import box_iou, clip_boxes, scale_boxes
-from focaldet.datasets.anchor_fit import Objects, best_anchor_ious
-from focaldet.datasets.check import check_dataset
+from focaldet.datasets.checks._anchor_fit import Objects, best_anchor_ious
+from focaldet.datasets.checks._check import check_dataset
 from tests.test_check_dataset import table_of
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from PIL import Image
 from focaldet import RetinaNetConfig
 from focaldet.datasets import read_voc
 from focaldet.datasets.__main__ import main
-from focaldet.datasets.check import check_dataset
-from focaldet.datasets.check_report import KINDS
-from tests.conftest import SHARED
+from focaldet.datasets.checks._check import check_dataset
+from focaldet.datasets.checks._report import KINDS
+from tests.helpers.shared import SHARED
 
 VOC = SHARED / "data" / "bccd" / "voc"
 

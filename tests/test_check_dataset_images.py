@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focaldet.datasets.check import check_dataset
+from focaldet.datasets.checks._check import check_dataset
 from tests.test_check_dataset import GOOD, found, table_of
 
 if TYPE_CHECKING:

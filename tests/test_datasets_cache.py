@@ -28,12 +28,12 @@ def assert_equal_tables(first: AnnotationTable, second: AnnotationTable) -> None
 
 @pytest.fixture(autouse=True)
 def small_files_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("focaldet.datasets.coco._CACHED_FROM", 0)
+    monkeypatch.setattr("focaldet.datasets.readers._coco._CACHED_FROM", 0)
 
 
 def test_a_small_file_gets_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet.datasets.coco._CACHED_FROM", path.stat().st_size + 1)
+    monkeypatch.setattr("focaldet.datasets.readers._coco._CACHED_FROM", path.stat().st_size + 1)
     read_coco(path)
     assert names_in(tmp_path) == ["instances_some.json"]
 
@@ -42,7 +42,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("focaldet.datasets.coco.read_columns", fail)
+    monkeypatch.setattr("focaldet.datasets.readers._coco.read_columns", fail)
 
 
 def test_the_second_opening_is_from_the_cache(
@@ -129,7 +129,7 @@ def test_a_folder_that_takes_no_cache_is_no_error(
         raise PermissionError(13, "read-only", str(target))
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet._aside.written_aside", refuse)
+    monkeypatch.setattr("focaldet._atomic.atomic_write", refuse)
     assert len(read_coco(path)) == 2
     assert names_in(tmp_path) == ["instances_some.json"]
 
@@ -137,7 +137,8 @@ def test_a_folder_that_takes_no_cache_is_no_error(
 def test_a_file_that_changes_while_it_is_read_gets_no_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focaldet.datasets import _json, coco
+    from focaldet.datasets import _json
+    from focaldet.datasets.readers import _coco
 
     def changed_meanwhile(path: Path) -> _json.CocoColumns:
         columns = _json.read_columns(path)
@@ -145,6 +146,6 @@ def test_a_file_that_changes_while_it_is_read_gets_no_cache(
         return columns
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr(coco, "read_columns", changed_meanwhile)
+    monkeypatch.setattr(_coco, "read_columns", changed_meanwhile)
     read_coco(path)
     assert not cache_path(path).exists()

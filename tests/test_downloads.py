@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from focaldet.pretrained import downloads
-from focaldet.pretrained.downloads import DownloadError, cache_folder, download, fetch
-from focaldet.pretrained.published import PUBLISHED
+from focaldet.errors import DownloadError
+from focaldet.pretrained import _downloads
+from focaldet.pretrained._downloads import cache_folder, download, fetch
+from focaldet.pretrained._published import PUBLISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -216,7 +217,7 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_not(
 def test_tries_that_bring_much_are_not_counted(
     server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_WORTHWHILE", 500)
+    monkeypatch.setattr(_downloads, "_WORTHWHILE", 500)
     server.answers = [*(cut(n, ETag='"1"') for n in (600, 1200, 1800, 2400, 3000)), whole]
     server.answers[1:5] = [continued(600 * i, 600 * (i + 1)) for i in range(1, 5)]
     download(server.url, path, sha256_prefix=SHA256, **{**QUICK, "tries": 2})
@@ -294,8 +295,8 @@ def test_a_full_disk_is_said_before_and_while_writing(
         transfer.file = types.SimpleNamespace(write=no_space)
         original(transfer, chunk)
 
-    original = downloads._Transfer._write
-    monkeypatch.setattr(downloads._Transfer, "_write", write)
+    original = _downloads._Transfer._write
+    monkeypatch.setattr(_downloads._Transfer, "_write", write)
     server.ranges.clear()
     refused(server.url, path, "writing failed: [Errno 28] No space left on device")
     assert len(server.ranges) == 1
@@ -307,7 +308,7 @@ def test_an_interrupted_download_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloads._Transfer, "_write", interrupt)
+    monkeypatch.setattr(_downloads._Transfer, "_write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download(server.url, path, **QUICK)
     assert not list(path.parent.iterdir())

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from focaldet.evaluation import evaluate_coco
-from tests.conftest import SHARED
+from tests.helpers.shared import SHARED
 from tests.test_evaluation import truth
 
 if TYPE_CHECKING:

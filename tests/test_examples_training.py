@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from focaldet import RetinaNet
+from tests.helpers.tiny_training import tiny_detector, write_data
 from tests.test_datasets_readers import voc_object, write
-from tests.training_tiny import tiny_detector, write_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable

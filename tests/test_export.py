@@ -24,7 +24,7 @@ from focaldet.export import (
     export_program,
 )
 from focaldet.export.__main__ import main
-from tests.export_tiny import (
+from tests.helpers.tiny_export import (
     SHAPES,
     TinyBackbone,
     assert_gives_what_the_model_gives,

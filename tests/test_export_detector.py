@@ -13,7 +13,7 @@ import torch
 import focaldet
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.export import ExportError, FileFacts, OnnxDetector, export_onnx
-from tests.export_tiny import (
+from tests.helpers.tiny_export import (
     SHAPES,
     assert_gives_what_the_model_gives,
     assert_same,

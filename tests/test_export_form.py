@@ -11,7 +11,7 @@ from torch import nn
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.export import ExportableDetector, ExportableMaps
-from tests.export_tiny import assert_rows, batch_of, expected_of, make_model
+from tests.helpers.tiny_export import assert_rows, batch_of, expected_of, make_model
 
 SHAPES = [(1, 64, 96), (3, 96, 64), (2, 32, 32)]
 

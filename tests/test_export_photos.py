@@ -11,7 +11,7 @@ from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.boxes import box_iou
 from focaldet.export import BOX_TOLERANCE, OnnxDetector, export_onnx
 from focaldet.images import load_image
-from tests.export_tiny import assert_rows, expected_of, photo, talkative
+from tests.helpers.tiny_export import assert_rows, expected_of, photo, talkative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

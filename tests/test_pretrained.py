@@ -12,8 +12,9 @@ from torchvision.models import detection
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from focaldet import RetinaNet, RetinaNetConfig
-from focaldet.coco import CATEGORY_IDS, CLASS_NAMES
-from focaldet.pretrained import CheckpointFile, directory, torchvision_family
+from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from focaldet.pretrained import CheckpointFile, _directory
+from focaldet.pretrained.families import _torchvision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ def test_saving_and_loading_gives_the_same_model_bit_for_bit(
     if with_safetensors:
         pytest.importorskip("safetensors")
     else:
-        monkeypatch.setattr(directory, "_safetensors_installed", lambda: False)
+        monkeypatch.setattr(_directory, "_safetensors_installed", lambda: False)
     folder = tmp_path / "deep" / "model"
     tiny_model.save_pretrained(folder)
     tensors = "model.safetensors" if with_safetensors else "model.pth"
@@ -103,15 +104,15 @@ def test_a_torchvision_file_gives_the_80_classes_of_coco(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     model = RetinaNet.from_pretrained(saved(v1_tensors, tmp_path / "v1.pth"))
-    assert model.config.class_names == CLASS_NAMES
-    assert (CLASS_NAMES[0], CLASS_NAMES[79]) == ("person", "toothbrush")
-    assert model.config == RetinaNetConfig.torchvision_v1(80, CLASS_NAMES).replace(
+    assert model.config.class_names == COCO_CLASS_NAMES
+    assert (COCO_CLASS_NAMES[0], COCO_CLASS_NAMES[79]) == ("person", "toothbrush")
+    assert model.config == RetinaNetConfig.torchvision_v1(80, COCO_CLASS_NAMES).replace(
         backbone_norm_eps=0.0
     )
     theirs = v1_tensors["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)
     ours = model.head.class_logits.weight.view(9, 80, 256, 3, 3)
     for label, category in ((0, 1), (11, 13), (79, 90)):
-        assert CATEGORY_IDS[label] == category
+        assert COCO_CATEGORY_IDS[label] == category
         assert torch.equal(ours[:, label], theirs[:, category])
 
 
@@ -162,7 +163,7 @@ def test_torchvisions_other_resnets_are_recognised(name: str) -> None:
         )
         generator = detection.retinanet._default_anchorgen()
         peer = detection.RetinaNet(backbone, num_classes=4, anchor_generator=generator)
-    checkpoint = torchvision_family.convert(CheckpointFile(peer.state_dict()))
+    checkpoint = _torchvision.convert(CheckpointFile(peer.state_dict()))
     assert checkpoint.config.backbone == name
     assert checkpoint.config.num_classes == 4
     assert checkpoint.config.backbone_norm == "frozen"

@@ -14,18 +14,16 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
-from focaldet.coco import CLASS_NAMES
-from focaldet.pretrained import (
-    FAMILIES,
-    CheckpointFile,
-    check_fit,
-    detectron2_family,
-    mmdet_family,
-    odtk_family,
-    yhenon_family,
+from focaldet.class_names import COCO_CLASS_NAMES
+from focaldet.pretrained import FAMILIES, CheckpointFile, check_fit
+from focaldet.pretrained.families import _detectron2, _mmdet, _odtk, _yhenon
+from focaldet.pretrained.families._conversion import (
+    fold_bgr_input,
+    fold_delta_scales,
+    reorder_anchors,
 )
-from focaldet.pretrained.conversion import fold_bgr_input, fold_delta_scales, reorder_anchors
-from tests.parity import plain, test_detectron2, test_mmdet, test_odtk, test_yhenon
+from tests.helpers import reference_models as plain
+from tests.parity import test_detectron2, test_mmdet, test_odtk, test_yhenon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILY: dict[str, Any] = {
-    "detectron2": detectron2_family,
-    "mmdet": mmdet_family,
-    "odtk": odtk_family,
-    "yhenon": yhenon_family,
+    "detectron2": _detectron2,
+    "mmdet": _mmdet,
+    "odtk": _odtk,
+    "yhenon": _yhenon,
 }
 NAMES: dict[str, plain.Names] = {
     "detectron2": test_detectron2.NAMES,
@@ -96,7 +94,7 @@ def test_every_published_architecture_is_recognised_and_fits(
     file = CheckpointFile(tensors, name=file_name)
     config = FAMILY[family].convert(file).config
     assert (config.backbone, config.stride_in_1x1) == (backbone, stride_in_1x1)
-    assert (config.num_classes, config.class_names) == (80, CLASS_NAMES)
+    assert (config.num_classes, config.class_names) == (80, COCO_CLASS_NAMES)
     config = config.replace(backbone_norm=norm)
     fits(config, FAMILY[family].convert(file, config).tensors)
 
@@ -167,20 +165,20 @@ def test_a_file_of_no_family_says_what_each_one_misses(tmp_path: Path) -> None:
 def test_detectron2_models_for_other_pixels_are_named(key: str, value: Any, message: str) -> None:
     tensors = state("detectron2", plain.Body(50)) | {key: torch.tensor(value).view(-1, 1, 1)}
     with pytest.raises(ValueError, match=message):
-        detectron2_family.convert(CheckpointFile(tensors))
+        _detectron2.convert(CheckpointFile(tensors))
 
 
 def test_detectron2_models_with_other_anchors_are_named_unless_a_config_is_handed_in() -> None:
     tensors = state("detectron2", plain.Body(50))
     cell = test_detectron2.Detectron2.anchors(2, 1, 1).float()
     key = "anchor_generator.cell_anchors.2"
-    config = detectron2_family.convert(CheckpointFile(tensors | {key: cell})).config
+    config = _detectron2.convert(CheckpointFile(tensors | {key: cell})).config
     message = f"`{key}` must be the model zoo's anchors of 128 pixels; got .* Hand in a config"
     for wrong in (cell + 4, cell[:3], cell.flip(0)):
         file = CheckpointFile(tensors | {key: wrong})
         with pytest.raises(ValueError, match=message):
-            detectron2_family.convert(file)
-        assert detectron2_family.convert(file, config).config is config
+            _detectron2.convert(file)
+        assert _detectron2.convert(file, config).config is config
 
 
 def test_detectron2_backbones_of_other_strides_are_named() -> None:
@@ -188,7 +186,7 @@ def test_detectron2_backbones_of_other_strides_are_named() -> None:
     with pytest.raises(
         ValueError, match="over one of resnet50, resnet101, resnet152; got resnet18"
     ):
-        detectron2_family.convert(CheckpointFile(tensors))
+        _detectron2.convert(CheckpointFile(tensors))
 
 
 @pytest.mark.parametrize("family", ["detectron2", "mmdet"])
@@ -221,16 +219,16 @@ def test_mmdet_styles_are_told_by_the_configuration_or_the_name(
 ) -> None:
     extras = {} if meta is None else {"meta": meta}
     file = CheckpointFile(state("mmdet", plain.Body(50)), extras, name)
-    assert mmdet_family.is_caffe_style(file) is caffe
-    assert mmdet_family.convert(file).config.stride_in_1x1 is caffe
+    assert _mmdet.is_caffe_style(file) is caffe
+    assert _mmdet.convert(file).config.stride_in_1x1 is caffe
 
 
 def test_a_config_decides_the_style_of_an_mmdet_file() -> None:
     file = CheckpointFile(state("mmdet", plain.Body(50), numbers=True), name="mine.pth")
     key = "backbone.conv1.weight"
-    pytorch = mmdet_family.convert(file)
+    pytorch = _mmdet.convert(file)
     assert torch.equal(pytorch.tensors[key], file.tensors[key])
-    caffe = mmdet_family.convert(file, pytorch.config.replace(stride_in_1x1=True))
+    caffe = _mmdet.convert(file, pytorch.config.replace(stride_in_1x1=True))
     assert_close(caffe.tensors[key][:, 0], file.tensors[key][:, 2] * 255 * 0.229, rtol=1e-6, atol=0)
 
 
@@ -244,7 +242,7 @@ def test_odtk_files_with_ratios_and_scales_have_anchors_of_their_own() -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (count, 32, 3, 3), (count,)
     tensors = plain.filled(shapes)
     file = CheckpointFile(tensors, {"ratios": ratios, "scales": scales})
-    config, converted, *_ = odtk_family.convert(file)
+    config, converted, *_ = _odtk.convert(file)
     assert (config.aspect_ratios, config.octave_scales) == ((0.25, 4.0), (2.0, 3.0, 5.0))
     assert (config.anchor_mode, config.anchor_plus_one) == ("exact", True)
     theirs = tensors["box_head.8.bias"].view(3, 2, 4)  # scale, ratio
@@ -253,7 +251,7 @@ def test_odtk_files_with_ratios_and_scales_have_anchors_of_their_own() -> None:
 
 
 def test_odtk_files_without_ratios_have_the_rounded_anchors_of_their_time() -> None:
-    config = odtk_family.convert(CheckpointFile(state("odtk", plain.Body(18)))).config
+    config = _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)))).config
     assert (config.anchor_mode, config.anchor_plus_one) == ("rounded", False)
 
 
@@ -268,7 +266,7 @@ def test_odtk_files_without_ratios_have_the_rounded_anchors_of_their_time() -> N
 )
 def test_odtk_files_of_other_kinds_are_named(extras: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        odtk_family.convert(CheckpointFile(state("odtk", plain.Body(18)), extras))
+        _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)), extras))
 
 
 def test_an_odtk_file_of_two_backbones_is_named() -> None:
@@ -277,7 +275,7 @@ def test_an_odtk_file_of_two_backbones_is_named() -> None:
     with pytest.raises(
         ValueError, match="of one backbone; got .'backbones.AnyFPN.', 'backbones.Ot"
     ):
-        odtk_family.convert(CheckpointFile(tensors))
+        _odtk.convert(CheckpointFile(tensors))
 
 
 # --- Folds ---------------------------------------------------------------------------------------

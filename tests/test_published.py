@@ -18,7 +18,7 @@ import torch
 import focaldet.pretrained
 from focaldet import RetinaNet
 from focaldet.pretrained import DownloadError, PublishedTable, cache_folder
-from focaldet.pretrained.published import PUBLISHED
+from focaldet.pretrained._published import PUBLISHED
 
 if TYPE_CHECKING:
     from focaldet.pretrained import PublishedWeights

@@ -15,8 +15,8 @@ import torch
 from numpy._core import multiarray
 
 from focaldet import RetinaNet
-from focaldet.pretrained.reading import read_checkpoint, read_tensors
-from focaldet.pretrained.unpickling import RefusedError, unpickle_arrays
+from focaldet.pretrained._reading import read_checkpoint, read_tensors
+from focaldet.pretrained._unpickling import RefusedError, unpickle_arrays
 
 ARRAYS = {
     "f4": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from focaldet import RetinaNet
-from focaldet.pretrained.reading import read_checkpoint, read_tensors
+from focaldet.pretrained._reading import read_checkpoint, read_tensors
 from tests.test_reading import written
 
 if TYPE_CHECKING:

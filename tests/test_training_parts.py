@@ -22,7 +22,7 @@ from focaldet.training import (
 from focaldet.training._data import _Loader
 from focaldet.training._errors import explaining
 from focaldet.training._optimisation import build_optimizer, choose_lr
-from tests.training_tiny import darken, read_data, write_data
+from tests.helpers.tiny_training import darken, read_data, write_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import torch
 from torch.testing import assert_close
 
 from focaldet.training import CocoAP, DetectionDataModule, RetinaNetModule, TrainingOptions
-from tests.training_tiny import read_data, tiny_detector, write_data
+from tests.helpers.tiny_training import read_data, tiny_detector, write_data
 
 
 class Record(pl.Callback):

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from focaldet.training import RetinaNetModule
-from tests import training_tiny
-from tests.training_tiny import write_data
+from tests.helpers import tiny_training
+from tests.helpers.tiny_training import write_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def killed(
     data: Path, folder: Path, name: str, step: int, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a signal, with its workers, in the middle of a step."""
-    command = [sys.executable, training_tiny.__file__ or "", str(data), str(folder)]
+    command = [sys.executable, tiny_training.__file__ or "", str(data), str(folder)]
     command += ["--options", json.dumps(options), "--signal", name, str(step)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -64,8 +64,8 @@ def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any
     process = killed(data, folder / "killed", name, step, **options)
     assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143}[name], process.stderr
     assert not (folder / "killed" / "last").exists()
-    training_tiny.run(data, folder / "killed", resume=True, **options)
-    training_tiny.run(data, folder / "whole", **options)
+    tiny_training.run(data, folder / "killed", resume=True, **options)
+    tiny_training.run(data, folder / "whole", **options)
     resumed, whole = weights(folder / "killed"), weights(folder / "whole")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
@@ -107,10 +107,10 @@ def interrupted(
 ) -> int:
     """Train in this process, send it a signal in the middle of a step; return the exit status."""
     monkeypatch.setattr(RetinaNetModule, "training_step", RetinaNetModule.training_step)
-    training_tiny.send_signal(number, step, whole_group=False)
+    tiny_training.send_signal(number, step, whole_group=False)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
-        training_tiny.run(data, folder)
+        tiny_training.run(data, folder)
     assert signal.getsignal(number) == before
     return int(str(ended.value.code))
 

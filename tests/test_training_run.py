@@ -17,8 +17,8 @@ from PIL import Image
 from focaldet import RetinaNet
 from focaldet.training import RetinaNetModule, TrainingError, draw_curves, train
 from focaldet.training._metrics import read_metrics
-from tests import training_tiny
-from tests.training_tiny import read_data, tiny_detector, tiny_options, write_data
+from tests.helpers import tiny_training
+from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, write_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_run_leaves_all_there_is_to_know_in_one_folder(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tmp_path / "run"
-    summary = training_tiny.run(
+    summary = tiny_training.run(
         data, folder, pictures=2, ema_decay=0.5, accumulate=2, precision="bf16-mixed"
     )
     assert {path.name for path in folder.iterdir()} == {
@@ -71,7 +71,7 @@ def test_a_runs_lines_are_heard_without_any_setting_of_logging(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    training_tiny.run(data, tmp_path / "run", epochs=1)
+    tiny_training.run(data, tmp_path / "run", epochs=1)
     lines = capfd.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["sgd,", "epoch", "Done:"]
     assert not logging.getLogger("focaldet.training").handlers
@@ -88,27 +88,27 @@ def test_a_run_without_validation_keeps_its_last_model(data: Path, tmp_path: Pat
 
 
 def test_each_epoch_has_a_row_of_losses_at_least(data: Path, tmp_path: Path) -> None:
-    training_tiny.run(data, tmp_path / "run", log_every=50)
+    tiny_training.run(data, tmp_path / "run", log_every=50)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [(row["epoch"], row["step"]) for row in rows if "train/lr" in row] == [(0, 1), (1, 3)]
 
 
 def test_another_runs_folder_is_refused(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    training_tiny.run(data, folder, epochs=1)
+    tiny_training.run(data, folder, epochs=1)
     before = (folder / "metrics.csv").read_bytes()
     with pytest.raises(FileExistsError, match="a new or empty folder; got .* another run.*resume"):
-        training_tiny.run(data, folder)
+        tiny_training.run(data, folder)
     assert (folder / "metrics.csv").read_bytes() == before
     with pytest.raises(FileExistsError, match="or that of a run; got .*holds other files"):
-        training_tiny.run(data, data, resume=True)
+        tiny_training.run(data, data, resume=True)
 
 
 def test_a_finished_run_goes_on_for_more_epochs(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training_tiny.run(data, tmp_path / "run", epochs=1)
-    assert training_tiny.run(data, tmp_path / "run", epochs=2, resume=True).epochs == 2
+    tiny_training.run(data, tmp_path / "run", epochs=1)
+    assert tiny_training.run(data, tmp_path / "run", epochs=2, resume=True).epochs == 2
     assert "Resuming with epochs 2 instead of 1." in caplog.text
     config = tiny_detector().config.replace(focal_gamma=1.0)
     train_data = read_data(data / "train" / "annotations.json")
@@ -116,7 +116,7 @@ def test_a_finished_run_goes_on_for_more_epochs(
         train(RetinaNet.from_config(config), train_data, folder=tmp_path / "run", resume=True)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(TrainingError, match=r"checkpoint .*last\.ckpt' is damaged"):
-        training_tiny.run(data, tmp_path / "run", epochs=3, resume=True)
+        tiny_training.run(data, tmp_path / "run", epochs=3, resume=True)
 
 
 def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
         r"is 0\.0025\), a warm-up .*, no gradient clipping.*saved in .*nonfinite_step_1\.pt"
     )
     with pytest.raises(TrainingError, match=message):
-        training_tiny.run(data, tmp_path / "run")
+        tiny_training.run(data, tmp_path / "run")
     kept = torch.load(tmp_path / "run" / "nonfinite_step_1.pt", weights_only=True)
     model = tiny_detector()
     model.load_state_dict(kept["state_dict"])
@@ -175,7 +175,7 @@ def test_broken_weights_are_found_and_never_saved(
 
     break_at(monkeypatch, 2, spoil)
     with pytest.raises(TrainingError, match="tensors of the weights .* not finite already"):
-        training_tiny.run(data, tmp_path / "a")  # the next loss tells
+        tiny_training.run(data, tmp_path / "a")  # the next loss tells
     last = tmp_path / "b" / "checkpoints" / "last.ckpt"
     break_at(monkeypatch, 1, spoil)
     with pytest.raises(TrainingError, match="After step 2 .* hold NaN or infinity"):
@@ -191,7 +191,7 @@ def test_broken_weights_are_found_and_never_saved(
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_tiny.run(data, tmp_path / "run", epochs=1)
+    tiny_training.run(data, tmp_path / "run", epochs=1)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     save = torch.save
@@ -202,11 +202,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingError, match="No space is left in .*last.ckpt', which is whole"):
-        training_tiny.run(data, tmp_path / "run", resume=True)
+        tiny_training.run(data, tmp_path / "run", resume=True)
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
     with pytest.raises(TrainingError, match="No space is left .* there was no checkpoint yet"):
-        training_tiny.run(data, tmp_path / "new")
+        tiny_training.run(data, tmp_path / "new")
 
 
 def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> No
     with pytest.raises(
         TrainingError, match=r"image 6.*5\.png'\. The folder of images is '.*train'"
     ):
-        training_tiny.run(data, tmp_path / "run")
+        tiny_training.run(data, tmp_path / "run")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a forked worker")
@@ -245,7 +245,7 @@ def test_other_errors_pass_as_they_are(
 
         break_at(monkeypatch, 0, fail)
         with pytest.raises(type(error), match="of another kind|forbidden"):
-            training_tiny.run(data, tmp_path / type(error).__name__)
+            tiny_training.run(data, tmp_path / type(error).__name__)
 
 
 def test_curves_need_a_file(tmp_path: Path) -> None:

@@ -1,109 +1,167 @@
-"""How the project says that an argument is wrong: one grammar, a few shared checks.
-
-Every message reads "`name` must be <condition>; got <value>. <what to do>."
-"""
+"""Checks of arguments that several modules share, with messages that name argument and value."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable
 
     from torch import Tensor
 
-_OVERSHOOT = 0.2  # bicubic resizing leaves 0-1 by up to about this much
+__all__ = [
+    "check_boxes",
+    "check_choice",
+    "check_image",
+    "check_integer",
+    "check_range",
+    "existing_file",
+    "existing_folder",
+    "shortened",
+]
+
+_OVERSHOOT = 0.2  # bicubic resizing overshoots [0, 1] by up to about this much
 
 
 def must_be(name: str, condition: str, got: object, remedy: str = "") -> str:
-    """Build an error message in the project's grammar.
-
-    >>> must_be("gamma", ">= 0", -1.0, "The paper uses 2.")
-    '`gamma` must be >= 0; got -1.0. The paper uses 2.'
-    """
+    """Build an error message. Being replaced by sentences that fit the fault."""
     return f"`{name}` must be {condition}; got {got}." + (f" {remedy}" if remedy else "")
 
 
 def check_range(
     name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False
 ) -> None:
-    """Raise ``ValueError`` unless ``low <= value <= high`` (``low < value`` if ``low_open``)."""
+    """Raise ``ValueError`` unless ``low <= value <= high`` (``low < value`` if ``low_open``).
+
+    >>> check_range("gamma", -1.0, 0)
+    Traceback (most recent call last):
+    ValueError: gamma must be at least 0, got -1.0.
+    """
     if (value > low if low_open else value >= low) and value <= high:
         return
     if high == math.inf:
-        condition = f"{'>' if low_open else '>='} {low}"
+        condition = f"greater than {low}" if low_open else f"at least {low}"
     else:
         condition = f"in {'(' if low_open else '['}{low}, {high}]"
-    raise ValueError(must_be(name, condition, value))
+    raise ValueError(f"{name} must be {condition}, got {value}.")
+
+
+def check_integer(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is an integer; a bool is not.
+
+    >>> check_integer("num_classes", "80")
+    Traceback (most recent call last):
+    TypeError: num_classes must be an integer, got '80'.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {shortened(value)}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``.
+
+    >>> check_choice("reduction", "avg", ("none", "mean", "sum"))
+    Traceback (most recent call last):
+    ValueError: Unknown reduction 'avg'; choose 'none', 'mean' or 'sum'.
+    """
     choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(must_be(name, f"one of {', '.join(map(repr, choices))}", repr(value)))
+    if value in choices:
+        return
+    *others, last = map(repr, choices)
+    listed = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(f"Unknown {name} {shortened(value)}; choose {listed}.")
+
+
+def existing_file(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return ``path``, or raise ``FileNotFoundError`` if it is not a file."""
+    path = Path(path)
+    if not path.is_file():
+        what = "This is a folder, not a file" if path.is_dir() else "No such file"
+        raise FileNotFoundError(f"{what}: {str(path)!r} ({name}).")
+    return path
+
+
+def existing_folder(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return ``path``, or raise ``FileNotFoundError`` if it is not a folder."""
+    path = Path(path)
+    if not path.is_dir():
+        what = "This is a file, not a folder" if path.is_file() else "No such folder"
+        raise FileNotFoundError(f"{what}: {str(path)!r} ({name}).")
+    return path
+
+
+def shortened(value: object, length: int = 200) -> str:
+    """Return the ``repr`` of a value for a message, cut to ``length`` characters."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def check_boxes(name: str, boxes: Tensor) -> None:
     """Raise unless ``boxes`` is a floating-point tensor of shape ``[N, 4]``."""
     if not boxes.is_floating_point():
-        raise TypeError(must_be(name, "a floating-point tensor", boxes.dtype))
+        raise TypeError(f"{name} must be a floating-point tensor, got {boxes.dtype}.")
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
-        raise ValueError(must_be(name, "of shape [N, 4] (x1, y1, x2, y2)", list(boxes.shape)))
+        raise ValueError(
+            f"{name} must have shape [N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}."
+        )
 
 
 def check_image(name: str, image: Tensor, *, uint8: bool = True, values: bool = True) -> None:
-    """Raise unless ``image`` is a ``[3, H, W]`` RGB tensor, uint8 or floating point in [0, 1].
+    """Raise unless ``image`` is a ``[3, H, W]`` RGB tensor, uint8 or floating-point in [0, 1].
 
     Args:
-        name: what the message calls it.
-        image: what to check.
-        uint8: whether uint8 will do.
-        values: check the values of a floating-point image too, which waits for a GPU to finish.
+        name: What the message calls the image.
+        image: The image to check.
+        uint8: Whether uint8 is accepted.
+        values: Whether to check the values of a floating-point image, which synchronises a GPU.
     """
     if not isinstance(image, torch.Tensor):
-        raise TypeError(must_be(name, "a tensor", type(image).__name__))
+        raise TypeError(f"{name} must be a tensor, got {type(image).__name__}.")
     if not image.is_floating_point() and not (uint8 and image.dtype == torch.uint8):
-        condition = "uint8 or floating point in [0, 1]" if uint8 else "floating point in [0, 1]"
-        remedy = "Values from 0 to 255 can be given as " + (
-            "image.to(torch.uint8)." if uint8 else "image.float() / 255."
+        accepted = "uint8 or floating-point in [0, 1]" if uint8 else "floating-point in [0, 1]"
+        remedy = "image.to(torch.uint8)" if uint8 else "image.float() / 255"
+        raise TypeError(
+            f"{name} must be {accepted}, got {image.dtype}. Convert values from 0 to 255 with {remedy}."
         )
-        raise TypeError(must_be(name, condition, image.dtype, remedy))
     shape = list(image.shape)
     if image.ndim != 3 or shape[0] != 3:
-        raise ValueError(must_be(name, "of shape [3, H, W]", shape, _shape_remedy(shape)))
+        raise ValueError(f"{name} must have shape [3, H, W], got {shape}.{_shape_remedy(shape)}")
     if 0 in shape:
-        raise ValueError(must_be(name, "at least one pixel high and wide", shape))
+        raise ValueError(f"{name} has no pixels: its shape is {shape}.")
     if values and image.is_floating_point():
         _check_image_values(name, image)
 
 
 def _shape_remedy(shape: list[int]) -> str:
     if len(shape) == 4:
-        return "Give the images of a batch one by one, as list(batch)."
+        return " Pass the images of a batch one by one, as list(batch)."
     if len(shape) not in (2, 3):
         return ""
     if len(shape) == 2 or shape[0] == 1:
-        return "Repeat a greyscale channel with .expand(3, -1, -1)."
+        return " Repeat a greyscale channel with .expand(3, -1, -1)."
     if shape[0] == 4:
-        return "Drop the alpha channel with image[:3]."
+        return " Drop the alpha channel with image[:3]."
     if shape[-1] == 3:
-        return "Put channels first with .permute(2, 0, 1)."
+        return " Put the channels first with .permute(2, 0, 1)."
     return ""
 
 
 def _check_image_values(name: str, image: Tensor) -> None:
     low, high = (float(bound) for bound in torch.aminmax(image.detach()))
-    got = f"values from {low:g} to {high:g}"
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(must_be(name, "finite", got))
+        raise ValueError(f"{name} contains NaN or infinity.")
     if low < -_OVERSHOOT:
-        remedy = "The model normalises by itself: give the image before mean and std."
+        remedy = "The model normalises images itself, so pass them before subtracting a mean."
     elif high > 1 + _OVERSHOOT:
         remedy = "Divide values from 0 to 255 by 255, or convert them to uint8."
     else:
         return
-    raise ValueError(must_be(name, "in [0, 1] if it is floating point", got, remedy))
+    raise ValueError(
+        f"A floating-point image must be in [0, 1], but {name} has values from {low:g} to {high:g}. "
+        f"{remedy}"
+    )

@@ -1,30 +1,13 @@
-"""COCO's 80 classes: their names, and the sparse ids that its files use for them."""
+"""Deprecated: the names of COCO's classes moved to :mod:`focaldet.class_names` in 0.3.0."""
 
 from __future__ import annotations
 
-__all__ = ["CATEGORY_IDS", "CLASS_NAMES"]
+from focaldet._deprecation import moved
 
-_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-
-CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)
-"""The category id of each label ``0 .. 79``, ascending, between 1 and 90.
-
->>> len(CATEGORY_IDS), CATEGORY_IDS[:2], CATEGORY_IDS[-1]
-(80, (1, 2), 90)
-"""
-
-# fmt: off
-CLASS_NAMES: tuple[str, ...] = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat",
-    "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack",
-    "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball",
-    "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
-    "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
-    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair",
-    "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
-    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
-    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+__getattr__ = moved(
+    __name__,
+    {
+        "CATEGORY_IDS": "focaldet.class_names.COCO_CATEGORY_IDS",
+        "CLASS_NAMES": "focaldet.class_names.COCO_CLASS_NAMES",
+    },
 )
-# fmt: on
-"""The name of each label ``0 .. 79``."""

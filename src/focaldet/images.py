@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet._checks import check_choice, check_image, must_be
+from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,10 +64,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class UnreadableImageError(ValueError):
-    """The content of an image cannot be decoded; the message names the file and the cause."""
 
 
 class LoadedImage(NamedTuple):

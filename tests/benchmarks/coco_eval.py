@@ -102,10 +102,10 @@ def drawn(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, 
     import torch
 
     from focaldet import Detections
-    from focaldet.coco import CATEGORY_IDS, CLASS_NAMES
+    from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
     rng = np.random.default_rng(0)
-    count, each, classes = int(7.3 * images), 100, len(CATEGORY_IDS)
+    count, each, classes = int(7.3 * images), 100, len(COCO_CATEGORY_IDS)
     share = 1 / np.arange(1, classes + 1)
 
     def boxes(number: int) -> Any:
@@ -117,13 +117,14 @@ def drawn(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, 
     truth = {
         "images": [{"id": 3 * i, "height": SIZE[0], "width": SIZE[1]} for i in range(images)],
         "categories": [
-            {"id": i, "name": name} for i, name in zip(CATEGORY_IDS, CLASS_NAMES, strict=True)
+            {"id": i, "name": name}
+            for i, name in zip(COCO_CATEGORY_IDS, COCO_CLASS_NAMES, strict=True)
         ],
         "annotations": [
             {
                 "id": i + 1,
                 "image_id": 3 * int(of_image[i]),
-                "category_id": CATEGORY_IDS[label[i]],
+                "category_id": COCO_CATEGORY_IDS[label[i]],
                 "bbox": box[i].tolist(),
                 "area": 0.7 * float(box[i, 2] * box[i, 3]),
                 "iscrowd": int(rng.random() < 0.02),
@@ -144,7 +145,7 @@ def drawn(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, 
             torch.from_numpy(labels[:each]),
             SIZE,
         )
-        entries += found[3 * i].to_coco(3 * i, CATEGORY_IDS)
+        entries += found[3 * i].to_coco(3 * i, COCO_CATEGORY_IDS)
     return truth, entries, found
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from focaldet.coco import CLASS_NAMES
-from tests.parity import plain
-from tests.parity.families import Prepared, check_photos, check_synthetic_images, loaded
+from focaldet.class_names import COCO_CLASS_NAMES
+from tests.helpers import reference_models as plain
+from tests.helpers.parity import Prepared, check_photos, check_synthetic_images, loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +131,12 @@ def written(made: MMDetection, path: Path, *, config: str | None = None, old: bo
             key.replace(".conv.", ".") if "_convs." in key and "bbox_head" in key else key: value
             for key, value in state.items()
         }
-    meta: Any = {"mmdet_version": "2.22.0", "CLASSES": CLASS_NAMES, "epoch": 12, "hook_msgs": {}}
+    meta: Any = {
+        "mmdet_version": "2.22.0",
+        "CLASSES": COCO_CLASS_NAMES,
+        "epoch": 12,
+        "hook_msgs": {},
+    }
     if config is not None:
         meta["config"] = config
     torch.save({"meta": meta, "state_dict": state}, path, _use_new_zipfile_serialization=not old)

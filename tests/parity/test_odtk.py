@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from tests.parity import plain
-from tests.parity.families import Prepared, check_photos, check_synthetic_images, loaded
+from tests.helpers import reference_models as plain
+from tests.helpers.parity import Prepared, check_photos, check_synthetic_images, loaded
 
 if TYPE_CHECKING:
     from pathlib import Path

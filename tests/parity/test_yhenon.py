@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from tests.parity import plain
-from tests.parity.families import Prepared, check_photos, check_synthetic_images, loaded
+from tests.helpers import reference_models as plain
+from tests.helpers.parity import Prepared, check_photos, check_synthetic_images, loaded
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,19 +11,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from focaldet.datasets._batching import AspectRatioBatchSampler, collate, seed_worker
+from focaldet.datasets._dataset import DetectionDataset
+from focaldet.datasets._reading import read_annotations
 from focaldet.datasets._table import AnnotationTable
-from focaldet.datasets.batching import AspectRatioBatchSampler, collate, seed_worker
-from focaldet.datasets.coco import read_coco
-from focaldet.datasets.csv_rows import read_csv
-from focaldet.datasets.dataset import DetectionDataset
-from focaldet.datasets.reading import read_annotations
-from focaldet.datasets.voc import read_voc
-from focaldet.datasets.yolo import read_yolo
+from focaldet.datasets.readers._coco import read_coco
+from focaldet.datasets.readers._csv import read_csv
+from focaldet.datasets.readers._voc import read_voc
+from focaldet.datasets.readers._yolo import read_yolo
 
 if TYPE_CHECKING:
-    from focaldet.datasets.augment import train_transform
-    from focaldet.datasets.check import check_dataset
-    from focaldet.datasets.check_report import DatasetReport
+    from focaldet.datasets._augment import train_transform
+    from focaldet.datasets.checks._check import check_dataset
+    from focaldet.datasets.checks._report import DatasetReport
 
 __all__ = [
     "AnnotationTable",
@@ -41,7 +41,11 @@ __all__ = [
     "train_transform",
 ]
 
-_LATER = {"DatasetReport": "check_report", "check_dataset": "check", "train_transform": "augment"}
+_LATER = {
+    "DatasetReport": "checks._report",
+    "check_dataset": "checks._check",
+    "train_transform": "_augment",
+}
 
 
 def __getattr__(name: str) -> object:

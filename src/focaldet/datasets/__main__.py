@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write_text
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
-from focaldet.datasets.check import check_dataset
-from focaldet.datasets.reading import read_annotations
+from focaldet.datasets._reading import read_annotations
+from focaldet.datasets.checks._check import check_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=_progress() if sys.stderr.isatty() else None,
         )
         if asked.json is not None:
-            _write(asked.json, report.to_json())
+            atomic_write_text(asked.json, report.to_json())
     except (OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return _NOT_CHECKED
@@ -109,12 +109,6 @@ def _read_config(path: Path) -> RetinaNetConfig:
             must_be("config", "a config.json, or a folder with one", repr(str(path)))
         )
     return RetinaNetConfig.from_json(file.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, text: str) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(path)
 
 
 def _progress() -> Callable[[int, int], object]:

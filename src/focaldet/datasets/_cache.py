@@ -103,7 +103,7 @@ def _check(arrays: dict[str, npt.NDArray[Any]], names: PackedStrings) -> None:
 
 def save_cache(table: AnnotationTable, path: Path, state: dict[str, Any]) -> None:
     """Write the cache, if the folder takes it and the annotations did not change meanwhile."""
-    from focaldet._aside import written_aside  # with what a checkpoint needs
+    from focaldet._atomic import atomic_write  # with what a checkpoint needs
 
     status = path.stat()
     if (status.st_size, status.st_mtime_ns) != (state["size"], state["time"]):
@@ -114,13 +114,15 @@ def save_cache(table: AnnotationTable, path: Path, state: dict[str, Any]) -> Non
         "category_ids": table.category_ids,
     }
     names = PackedStrings.pack(table.file_names)
-    with contextlib.suppress(OSError), written_aside(cache_path(path)) as aside:
-        with aside.open("wb") as file:
-            np.savez(
-                file,
-                facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-                file_names=names.data,
-                file_name_ends=names.ends,
-                **{name: getattr(table, name) for name in _ARRAYS},
-            )
-        aside.replace(cache_path(path))
+    with (
+        contextlib.suppress(OSError),
+        atomic_write(cache_path(path)) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.savez(
+            file,
+            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+            file_names=names.data,
+            file_name_ends=names.ends,
+            **{name: getattr(table, name) for name in _ARRAYS},
+        )

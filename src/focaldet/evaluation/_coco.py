@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from focaldet.evaluation._found import join, read_found
-from focaldet.evaluation._judges import judge, resolve
+from focaldet.evaluation._backends import judge, resolve
+from focaldet.evaluation._detections import join, read_found
+from focaldet.evaluation._ground_truth import read_truth
 from focaldet.evaluation._ranks import over_ranks
 from focaldet.evaluation._result import ClassResult, CocoResult
-from focaldet.evaluation._truth import read_truth
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
 
     from focaldet.detections import Detections
-    from focaldet.evaluation._found import Found
-    from focaldet.evaluation._judges import Backend
-    from focaldet.evaluation._truth import Truth
+    from focaldet.evaluation._backends import Backend
+    from focaldet.evaluation._detections import Found
+    from focaldet.evaluation._ground_truth import Truth
 
 __all__ = ["evaluate_coco"]
 

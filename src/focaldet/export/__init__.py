@@ -8,11 +8,11 @@ model is exported, which ``torch.compile(fullgraph=True)`` takes, too.
 
 from __future__ import annotations
 
-from focaldet.export._check import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, ExportReport
+from focaldet.errors import ExportError
+from focaldet.export._comparison import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, ExportReport
 from focaldet.export._detector import OnnxDetector
-from focaldet.export._errors import ExportError
-from focaldet.export._facts import FileFacts
-from focaldet.export._form import ExportableDetector, ExportableMaps
+from focaldet.export._exportable import ExportableDetector, ExportableMaps
+from focaldet.export._metadata import FileFacts
 from focaldet.export._onnx import OPSET, export_onnx
 from focaldet.export._program import export_program
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from focaldet.export._errors import ExportError
+from focaldet.errors import ExportError
 from focaldet.export._onnx import OPSET, export_onnx
 from focaldet.export._program import export_program
 from focaldet.retinanet import RetinaNet

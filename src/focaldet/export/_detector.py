@@ -9,9 +9,9 @@ import torch
 
 from focaldet._checks import check_range, must_be
 from focaldet._prediction import predict_images
-from focaldet.export._facts import FileFacts
 from focaldet.export._file_model import FileAsModel
 from focaldet.export._inputs import check_images, check_sizes
+from focaldet.export._metadata import FileFacts
 from focaldet.export._sessions import open_session
 
 if TYPE_CHECKING:

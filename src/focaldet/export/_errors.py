@@ -8,15 +8,13 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
+from focaldet.errors import ExportError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-__all__ = ["ExportError", "explaining", "hushed", "needed"]
-
-
-class ExportError(RuntimeError):
-    """A model could not be exported, or the file does not give what the model gives."""
+__all__ = ["explaining", "hushed", "needed"]
 
 
 def needed(package: str) -> ModuleType:

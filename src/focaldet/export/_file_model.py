@@ -14,7 +14,7 @@ from focaldet.export._inputs import parts_around
 from focaldet.transforms import resize_factor
 
 if TYPE_CHECKING:
-    from focaldet.export._facts import FileFacts, Shape
+    from focaldet.export._metadata import FileFacts, Shape
     from focaldet.export._sessions import Session
     from focaldet.structures import ImageBatch
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from focaldet._assembly import Parts
-    from focaldet.export._facts import FileFacts
+    from focaldet.export._metadata import FileFacts
 
 __all__ = ["check_images", "check_sizes", "parts_around"]
 

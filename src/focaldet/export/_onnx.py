@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write
 from focaldet._checks import check_range
-from focaldet.export._check import ExportReport, compare
+from focaldet.export._comparison import ExportReport, compare
 from focaldet.export._errors import explaining, hushed, needed
-from focaldet.export._facts import FileFacts
+from focaldet.export._metadata import FileFacts
 from focaldet.export._program import folded, frozen_copy, target_path, trace
 from focaldet.export._sessions import open_session
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from focaldet.export._facts import Kind, Shape
+    from focaldet.export._metadata import Kind, Shape
     from focaldet.images import ImageSource
     from focaldet.retinanet import RetinaNet
 
@@ -51,7 +51,7 @@ def export_onnx(
 
     Args:
         model: exported as in evaluation mode, and left as it is.
-        path: ends in ".onnx". Written aside, checked, then renamed.
+        path: ends in ".onnx". Written to a temporary file, checked, then renamed.
         postprocess: with it the file gives detections, without the network's maps.
         fixed_shape: ``(batch, height, width)``, the only shape that the file then takes, its sides
             multiples of ``size_divisor``. None lets it take any batch, height and width.
@@ -77,12 +77,10 @@ def export_onnx(
     kind: Kind = "detections" if postprocess else "maps"
     facts = FileFacts.of_model(model, kind, fixed_shape, opset)
     program = _to_onnx(trace(folded(reference), kind, fixed_shape), facts, opset)
-    with written_aside(target) as aside:
+    with atomic_write(target) as temporary:
         with explaining("Writing the ONNX file"), hushed():
-            program.save(aside, external_data=False)
-        report = _check(aside, reference, facts, check_image).renamed(target)
-        aside.replace(target)
-    return report
+            program.save(temporary, external_data=False)
+        return _check(temporary, reference, facts, check_image).renamed(target)
 
 
 def _to_onnx(

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write
 from focaldet._checks import check_range, must_be
-from focaldet.export._check import check_program
+from focaldet.export._comparison import check_program
 from focaldet.export._errors import explaining, hushed
-from focaldet.export._facts import FileFacts
-from focaldet.export._form import ExportableDetector, ExportableMaps
+from focaldet.export._exportable import ExportableDetector, ExportableMaps
+from focaldet.export._metadata import FileFacts
 from focaldet.retinanet import RetinaNet
 
 if TYPE_CHECKING:
     import os
 
-    from focaldet.export._check import ExportReport
-    from focaldet.export._facts import Kind, Shape
+    from focaldet.export._comparison import ExportReport
+    from focaldet.export._metadata import Kind, Shape
     from focaldet.images import ImageSource
 
 __all__ = ["export_program", "folded", "frozen_copy", "target_path", "trace"]
@@ -50,7 +50,7 @@ def export_program(
 
     Args:
         model: exported as in evaluation mode, and left as it is.
-        path: ends in ".pt2". Written aside, checked, then renamed.
+        path: ends in ".pt2". Written to a temporary file, checked, then renamed.
         postprocess: with it the file gives detections, without the network's maps.
         fixed_shape: ``(batch, height, width)``, the only shape that the file then takes, its sides
             multiples of ``size_divisor``. None lets it take any batch, height and width.
@@ -69,12 +69,10 @@ def export_program(
     kind: Kind = "detections" if postprocess else "maps"
     facts = FileFacts.of_model(model, kind, fixed_shape)
     program = trace(folded(reference), kind, fixed_shape)
-    with written_aside(target) as aside:
-        with explaining("Writing the program"), hushed(), aside.open("wb") as file:
+    with atomic_write(target) as temporary:
+        with explaining("Writing the program"), hushed(), temporary.open("wb") as file:
             torch.export.save(program, file, extra_files=facts.to_strings())
-        report = check_program(aside, reference, facts, check_image).renamed(target)
-        aside.replace(target)
-    return report
+        return check_program(temporary, reference, facts, check_image).renamed(target)
 
 
 def target_path(path: str | os.PathLike[str], suffix: str) -> Path:

@@ -10,10 +10,10 @@ References:
     arXiv:1708.02002.
 """
 
-from focaldet.losses.maps import sigmoid_focal_loss_maps
-from focaldet.losses.sigmoid import FocalLoss, sigmoid_focal_loss
-from focaldet.losses.softmax import SoftmaxFocalLoss, softmax_focal_loss
-from focaldet.losses.star import focal_star_loss
+from focaldet.losses._maps import sigmoid_focal_loss_maps
+from focaldet.losses._sigmoid import FocalLoss, sigmoid_focal_loss
+from focaldet.losses._softmax import SoftmaxFocalLoss, softmax_focal_loss
+from focaldet.losses._star import focal_star_loss
 
 __all__ = [
     "FocalLoss",

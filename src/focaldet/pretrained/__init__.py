@@ -1,8 +1,6 @@
-"""Checkpoints: reading them safely, and turning every known family's into a config and tensors.
+"""Checkpoints: read them safely, and convert those of other projects to a config and tensors.
 
-A family (:class:`Family`) is a module with a ``NAME``, a function ``missing(tensors)`` that says
-which of its characteristic keys a file lacks (none: the file is the family's), and a function
-``convert(file, config)`` that gives a :class:`Checkpoint`. To add one, list it in ``FAMILIES``.
+The formats of other projects are in :mod:`focaldet.pretrained.families`.
 """
 
 from __future__ import annotations
@@ -10,21 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from focaldet._checks import must_be
-from focaldet.pretrained import (
-    detectron2_family,
-    directory,
-    mmdet_family,
-    odtk_family,
-    torchvision_family,
-    yhenon_family,
-)
-from focaldet.pretrained.checkpoint import Checkpoint, CheckpointFile, Family, check_fit
-from focaldet.pretrained.downloads import DownloadError, cache_folder
-from focaldet.pretrained.hub import push
-from focaldet.pretrained.published import PublishedTable, PublishedWeights, list_published
-from focaldet.pretrained.reading import read_checkpoint
-from focaldet.pretrained.sources import locate
-from focaldet.pretrained.transfer import LoadingReport, for_other_classes, load_into
+from focaldet.errors import DownloadError
+from focaldet.pretrained import _directory
+from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile, check_fit
+from focaldet.pretrained._downloads import cache_folder
+from focaldet.pretrained._hub import push
+from focaldet.pretrained._published import PublishedTable, PublishedWeights, list_published
+from focaldet.pretrained._reading import read_checkpoint
+from focaldet.pretrained._sources import locate
+from focaldet.pretrained._transfer import LoadingReport, for_other_classes, load_into
+from focaldet.pretrained.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     import os
@@ -52,19 +45,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FAMILIES: tuple[Family, ...] = (
-    torchvision_family,
-    detectron2_family,
-    mmdet_family,
-    odtk_family,
-    yhenon_family,
-)
-"""The families of which a lone file can be.
-
-:meta hide-value:
-"""
-
-save_checkpoint = directory.save
+save_checkpoint = _directory.save
 push_checkpoint = push
 list = list_published  # noqa: A001
 
@@ -100,7 +81,7 @@ def load_checkpoint(
 
 def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
     if path.is_dir():
-        return directory.load(path, config)
+        return _directory.load(path, config)
     file = read_checkpoint(path)
     tried = []
     for family in FAMILIES:

@@ -20,10 +20,10 @@ except ImportError as error:
         f"focaldet.training needs the package {error.name}: pip install 'focaldet[train]'"
     ) from error
 
+from focaldet.errors import TrainingError
 from focaldet.training._average import AverageWeights
 from focaldet.training._checkpoints import BestModel, LastCheckpoint, WholeFiles
 from focaldet.training._data import DetectionDataModule
-from focaldet.training._errors import TrainingError
 from focaldet.training._evaluation import CocoAP
 from focaldet.training._guard import NonFiniteGuard
 from focaldet.training._metrics import MetricsFile

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write
 from focaldet._checks import check_range
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
@@ -45,9 +45,8 @@ class WholeFiles(TorchCheckpointIO):
         del storage_options
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(target) as aside:
-            torch.save(checkpoint, aside)
-            aside.replace(target)
+        with atomic_write(target) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class LastCheckpoint(Checkpoint):

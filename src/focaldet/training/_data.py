@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from focaldet._checks import check_image, check_range, must_be
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
+from focaldet.errors import TrainingError
 from focaldet.structures import check_targets
-from focaldet.training._errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

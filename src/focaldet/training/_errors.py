@@ -6,15 +6,13 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING
 
+from focaldet.errors import TrainingError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["TrainingError", "explaining"]
-
-
-class TrainingError(RuntimeError):
-    """A run had to stop; the message says why, and what to do."""
+__all__ = ["explaining"]
 
 
 @contextlib.contextmanager

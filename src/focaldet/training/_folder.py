@@ -13,10 +13,10 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 import focaldet
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write_text
 from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
-from focaldet.training._errors import TrainingError
+from focaldet.errors import TrainingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +54,7 @@ def prepare(
         (folder / "config.json", config.to_json()),
         (run, json.dumps(content, indent=2)),
     ):
-        with written_aside(path) as aside:
-            aside.write_text(text + "\n", encoding="utf-8")
-            aside.replace(path)
+        atomic_write_text(path, text)
 
 
 def _compare(folder: Path, config: RetinaNetConfig, values: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
-from focaldet._aside import written_aside
-from focaldet.training._errors import TrainingError
+from focaldet._atomic import atomic_write
+from focaldet.errors import TrainingError
 
 if TYPE_CHECKING:
     import os
@@ -95,9 +95,8 @@ class NonFiniteGuard(pl.Callback):
             ],
             "state_dict": {key: v.detach().cpu() for key, v in module.model.state_dict().items()},
         }
-        with written_aside(path) as aside:
-            torch.save(content, aside)
-            aside.replace(path)
+        with atomic_write(path) as temporary:
+            torch.save(content, temporary)
         raise TrainingError(
             f"The {what} is {loss.item()} in step {step} (epoch {trainer.current_epoch + 1}), "
             f"images {', '.join(map(str, ids))}. {_causes(content, module, trainer)} "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write
 
 if TYPE_CHECKING:
     import os
@@ -72,12 +72,13 @@ class MetricsFile(Logger):
         if not self._unwritten:
             return
         columns = {key for row in self._rows for key in row}.difference(_COUNTS)
-        with written_aside(self.path) as aside:
-            with aside.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, [*_COUNTS, *sorted(columns)])
-                writer.writeheader()
-                writer.writerows(self._rows)
-            aside.replace(self.path)
+        with (
+            atomic_write(self.path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, [*_COUNTS, *sorted(columns)])
+            writer.writeheader()
+            writer.writerows(self._rows)
         self._unwritten = 0
 
     @rank_zero_only

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from focaldet._aside import written_aside
+from focaldet._atomic import atomic_write
 from focaldet.training._metrics import MetricsFile, read_metrics
 from focaldet.visualization import draw_boxes
 
@@ -154,9 +154,8 @@ def draw_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     if steps:  # the first ones would squash the rest
         losses.set_ylim(0, 1.1 * max([steps[len(steps) * 9 // 10], *epochs]))
     path = Path(path)
-    with written_aside(path) as aside:
-        figure.savefig(aside, format=path.suffix[1:], dpi=110)
-        aside.replace(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
 
 
 def _plot(
@@ -201,6 +200,5 @@ def _sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], heads: tuple[str, s
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    with written_aside(path) as aside:
-        picture.save(aside, format="PNG")
-        aside.replace(path)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")

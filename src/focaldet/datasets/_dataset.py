@@ -1,0 +1,234 @@
+"""A data set for training: images, and the objects that training can use."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from focaldet._checks import check_choice, must_be
+from focaldet.datasets._image_sizes import read_size
+from focaldet.images import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from focaldet.datasets._table import AnnotationTable
+
+    Transform: TypeAlias = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+
+__all__ = ["DetectionDataset"]
+
+_BLOCK = 2**15  # boxes looked at together: their copies stay in the processor's cache
+
+
+class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """Images and targets as :class:`~focaldet.RetinaNet` takes them.
+
+    ``dataset[i]`` is ``(image, target)``. The image is ``[3, H, W]``, float32 in 0-1, upright. The
+    target is a dictionary of ``boxes`` (``[G, 4]``, float32, xyxy in pixels of that image),
+    ``labels`` (``[G]``, int64) and ``image_id`` (int). Images without objects are kept: they train
+    as negatives. Crowds are left out: they are no single objects.
+
+    Args:
+        table: what a reader such as :func:`~focaldet.datasets.read_coco` returned.
+        transform: called with the image as a uint8 ``tv_tensors.Image`` and the target, its boxes
+            being ``tv_tensors.BoundingBoxes``; returns both. See
+            :func:`~focaldet.datasets.train_transform`.
+        invalid_boxes: what becomes of boxes that are not finite, or have no area inside their image.
+            "drop" leaves them out, with one warning that counts them; "raise" is an error. Other
+            boxes that reach outside are clipped to the image.
+
+    Attributes:
+        table: as given, with every box.
+        class_names: of each label.
+        category_ids: the files' own id of each label.
+        num_classes: their number.
+        image_ids: of each item.
+        sizes: ``[I, 2]``, ``(height, width)`` of each image; where the files don't say, it is read
+            from the images' headers at construction.
+        aspect_ratios: ``[I]``, height / width.
+
+    Raises:
+        ValueError: boxes of categories that are not declared; wrong boxes, if asked for.
+        FileNotFoundError, UnreadableImageError: an image whose size is not annotated.
+
+    Warns:
+        UserWarning: boxes were dropped.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        transform: Transform | None = None,
+        *,
+        invalid_boxes: Literal["drop", "raise"] = "drop",
+    ) -> None:
+        check_choice("invalid_boxes", invalid_boxes, ("drop", "raise"))
+        self.table = table
+        self.transform = transform
+        self.sizes = _complete_sizes(table)
+        objects = ~table.crowd
+        _check_labels(table, objects)
+        self._used = objects & _valid(table, self.sizes)
+        if (self._used < objects).any():
+            self._report(self._used < objects, invalid_boxes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        return self.table.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The files' own id of each label."""
+        return self.table.category_ids
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.table.class_names)
+
+    @property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """``[I]``, the id of each image."""
+        return self.table.image_ids
+
+    @property
+    def aspect_ratios(self) -> npt.NDArray[np.float64]:
+        """``[I]``, height / width of each image."""
+        ratios: npt.NDArray[np.float64] = self.sizes[:, 0] / self.sizes[:, 1]
+        return ratios
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Read one image and its target.
+
+        Raises:
+            FileNotFoundError: the image is missing; the message names the file and the image's id.
+            UnreadableImageError: it can't be decoded.
+            ValueError: it is of another size than annotated.
+        """
+        index = range(len(self))[index]
+        image = self._load(index)
+        span = self.table.boxes_of(index)
+        used = self._used[span]
+        boxes = _clipped(self.table.boxes[span][used], self.sizes[index])
+        target = {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(self.table.labels[span][used]),
+            "image_id": int(self.image_ids[index]),
+        }
+        if self.transform is not None:
+            image, target = _transformed(self.transform, image, target)
+        if not image.is_floating_point():
+            image = image.float() / 255
+        return image, target
+
+    def _load(self, index: int) -> Tensor:
+        path = self.table.image_path(index)
+        name = f"image {self.image_ids[index]}"
+        try:
+            image = load_image(path, name)
+        except FileNotFoundError as error:
+            folder = str(self.table.image_folder)
+            raise FileNotFoundError(f"{error} The folder of images is {folder!r}.") from error
+        height, width = self.sizes[index].tolist()
+        if image.shape[1:] != (height, width):
+            remedy = "The boxes would not fit: correct the size in the annotations, or the file."
+            if image.shape[1:] == (width, height):
+                remedy = (
+                    "The file may lie on its side: images are turned upright by their EXIF "
+                    "orientation, and boxes must be those of the upright image."
+                )
+            got = f"{image.shape[2]}x{image.shape[1]} in {str(path)!r}"
+            raise ValueError(must_be(name, f"{width}x{height}, as annotated", got, remedy))
+        return image
+
+    def _report(self, wrong: npt.NDArray[np.bool_], invalid_boxes: str) -> None:
+        table = self.table
+        row = int(wrong.argmax())
+        index = int(table.image_indices[row])
+        height, width = self.sizes[index].tolist()
+        first = (
+            f"{table.boxes[row].tolist()} (annotation {table.annotation_ids[row]} of "
+            f"{table.file_names[index]}, {width}x{height})"
+        )
+        condition = "finite, with an area inside their images"
+        if invalid_boxes == "raise":
+            remedy = "invalid_boxes='drop' leaves such boxes out."
+            got = f"{first} in {str(table.source)!r}"
+            raise ValueError(must_be("boxes", condition, got, remedy))
+        warnings.warn(
+            f"Dropped {wrong.sum()} of {len(wrong)} boxes of {str(table.source)!r}, which must be "
+            f"{condition}; the first is {first}.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
+    """Return the annotated sizes, with those that are missing read from the images."""
+    sizes = table.image_sizes.copy()
+    for index in np.flatnonzero(sizes.min(axis=1) <= 0).tolist():
+        sizes[index] = read_size(table.image_path(index))
+    return sizes
+
+
+def _clipped(
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Clip boxes to images of one size, or of one size a box."""
+    limits = np.concatenate([sizes[..., ::-1]] * 2, axis=-1, dtype=np.float32)
+    return np.clip(boxes.astype(np.float32), 0, limits)
+
+
+def _valid(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Return which boxes are finite and have an area inside their image."""
+    valid = np.empty(len(table.boxes), np.bool_)
+    for start in range(0, len(valid), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        boxes = table.boxes[rows]
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(
+                boxes @ np.ones(4)
+            )  # the sum of a row: infinity makes it no number
+            x1, y1, x2, y2 = _clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
+            valid[rows] = finite & (x2 > x1) & (y2 > y1)
+    return valid
+
+
+def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> None:
+    unknown = objects & (table.labels < 0)
+    if unknown.any():
+        row = int(unknown.argmax())
+        got = (
+            f"an undeclared one for {unknown.sum()} boxes, the first being annotation "
+            f"{table.annotation_ids[row]} of {table.file_names[table.image_indices[row]]}, "
+            f"in {str(table.source)!r}"
+        )
+        remedy = f"Declared are {', '.join(table.class_names) or 'none'}."
+        raise ValueError(must_be("category", "declared", got, remedy))
+
+
+def _transformed(
+    transform: Transform, image: Tensor, target: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    from focaldet.datasets._tensors import tv_tensors
+
+    size = (int(image.shape[1]), int(image.shape[2]))
+    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    image, target = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
+    plain = {
+        key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+        for key, value in target.items()
+    }
+    return image.as_subclass(Tensor), plain

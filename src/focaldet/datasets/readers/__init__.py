@@ -1,0 +1,1 @@
+"""The annotation formats that focaldet can read, one module per format."""

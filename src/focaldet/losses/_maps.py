@@ -1,0 +1,223 @@
+"""The sigmoid focal loss of a dense head's maps, read as they lie in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from focaldet._checks import must_be
+from focaldet.losses import _arguments as arguments
+from focaldet.losses._arguments import Options
+from focaldet.losses._autograd import TotalLoss
+from focaldet.losses._cpu import SparseLoss
+from focaldet.losses._formula import sigmoid_focal_entries
+from focaldet.losses._layout import Layout, Special, find_special
+from focaldet.losses._reduction import count_positives, divisor
+from focaldet.losses._sigmoid import kernels_apply, sigmoid_focal_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from focaldet.losses._arguments import Normalizer, Reduction
+
+
+def sigmoid_focal_loss_maps(
+    maps: Sequence[Tensor],
+    targets: Tensor,
+    *,
+    num_classes: int,
+    alpha: Tensor | float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Sigmoid focal loss of a dense head's maps, without making one tensor of them.
+
+    `sigmoid_focal_loss` of ``[B, R, K]`` logits would need the maps permuted and concatenated,
+    which takes longer than the loss. Loss and gradient are the same.
+
+    Args:
+        maps: One float tensor ``[B, A*K, H, W]`` a level, contiguous or channels_last (anything
+            else is copied). Channel ``a * K + k`` is class k of anchor a.
+        targets: Class indices ``[B, R]``, ``R = sum(H * W * A)``: the levels in their order, in each
+            of them row by row, column by column, anchor by anchor. -1 is background.
+        num_classes: K.
+        alpha: As in `sigmoid_focal_loss`.
+        gamma: As in `sigmoid_focal_loss`.
+        reduction: As in `sigmoid_focal_loss`.
+        normalizer: As in `sigmoid_focal_loss`, or a tensor ``[B]``: one number an image, which
+            divides the losses of that image before they are summed. torchvision's RetinaNet divides
+            each image by its own count of positives, the paper the batch by that of the batch.
+        ignore_index: As in `sigmoid_focal_loss`.
+
+    Returns:
+        The loss; for reduction "none", ``[B, R, K]`` in the order of ``targets``. That one does
+        permute and concatenate.
+
+    Raises:
+        TypeError: If a map or the targets are of the wrong type.
+        ValueError: If an option is out of its range, or shapes or indices don't fit.
+
+    Examples:
+        >>> maps = [torch.zeros(1, 2 * 3, 4, 4), torch.zeros(1, 2 * 3, 2, 2)]  # A = 2, K = 3
+        >>> targets = torch.full((1, 2 * (16 + 4)), -1)
+        >>> targets[0, 5] = 2  # level 0, row 0, column 2, anchor 1
+        >>> loss = sigmoid_focal_loss_maps(
+        ...     maps, targets, num_classes=3, reduction="sum", normalizer="num_pos"
+        ... )
+        >>> round(loss.item(), 4)
+        15.5092
+
+    References:
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, section 4 and equation 5.
+        arXiv:1708.02002.
+    """
+    maps = list(maps)
+    options = Options(alpha, gamma, reduction, normalizer, ignore_index).check()
+    arguments.check_alpha_size(alpha, num_classes)
+    _check_maps(maps, targets, num_classes, normalizer)
+
+    def formula(tensors: Sequence[Tensor]) -> Tensor:
+        return _formula(tensors, targets, num_classes, options)
+
+    if reduction == "none":
+        return _each(maps, targets, num_classes, options)
+    if not all(kernels_apply(m, targets, alpha, normalizer) for m in maps):
+        arguments.check_indices(targets, num_classes, ignore_index)
+        return formula(maps)
+    special = find_special(targets.reshape(-1), num_classes, ignore_index)
+    divided = divisor(normalizer, lambda: torch.tensor(len(special.positive), device="cpu"))
+    scales = [1 / d for d in torch.as_tensor(divided, device="cpu").view(-1).tolist()]
+    if reduction == "mean":
+        count = (targets.numel() - len(special.ignored)) * num_classes
+        scales = [scale / max(count, 1) for scale in scales]
+    layouts = [_layout_of(m, num_classes) for m in maps]
+    parts = _special_of_maps(special, maps, layouts, targets.shape[1], num_classes)
+    kernel = SparseLoss(parts, alpha, gamma, scales, formula, layouts)
+    return TotalLoss.apply(kernel, targets, *maps)  # type: ignore[no-any-return]
+
+
+def _layout_of(m: Tensor, num_classes: int) -> Layout:
+    """How one map lies in memory: planes of an anchor's classes, or rows of classes."""
+    B, C, H, W = m.shape
+    if m.is_contiguous() or not m.movedim(1, -1).is_contiguous():
+        return Layout(B * (C // num_classes), num_classes, H * W)
+    return Layout(m.numel() // num_classes, num_classes, 1)
+
+
+def _special_of_maps(
+    special: Special,
+    maps: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    rows: int,
+    num_classes: int,
+) -> list[Special]:
+    """Deal the special places of ``[B, R]`` out to the maps, as keys of each map's layout."""
+    parts, start = [], 0
+    for m, layout in zip(maps, layouts, strict=True):
+        places = m.shape[1:].numel() // num_classes  # of one image, H * W * A
+        positive, order = _keys(special.positive - start, rows, places, layout)
+        ignored, _ = _keys(special.ignored - start, rows, places, layout)
+        parts.append(Special(positive, special.classes[order], ignored))
+        start += places
+    return parts
+
+
+def _keys(keys: Tensor, rows: int, places: int, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Keys of ``[B, rows]`` whose row is below ``places``, as sorted keys of a map's layout.
+
+    Returns:
+        The new keys, and which of the old ones they were.
+    """
+    image, row = keys.div(rows, rounding_mode="floor"), keys.remainder(rows)
+    which = (row < places).nonzero().view(-1)
+    image, row = image[which], row[which]
+    if layout.inner == 1:
+        return image * places + row, which
+    anchors = places // layout.inner
+    block = image * anchors + row % anchors
+    ordered = (block * layout.inner + row // anchors).sort()
+    return ordered.values, which[ordered.indices]
+
+
+def _formula(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
+    """The loss by operations that autograd differentiates, level by level."""
+    alpha, gamma, reduction, normalizer, ignore_index = options
+    divided = divisor(normalizer, lambda: count_positives(targets, ignore_index))
+    if isinstance(divided, Tensor) and divided.ndim:
+        divided = divided.view(-1, 1, 1, 1, 1)
+    totals, start = [], 0
+    for m in maps:
+        x = _by_anchor(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m, num_classes)
+        B, A, _, H, W = x.shape
+        level = targets[:, start : start + H * W * A].reshape(B, H, W, A).permute(0, 3, 1, 2)
+        weights = alpha.to(x.dtype).view(-1, 1, 1) if isinstance(alpha, Tensor) else alpha
+        losses = sigmoid_focal_entries(
+            x, level, alpha=weights, gamma=gamma, ignore_index=ignore_index, dim=2
+        )
+        totals.append((losses / divided).sum())
+        start += H * W * A
+    total = torch.stack(totals).sum()
+    if reduction == "mean":
+        total = total / ((targets != ignore_index).sum() * num_classes).clamp(min=1)
+    return total
+
+
+def _each(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
+    """The losses one by one, ``[B, R, K]``."""
+    alpha, gamma, _, normalizer, ignore_index = options
+    rows = [_by_anchor(m, num_classes).permute(0, 3, 4, 1, 2).flatten(1, 3) for m in maps]
+    images = isinstance(normalizer, Tensor) and normalizer.ndim > 0
+    losses = sigmoid_focal_loss(
+        torch.cat(rows, 1).movedim(-1, 1),
+        targets,
+        alpha=alpha,
+        gamma=gamma,
+        reduction="none",
+        normalizer=None if images else normalizer,
+        ignore_index=ignore_index,
+    ).movedim(1, -1)
+    if isinstance(normalizer, Tensor) and images:
+        losses = losses / normalizer.to(losses.dtype).view(-1, 1, 1)
+    return losses
+
+
+def _by_anchor(m: Tensor, num_classes: int) -> Tensor:
+    """See ``[B, A*K, H, W]`` as ``[B, A, K, H, W]``."""
+    B, C, H, W = m.shape
+    return m.view(B, C // num_classes, num_classes, H, W)
+
+
+def _check_maps(
+    maps: Sequence[Tensor], targets: Tensor, num_classes: int, normalizer: Normalizer
+) -> None:
+    """Raise unless the maps have one batch and whole anchors, and targets and normalizer fit."""
+    if not maps:
+        raise ValueError(must_be("maps", "at least one tensor", "none"))
+    if num_classes < 1:
+        raise ValueError(must_be("num_classes", ">= 1", num_classes))
+    first = maps[0]
+    for i, m in enumerate(maps):
+        arguments.check_logits(f"maps[{i}]", m)
+        fits = m.ndim == 4 and m.shape[0] == first.shape[0] and m.shape[1] % num_classes == 0
+        if not fits or m.shape[1] == 0:
+            condition = f"of shape [{first.shape[0]}, A * {num_classes}, H, W]"
+            raise ValueError(must_be(f"maps[{i}]", condition, list(m.shape)))
+        if m.dtype != first.dtype or m.device != first.device:
+            condition = f"of the first map's type and device, {first.dtype} on {first.device}"
+            raise ValueError(must_be(f"maps[{i}]", condition, f"{m.dtype} on {m.device}"))
+    if targets.is_floating_point():
+        remedy = "Soft targets go with sigmoid_focal_loss."
+        raise TypeError(must_be("targets", "class indices (int64)", targets.dtype, remedy))
+    arguments.check_target_type(first, targets)
+    B = first.shape[0]
+    shape = [B, sum(m.shape[1] // num_classes * m.shape[2] * m.shape[3] for m in maps)]
+    if list(targets.shape) != shape:
+        condition = f"of shape {shape}, an index for each anchor of the maps"
+        raise ValueError(must_be("targets", condition, list(targets.shape)))
+    if isinstance(normalizer, Tensor) and normalizer.shape not in ((), (1,), (B,)):
+        condition = f"one number or one an image, of shape [{B}]"
+        raise ValueError(must_be("normalizer", condition, list(normalizer.shape)))

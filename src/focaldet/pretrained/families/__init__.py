@@ -1,0 +1,20 @@
+"""The checkpoint formats that focaldet can read, one module per project.
+
+A family (:class:`Family`) is a module with a ``NAME``, a function ``missing(tensors)`` that returns
+the characteristic keys a file lacks (none: the file belongs to the family), and a function
+``convert(file, config)`` that returns a :class:`~focaldet.pretrained.Checkpoint`. To add a family,
+write its module and list it in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from focaldet.pretrained._checkpoint import Family
+from focaldet.pretrained.families import _detectron2, _mmdet, _odtk, _torchvision, _yhenon
+
+__all__ = ["FAMILIES", "Family"]
+
+FAMILIES: tuple[Family, ...] = (_torchvision, _detectron2, _mmdet, _odtk, _yhenon)
+"""The supported families, in the order in which they are tried.
+
+:meta hide-value:
+"""

@@ -1,0 +1,132 @@
+"""MMDetection's RetinaNets, of its versions 1 to 3, over ResNets of either style and ResNeXts.
+
+Folded exactly: the images in blue, green, red and 0-255 of the caffe style. Options of the
+architecture for the rest: no ReLU before P7, box sizes held from both sides, empty boxes dropped,
+anchors centred on the corners of cells, sizes rounded to the nearest, OpenCV's resizing, and strides
+in the 1x1 convolutions of the caffe style.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from focaldet.config import RetinaNetConfig
+from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained.families._conversion import (
+    class_names_of,
+    depth_of_head,
+    fold_bgr_input,
+    num_classes_of,
+    p6_source_of,
+    rename,
+    resnet_of,
+    with_norm_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+__all__ = ["NAME", "convert", "is_caffe_style", "missing"]
+
+NAME = "MMDetection"
+
+_CHARACTERISTIC = (
+    "backbone.conv1.weight",
+    "neck.lateral_convs.0.conv.weight",
+    "bbox_head.retina_cls.weight",
+    "bbox_head.retina_reg.weight",
+)
+_NORM = r"(weight|bias|running_mean|running_var)"
+_RENAMES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"backbone\.conv1\.weight", r"backbone.conv1.weight"),
+        (rf"backbone\.bn1\.{_NORM}", r"backbone.bn1.\1"),
+        (r"backbone\.layer(\d\.\d+)\.conv(\d)\.weight", r"backbone.layer\1.conv\2.weight"),
+        (rf"backbone\.layer(\d\.\d+)\.bn(\d)\.{_NORM}", r"backbone.layer\1.bn\2.\3"),
+        (
+            rf"backbone\.layer(\d\.\d+)\.downsample\.([01])\.{_NORM}",
+            r"backbone.layer\1.downsample.\2.\3",
+        ),
+        (r"neck\.lateral_convs\.([012])\.conv\.(weight|bias)", r"fpn.lateral.\1.\2"),
+        (r"neck\.fpn_convs\.([012])\.conv\.(weight|bias)", r"fpn.output.\1.\2"),
+        (r"neck\.fpn_convs\.3\.conv\.(weight|bias)", r"fpn.p6.\1"),
+        (r"neck\.fpn_convs\.4\.conv\.(weight|bias)", r"fpn.p7.\1"),
+        # Before version 0.6 the towers were plain convolutions.
+        (r"bbox_head\.cls_convs\.(\d)\.(?:conv\.)?(weight|bias)", r"head.class_tower.\1.conv.\2"),
+        (r"bbox_head\.reg_convs\.(\d)\.(?:conv\.)?(weight|bias)", r"head.box_tower.\1.conv.\2"),
+        (r"bbox_head\.retina_cls\.(weight|bias)", r"head.class_logits.\1"),
+        (r"bbox_head\.retina_reg\.(weight|bias)", r"head.box_deltas.\1"),
+    )
+)
+_IGNORED = re.compile(r".*\.num_batches_tracked")
+_STYLE = re.compile(r"style\s*=\s*['\"](caffe|pytorch)['\"]")
+
+
+def missing(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the family's characteristic keys that a file lacks."""
+    return [key for key in _CHARACTERISTIC if key not in tensors]
+
+
+def is_caffe_style(file: CheckpointFile) -> bool:
+    """Tell whether a file is of the caffe style.
+
+    Both styles have the same tensors. What the file's ``meta`` holds of its configuration decides;
+    where it holds none, "caffe" in the file's name, which all published files of that style have.
+    """
+    meta = file.extras.get("meta")
+    described = meta.get("config") if isinstance(meta, dict) else None
+    if isinstance(described, str):
+        style = _STYLE.search(described)
+        if style:
+            return style[1] == "caffe"
+    return "caffe" in file.name
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
+    """Turn an MMDetection RetinaNet into a checkpoint.
+
+    Args:
+        file: its state dict, its ``meta`` if it has one, and its name, which tell the style.
+        config: instead of the one that the file suggests. One with ``stride_in_1x1`` says that the
+            file is of the caffe style, one without that it is not.
+
+    Raises:
+        ValueError: tensors of another model.
+    """
+    renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
+    caffe = is_caffe_style(file)
+    if config is None:
+        config = _config_of(renamed, caffe=caffe)
+    elif config.backbone not in _BASIC:
+        caffe = config.stride_in_1x1
+    if caffe:
+        fold_bgr_input(renamed, config.image_std)
+    return Checkpoint(config, with_norm_of(renamed, config))
+
+
+_BASIC = ("resnet18", "resnet34")
+
+
+def _config_of(renamed: Mapping[str, Tensor], *, caffe: bool) -> RetinaNetConfig:
+    num_classes = num_classes_of(renamed, NAME)
+    backbone = resnet_of(renamed, NAME)
+    return RetinaNetConfig(
+        num_classes=num_classes,
+        class_names=class_names_of(num_classes),
+        backbone=backbone,
+        stride_in_1x1=caffe and backbone not in _BASIC,
+        fpn_channels=len(renamed["fpn.p7.weight"]),
+        p6_from=p6_source_of(renamed),
+        p7_relu=False,
+        head_depth=depth_of_head(renamed),
+        anchor_offset=0.0,
+        log_scale_clamp="both",
+        box_loss="l1",
+        drop_empty=True,
+        size_rounding="round",
+        round_pixels=True,
+    )

@@ -1,0 +1,157 @@
+"""NVIDIA's Object Detection Toolkit (retinanet-examples): its files, and the zips of its releases.
+
+Folded exactly: the order of the anchors. Options of the architecture for the rest: anchors centred
+in cells, rounded in older versions and a pixel larger in newer; no clamp of box sizes; boxes that
+include their last pixel, clipped to the padded batch and scaled back by one factor; Pillow's
+resizing; batches padded to multiples of 128.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from focaldet._checks import must_be
+from focaldet.config import RetinaNetConfig
+from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained.families._conversion import (
+    class_names_of,
+    depth_of_head,
+    num_classes_of,
+    rename,
+    reorder_anchors,
+    resnet_of,
+    with_norm_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+__all__ = ["NAME", "convert", "missing"]
+
+NAME = "ODTK"
+
+_CHARACTERISTIC = (
+    "backbones.….lateral3.weight",
+    "backbones.….pyramid6.weight",
+    "cls_head.0.weight",
+    "box_head.0.weight",
+)
+_BACKBONE = re.compile(r"backbones\.[^.]+\.")
+_NORM = r"(weight|bias|running_mean|running_var)"
+_RENAMES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"features\.conv1\.weight", r"backbone.conv1.weight"),
+        (rf"features\.bn1\.{_NORM}", r"backbone.bn1.\1"),
+        (r"features\.layer(\d\.\d+)\.conv(\d)\.weight", r"backbone.layer\1.conv\2.weight"),
+        (rf"features\.layer(\d\.\d+)\.bn(\d)\.{_NORM}", r"backbone.layer\1.bn\2.\3"),
+        (
+            rf"features\.layer(\d\.\d+)\.downsample\.([01])\.{_NORM}",
+            r"backbone.layer\1.downsample.\2.\3",
+        ),
+        # MobileNetV2, of which all but the last of 19 blocks are used.
+        (rf"features\.features\.((?:\d|1[0-7])\.[\d.a-z]+\.{_NORM})", r"backbone.features.\1"),
+        *(
+            row
+            for index, level in enumerate((3, 4, 5))
+            for row in (
+                (rf"lateral{level}\.(weight|bias)", rf"fpn.lateral.{index}.\1"),
+                (rf"smooth{level}\.(weight|bias)", rf"fpn.output.{index}.\1"),
+            )
+        ),
+        (r"pyramid([67])\.(weight|bias)", r"fpn.p\1.\2"),
+        *(
+            (rf"{theirs}_head\.{2 * index}\.(weight|bias)", rf"head.{ours}.\1")
+            for theirs, tower, output in (
+                ("cls", "class_tower", "class_logits"),
+                ("box", "box_tower", "box_deltas"),
+            )
+            for index, ours in (*((i, f"{tower}.{i}.conv") for i in range(4)), (4, output))
+        ),
+    )
+)
+_IGNORED = re.compile(
+    r"features\.(fc|classifier\.\d|features\.18\..*)\.(weight|bias|running_mean|running_var)"
+    r"|.*\.num_batches_tracked"
+)
+_STRIDES = (8, 16, 32, 64, 128)
+_RATIOS = (1.0, 2.0, 0.5)
+_SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))
+
+
+def missing(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the family's characteristic keys that a file lacks."""
+    known = {_BACKBONE.sub("backbones.….", key) for key in tensors}
+    return [key for key in _CHARACTERISTIC if key not in known]
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
+    """Turn an ODTK file into a checkpoint.
+
+    Args:
+        file: its state dict, and the "ratios" and "scales" beside it. Files without these were
+            written before the project stopped rounding its anchors, and have rounded ones.
+        config: instead of the one that the file suggests.
+
+    Raises:
+        ValueError: tensors of another model, several backbones, or rotated boxes.
+    """
+    if "angles" in file.extras:
+        raise ValueError(
+            must_be("source", "an ODTK model of upright boxes", "one of rotated boxes")
+        )
+    backbones = {match[0] for key in file.tensors if (match := _BACKBONE.match(key))}
+    if len(backbones) != 1:
+        raise ValueError(must_be("source", "an ODTK model of one backbone", sorted(backbones)))
+    tensors = {_BACKBONE.sub("", key): value for key, value in file.tensors.items()}
+    renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
+    ratios = _numbers(file.extras, "ratios", _RATIOS)
+    scales = _numbers(file.extras, "scales", _SCALES)
+    num_classes = num_classes_of(renamed, NAME, len(ratios) * len(scales))
+    reorder_anchors(renamed, _anchor_order(len(ratios), len(scales)))
+    rounded = not {"ratios", "scales"} & file.extras.keys()
+    if config is None:
+        config = RetinaNetConfig(
+            num_classes=num_classes,
+            class_names=class_names_of(num_classes),
+            backbone=_backbone_of(renamed),
+            fpn_channels=len(renamed["fpn.p7.weight"]),
+            head_depth=depth_of_head(renamed),
+            anchor_sizes=_STRIDES,
+            octave_scales=scales,
+            aspect_ratios=ratios,
+            anchor_mode="rounded" if rounded else "exact",
+            anchor_plus_one=not rounded,
+            log_scale_clamp=None,
+            force_match_floor=None,
+            clip_to="batch",
+            inclusive_corners=True,
+            uniform_rescale=True,
+            size_divisor=128,
+            antialias=True,
+            round_pixels=True,
+        )
+    return Checkpoint(config, with_norm_of(renamed, config))
+
+
+def _backbone_of(renamed: Mapping[str, Tensor]) -> str:
+    if "backbone.features.17.conv.0.0.weight" in renamed:
+        return "mobilenet_v2"
+    return resnet_of(renamed, NAME)
+
+
+def _numbers(extras: Mapping[str, Any], name: str, default: Sequence[float]) -> tuple[float, ...]:
+    values = extras.get(name, default)
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(value, int | float) for value in values
+    ):
+        raise ValueError(must_be(name, "a list of numbers beside the tensors", values))
+    return tuple(float(value) for value in values)
+
+
+def _anchor_order(ratios: int, scales: int) -> list[int]:
+    """Theirs run scale by scale, ratio within; ours ratio by ratio, scale within."""
+    return [scale * ratios + ratio for ratio in range(ratios) for scale in range(scales)]
