@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from hypothesis import settings
 
 from focaldet import RetinaNet, RetinaNetConfig
 from tests.helpers.shared import SHARED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 torch.set_num_threads(1)  # pytest-xdist uses the cores
 # New random examples at every run at a desk; the same ones in CI, where a rare find stops others.

@@ -1,6 +1,8 @@
-"""The public names and signatures, held against a file, so that none changes unnoticed.
+"""The public names and signatures are compared with a file, so that none changes unnoticed.
 
-After a change that is meant, write the file again and mention it in CHANGELOG.md:
+A module inside a package begins with an underscore and is private. What is public is the ``__all__``
+of the other modules: those at the top level, and the ``__init__`` of each package. After an
+intended change, write the file again and mention the change in CHANGELOG.md:
 
     python -m tests.test_api_surface
 """
@@ -17,10 +19,22 @@ SURFACE = Path(__file__).with_name("api_surface.json")
 SOURCES = Path(__file__).parents[1] / "src" / "focaldet"
 
 
+DEPRECATED = {"focaldet.coco"}  # old spellings, which warn when they are used
+
+
+def modules() -> list[str]:
+    """Every module of the package but ``focaldet`` itself, by its dotted name."""
+    paths = [path.relative_to(SOURCES.parent).with_suffix("") for path in SOURCES.rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    return sorted(names - {"focaldet"})
+
+
+def is_private(name: str) -> bool:
+    return any(part.startswith("_") for part in name.split("."))
+
+
 def public_modules() -> list[str]:
-    paths = [*SOURCES.glob("*.py"), *SOURCES.glob("*/__init__.py")]
-    names = [path.parent.name if path.stem == "__init__" else path.stem for path in paths]
-    return sorted(f"focaldet.{n}" for n in names if not n.startswith("_") and n != "focaldet")
+    return [name for name in modules() if not is_private(name) and name not in DEPRECATED]
 
 
 def described(value: object) -> object:
@@ -50,6 +64,16 @@ def surface() -> dict[str, object]:
         module = importlib.import_module(name)
         found[name] = {item: described(getattr(module, item)) for item in module.__all__}
     return found
+
+
+def test_modules_inside_packages_are_private() -> None:
+    packages = {f"focaldet.{path.parent.name}" for path in SOURCES.glob("*/__init__.py")}
+    packages |= {
+        f"focaldet.{path.parents[1].name}.{path.parent.name}"
+        for path in SOURCES.glob("*/*/__init__.py")
+    }
+    inside = [name for name in public_modules() if name.count(".") > 1]
+    assert set(inside) <= packages
 
 
 def test_the_public_surface_is_the_one_written_down() -> None:

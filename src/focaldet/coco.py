@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from focaldet._deprecation import moved
 
+__all__ = ["CATEGORY_IDS", "CLASS_NAMES"]  # noqa: F822  # found by __getattr__
+
 __getattr__ = moved(
     __name__,
     {
