@@ -34,6 +34,16 @@ def test_every_extra_brings_safetensors_and_tqdm() -> None:
         assert "focaldet[" in text or ("safetensors" in text and "tqdm" in text), name
 
 
-def test_files_stay_readable_in_length() -> None:
-    for path in (ROOT / "src").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 350, path
+def test_the_citation_is_of_this_version() -> None:
+    version = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version is not None
+    assert version[1] == focaldet.__version__
+
+
+def test_continuous_integration_covers_every_supported_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: 3."
+    minors = [c.removeprefix(prefix) for c in project["classifiers"] if c.startswith(prefix)]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r'"3\.(\d+)"', workflow.split("steps:")[0]) == minors
+    assert project["requires-python"] == f">=3.{minors[0]}"

@@ -85,7 +85,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("anchors", "backbones", "box_coder", "boxes", "coco", "config", "criterion"),
+        *("anchors", "backbones", "box_coder", "boxes", "class_names", "config", "criterion"),
         *("detections", "evaluation", "fpn", "heads", "images", "losses", "matching"),
         *("postprocess", "pretrained", "retinanet", "structures", "transforms", "visualization"),
     ],
