@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from focaldet._atomic import atomic_write_text
 from focaldet.config import RetinaNetConfig
+from focaldet.datasets import readers
 from focaldet.datasets.checks import check_dataset
-from focaldet.datasets.readers import READERS, read_annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = None if args.config is None else _read_config(args.config)
         report = check_dataset(
-            read_annotations(args.path, args.images, split=args.split),
+            readers.read_annotations(args.path, args.images, split=args.split),
             config=config,
             images=args.read,
             workers=args.workers,
@@ -46,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    layouts = "; ".join(f"{reader.NAME}: {reader.LAYOUT}" for reader in READERS)
-    taking_images = " and ".join(reader.NAME for reader in READERS if "images" in reader.OPTIONS)
+    layouts = "; ".join(f"{reader.NAME}: {reader.LAYOUT}" for reader in readers.READERS)
+    taking_images = ", ".join(
+        reader.NAME for reader in readers.READERS if "images" in reader.OPTIONS
+    )
     parser = argparse.ArgumentParser(
         prog="python -m focaldet.datasets",
         description="Check the images, boxes and categories of a dataset and, with --config, which "
