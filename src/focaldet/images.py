@@ -65,6 +65,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_IMAGE_WIDTH, _IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
 _QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # swap width and height
 
 
@@ -145,6 +146,8 @@ def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[
         Image.open(existing_file(name, path)) as image,
     ):
         width, height = image.size
+        if image.format == "TIFF":  # Pillow may have swapped its width and height already
+            width, height = (image.getexif()[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))
         lies_on_its_side = _turn_to_upright(image) in _QUARTER_TURNS
     return (width, height) if lies_on_its_side else (height, width)
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+from focaldet.datasets.checks import _report
 from focaldet.datasets.checks._anchor_reach import AnchorReach, SuggestedAnchors
 from focaldet.datasets.checks._check import check_dataset
 from focaldet.datasets.checks._report import (
-    KINDS,
     BoxSizes,
     ClassCount,
     DatasetReport,
@@ -27,3 +27,9 @@ __all__ = [
     "SuggestedAnchors",
     "check_dataset",
 ]
+
+KINDS: dict[str, Kind] = _report.KINDS
+"""Every kind of finding, in the order in which they are printed.
+
+:meta hide-value:
+"""

@@ -44,7 +44,7 @@ KINDS = {
     "annotation-id-duplicate": Kind(
         "error", "several annotations have the same id; COCO's API keeps only one"
     ),
-    "box-format": Kind("error", "all boxes look as if they were read in the wrong format"),
+    "box-format": Kind("error", "the boxes look as if they were read in the wrong format"),
     "box-not-finite": Kind("error", "a coordinate is NaN or infinite; training drops the box"),
     "box-no-area": Kind("error", "the box has no width or no height; training drops it"),
     "box-outside": Kind("error", "the box is completely outside its image; training drops it"),
