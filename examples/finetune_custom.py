@@ -1,9 +1,7 @@
-"""Fine-tune a detector on data of your own: COCO, Pascal VOC, YOLO or CSV.
+"""Fine-tune a detector on your own dataset in COCO, Pascal VOC, YOLO or CSV format.
 
-python examples/finetune_custom.py train.json val.json --images photos --start retinanet_folder
+python examples/finetune_custom.py train.json val.json --images photos --start runs/r50/best
 python examples/finetune_custom.py voc voc --size 320
-
-Without --start only the backbone is pretrained, on ImageNet: torchvision's, or --backbone-weights.
 """
 
 from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
