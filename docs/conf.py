@@ -71,7 +71,7 @@ nitpick_ignore_regex = [
 
 _MODULES = (
     *("anchor_grid", "anchors", "backbones", "box_coder", "boxes", "config", "criterion"),
-    *("datasets", "datasets.check_anchors", "datasets.check_report", "detections", "evaluation"),
+    *("datasets", "datasets.checks", "datasets.readers", "detections", "errors", "evaluation"),
     *("export", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
     *("retinanet", "structures", "training", "transforms", "visualization"),
 )

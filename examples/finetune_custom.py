@@ -1,9 +1,7 @@
-"""Fine-tune a detector on data of your own: COCO, Pascal VOC, YOLO or CSV.
+"""Fine-tune a detector on your own dataset in COCO, Pascal VOC, YOLO or CSV format.
 
-python examples/finetune_custom.py train.json val.json --images photos --start retinanet_folder
+python examples/finetune_custom.py train.json val.json --images photos --start runs/r50/best
 python examples/finetune_custom.py voc voc --size 320
-
-Without --start only the backbone is pretrained, on ImageNet: torchvision's, or --backbone-weights.
 """
 
 from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
@@ -13,6 +11,7 @@ import torchvision
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import AnnotationTable, DetectionDataset, read_annotations, train_transform
+from focaldet.datasets.readers import find_reader
 from focaldet.pretrained._reading import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
@@ -41,8 +40,8 @@ def build(args: Namespace, names: tuple[str, ...]) -> tuple[RetinaNet, float]:
 
 def read(path: Path, args: Namespace, split: str) -> AnnotationTable:
     """Read a file, or its part of a data set that holds several."""
-    several = path.is_dir() or path.suffix in {".yaml", ".yml"}
-    return read_annotations(path, args.images, split=split if several else None)
+    has_splits = find_reader(path).splits(path) is not None
+    return read_annotations(path, args.images, split=split if has_splits else None)
 
 
 if __name__ == "__main__":

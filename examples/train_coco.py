@@ -33,6 +33,7 @@ from focaldet.datasets import (
     read_coco,
     train_transform,
 )
+from focaldet.datasets.readers import find_reader
 from focaldet.pretrained._reading import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
@@ -114,8 +115,8 @@ def parse() -> argparse.Namespace:
 
 def read_part(path: Path, images: Path | None, split: str) -> AnnotationTable:
     """Read a file, or one part of a folder or data.yaml that holds several."""
-    several = path.is_dir() or path.suffix in {".yaml", ".yml"}
-    return read_annotations(path, images, split=split if several else None)
+    has_splits = find_reader(path).splits(path) is not None
+    return read_annotations(path, images, split=split if has_splits else None)
 
 
 def load_data(options: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from focaldet import RetinaNetConfig
 from focaldet._assembly import build_anchor_generator, build_preprocess
 from focaldet.boxes import box_iou, clip_boxes, scale_boxes
-from focaldet.datasets.checks._anchor_fit import Objects, best_anchor_ious
-from focaldet.datasets.checks._check import check_dataset
-from tests.test_check_dataset import table_of
+from focaldet.datasets._anchor_fit import Objects, best_anchor_ious
+from focaldet.datasets.checks import check_dataset
+from tests.helpers.annotation_tables import table_of_rows
 
 if TYPE_CHECKING:
     from focaldet.anchors import AnchorGenerator
@@ -49,7 +49,7 @@ def all_anchors(generator: AnchorGenerator, padded: tuple[int, int]) -> torch.Te
     padded=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_best_iou_is_that_of_all_anchors(
+def test_the_best_iou_is_the_maximum_over_all_anchors(
     config: RetinaNetConfig, padded: tuple[int, int], seed: int
 ) -> None:
     size = (padded[0] * 32, padded[1] * 32)
@@ -63,7 +63,7 @@ def test_the_best_iou_is_that_of_all_anchors(
     torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-12)
 
 
-def test_grids_are_those_of_a_backbone_when_sides_are_no_multiples_of_its_strides() -> None:
+def test_grids_match_a_backbone_when_sides_are_not_multiples_of_its_strides() -> None:
     generator = build_anchor_generator(CONFIGS["exact"], STRIDES)
     size = (75, 331)
     boxes = torch.rand(200, 4, dtype=torch.float64) * 60
@@ -76,7 +76,7 @@ def test_grids_are_those_of_a_backbone_when_sides_are_no_multiples_of_its_stride
 
 @pytest.mark.parametrize("name", ["exact", "torchvision", "a pixel to the right"])
 @pytest.mark.parametrize("rounding", ["floor", "round"])
-def test_the_report_agrees_with_boxes_resized_and_anchors_laid_as_the_model_does(
+def test_the_report_agrees_with_the_resizing_and_anchors_of_the_model(
     name: str, rounding: Literal["floor", "round"]
 ) -> None:
     config = CONFIGS[name].replace(
@@ -85,7 +85,7 @@ def test_the_report_agrees_with_boxes_resized_and_anchors_laid_as_the_model_does
     torch.manual_seed(3)
     boxes = torch.rand(60, 2).repeat(1, 2) * 80
     boxes[:, 2:] += torch.rand(60, 2) ** 3 * 70 + 1
-    table = table_of(*((0, 0, box) for box in boxes.tolist()))
+    table = table_of_rows(*((0, 0, box) for box in boxes.tolist()))
     report = check_dataset(table, config=config, images="none")
     batch = build_preprocess(config)([torch.rand(3, 80, 100)])
     padded = (int(batch.tensor.shape[2]), int(batch.tensor.shape[3]))
@@ -106,8 +106,8 @@ def test_the_report_agrees_with_boxes_resized_and_anchors_laid_as_the_model_does
     assert share == pytest.approx(1 - len(wanted) / int(usable.sum()))
 
 
-def test_crowds_wrong_boxes_and_images_of_unknown_size_are_left_out() -> None:
-    table = table_of(
+def test_crowds_invalid_boxes_and_images_of_unknown_size_are_left_out() -> None:
+    table = table_of_rows(
         (0, 0, [10, 10, 40, 40]),
         (0, 0, [10, 10, 10, 40]),
         (0, 0, [float("nan"), 10, 10, 40]),
@@ -124,12 +124,12 @@ def test_crowds_wrong_boxes_and_images_of_unknown_size_are_left_out() -> None:
     assert "anchor-unreached" not in report.counts
 
 
-def test_without_objects_nothing_is_reachable_and_nothing_suggested() -> None:
-    report = check_dataset(table_of(), config=CONFIGS["exact"], images="none")
+def test_without_objects_there_are_no_shares_and_no_suggestion() -> None:
+    report = check_dataset(table_of_rows(), config=CONFIGS["exact"], images="none")
     assert report.anchors is not None
     assert set(report.anchors.reachable.values()) == {None}
     assert report.anchors.suggestion is None
-    assert "No anchors were found that reach more." in str(report)
+    assert "No better anchors were found." in str(report)
 
 
 def tiny_wide_objects() -> list[tuple[int, int, list[float]]]:
@@ -140,9 +140,9 @@ def tiny_wide_objects() -> list[tuple[int, int, list[float]]]:
     return [(0, 0, box) for box in boxes.tolist()]
 
 
-def test_anchors_are_suggested_that_reach_more_and_hold_what_they_promise() -> None:
+def test_suggested_anchors_reach_as_many_objects_as_reported() -> None:
     config = CONFIGS["exact"]
-    table = table_of(*tiny_wide_objects())
+    table = table_of_rows(*tiny_wide_objects())
     before = check_dataset(table, config=config, images="none").anchors
     assert before is not None
     better = before.suggestion
@@ -165,8 +165,8 @@ def test_anchors_are_suggested_that_reach_more_and_hold_what_they_promise() -> N
     assert again == before
 
 
-def test_nothing_is_suggested_where_every_object_is_reached() -> None:
-    table = table_of((0, 0, [10, 10, 40, 40]), (1, 1, [20, 20, 60, 60]))
+def test_nothing_is_suggested_if_every_object_is_reached() -> None:
+    table = table_of_rows((0, 0, [10, 10, 40, 40]), (1, 1, [20, 20, 60, 60]))
     anchors = check_dataset(table, config=CONFIGS["exact"], images="none").anchors
     assert anchors is not None
     assert anchors.reachable["all"] == 1
@@ -174,24 +174,24 @@ def test_nothing_is_suggested_where_every_object_is_reached() -> None:
 
 
 def test_the_anchors_are_printed_and_written_as_json() -> None:
-    table = table_of(*tiny_wide_objects())
+    table = table_of_rows(*tiny_wide_objects())
     report = check_dataset(table, config=CONFIGS["exact"], images="none")
     assert report.anchors is not None
     assert report.anchors.suggestion is not None
     text = str(report)
-    assert "Objects that an anchor reaches at IoU 0.5 (input 200 to 300 pixels)" in text
+    assert "Objects with an anchor at IoU 0.5 or more (model input: 200 to 300 pixels)" in text
     assert f"anchor_sizes={report.anchors.suggestion.anchor_sizes}" in text
     written = json.loads(report.to_json())["anchors"]
     assert written == json.loads(json.dumps(dataclasses.asdict(report.anchors)))
 
 
-def test_other_classes_than_the_models_are_a_note() -> None:
-    table = table_of((0, 0, [10, 10, 40, 40]), (1, 1, [20, 20, 60, 60]))
+def test_classes_that_differ_from_the_model_are_a_note() -> None:
+    table = table_of_rows((0, 0, [10, 10, 40, 40]), (1, 1, [20, 20, 60, 60]))
     for config, message in (
-        (RetinaNetConfig(num_classes=3), "3 in the model, 2 in the data set"),
+        (RetinaNetConfig(num_classes=3), "number of classes: 3 in the model, 2 in the dataset"),
         (
             RetinaNetConfig(num_classes=2, class_names=("cat", "owl")),
-            "label 1 is 'owl' in the model, 'dog' in the data set",
+            "label 1 is 'owl' in the model and 'dog' in the dataset",
         ),
     ):
         (finding,) = check_dataset(table, config=config, images="none").findings

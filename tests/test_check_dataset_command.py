@@ -13,8 +13,7 @@ from PIL import Image
 from focaldet import RetinaNetConfig
 from focaldet.datasets import read_voc
 from focaldet.datasets.__main__ import main
-from focaldet.datasets.checks._check import check_dataset
-from focaldet.datasets.checks._report import KINDS
+from focaldet.datasets.checks import KINDS, check_dataset
 from tests.helpers.shared import SHARED
 
 VOC = SHARED / "data" / "bccd" / "voc"
@@ -22,7 +21,7 @@ VOC = SHARED / "data" / "bccd" / "voc"
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """A data set of two images without mistakes."""
+    """A dataset of two images without mistakes."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (100, 80), (len(name), 0, ord(name[0]))).save(tmp_path / name)
     path = tmp_path / "rows.csv"
@@ -30,14 +29,14 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_good_data_set_exits_with_0(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_dataset_exits_with_0(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(rows)]) == 0
     printed = capsys.readouterr()
-    assert "2 images, 2 boxes, 2 classes\nNothing found that is wrong." in printed.out
+    assert "2 images, 2 boxes, 2 classes\nNo problems found." in printed.out
     assert printed.err == ""
 
 
-def test_errors_exit_with_1_and_the_json_has_them(
+def test_errors_exit_with_1_and_are_in_the_json(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (rows.parent / "b.png").unlink()
@@ -48,19 +47,18 @@ def test_errors_exit_with_1_and_the_json_has_them(
     assert main([str(rows), "--no-images"]) == 0
 
 
-def test_yolo_without_pyyaml_is_told_in_one_line(
+def test_yolo_without_pyyaml_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data.yaml").write_text("train: images\nnames: [x]\n")
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert main([str(tmp_path), "--split", "train"]) == 2
     assert capsys.readouterr().err == (
-        "error: `data_yaml` must be read with PyYAML; got none. pip install 'focaldet[train]' or "
-        "pyyaml, or read another form of the data set.\n"
+        "error: Reading data.yaml requires yaml. Install it with: pip install 'pyyaml'\n"
     )
 
 
-def test_headers_only_overlooks_an_image_that_is_cut_short(rows: Path) -> None:
+def test_headers_only_does_not_find_a_truncated_image(rows: Path) -> None:
     Image.effect_noise((100, 80), 50).convert("RGB").save(rows.parent / "cut.jpg")
     content = (rows.parent / "cut.jpg").read_bytes()
     (rows.parent / "cut.jpg").write_bytes(content[: len(content) // 2])
@@ -69,25 +67,25 @@ def test_headers_only_overlooks_an_image_that_is_cut_short(rows: Path) -> None:
     assert main([str(rows)]) == 1
 
 
-def test_a_configuration_is_read_from_its_file_or_its_models_folder(
+def test_a_configuration_is_read_from_a_file_or_a_model_folder(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = rows.parent / "config.json"
     config.write_text(RetinaNetConfig(num_classes=2, min_size=200).to_json())
     for given in (config, rows.parent):
         assert main([str(rows), "--config", str(given)]) == 0
-        assert "(input 200 to 1333 pixels)" in capsys.readouterr().out
+        assert "(model input: 200 to 1333 pixels)" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_exits_with_2_and_one_line(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in (
-        (["nowhere"], "`path` must be an existing file or folder; got 'nowhere'."),
-        ([str(rows), "--workers", "0"], "`workers` must be >= 1; got 0."),
+        (["nowhere"], "No such file or folder: 'nowhere' (path)."),
+        ([str(rows), "--workers", "0"], "workers must be at least 1, got 0."),
         (
             [str(rows), "--config", "nowhere"],
-            "`config` must be a config.json, or a folder with one; got 'nowhere'.",
+            "No such file: 'nowhere' (--config). Pass a config.json or the folder that contains it.",
         ),
     ):
         assert main(arguments) == 2
@@ -121,8 +119,8 @@ def test_the_page_shows_what_its_example_prints(
     )
 
 
-@pytest.mark.skipif(not VOC.is_dir(), reason="BCCD is not beside this checkout")
-def test_the_two_boxes_without_area_of_bccd_are_found() -> None:
+@pytest.mark.skipif(not VOC.is_dir(), reason="the BCCD dataset is not available")
+def test_the_two_boxes_without_area_in_bccd_are_found() -> None:
     report = check_dataset(read_voc(VOC, "trainval"), images="headers")
     assert report.counts == {"box-no-area": 2}
     assert [(one.file, one.annotation_id, one.message) for one in report.findings] == [

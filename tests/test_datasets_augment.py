@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import DetectionDataset, collate, train_transform
 from focaldet.structures import check_targets
-from tests.test_datasets import table_of
+from tests.helpers.annotation_tables import table_with_photos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
         {"min_sizes": range(20, 30, 3), "antialias": True, "horizontal_flip": 0},
     ],
 )
-def test_training_transforms_give_what_the_model_takes(tmp_path: Path, options: Any) -> None:
+def test_training_transforms_return_valid_images_and_targets(tmp_path: Path, options: Any) -> None:
     boxes: list[list[list[float]]] = [
         [[0, 0, 30, 20], [29.7, 19.7, 30, 20], [3, 4, 9, 9]],
         [],
     ]
-    dataset = DetectionDataset(table_of(tmp_path, boxes), train_transform(**options))
+    dataset = DetectionDataset(table_with_photos(tmp_path, boxes), train_transform(**options))
     sizes = set()
     for _ in range(20):
         images, targets = collate([dataset[0], dataset[1]])
@@ -44,7 +44,7 @@ def test_training_transforms_give_what_the_model_takes(tmp_path: Path, options: 
 
 
 def test_boxes_follow_the_pixels_through_the_training_transform(tmp_path: Path) -> None:
-    table = table_of(tmp_path, [[[0, 0, 10, 20]]])  # the white part
+    table = table_with_photos(tmp_path, [[[0, 0, 10, 20]]])  # the white third
     transform = train_transform(min_sizes=[60], max_size=90)
     for _ in range(8):
         image, target = DetectionDataset(table, transform)[0]
@@ -54,12 +54,10 @@ def test_boxes_follow_the_pixels_through_the_training_transform(tmp_path: Path) 
         assert float(image.mean()) == pytest.approx(1 / 3, abs=0.01)
 
 
-def test_transform_resizes_to_the_models_own_size(
-    tmp_path: Path, tiny_config: RetinaNetConfig
-) -> None:
+def test_the_transform_resizes_like_the_model(tmp_path: Path, tiny_config: RetinaNetConfig) -> None:
     config = tiny_config.replace(min_size=48, max_size=64)
     transform = train_transform(min_sizes=[48], max_size=64, horizontal_flip=0)
-    table = table_of(tmp_path, [[]])
+    table = table_with_photos(tmp_path, [[]])
     preprocess = RetinaNet.from_config(config).preprocess
     once = preprocess([DetectionDataset(table, transform)[0][0]], resize=False)
     by_model = preprocess([DetectionDataset(table)[0][0]])
@@ -70,11 +68,11 @@ def test_transform_resizes_to_the_models_own_size(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_sizes": []}, r"`min_sizes` must be between 1 and max_size \(1333\); got \[\]"),
-        ({"min_sizes": [800], "max_size": 700}, r"max_size \(700\); got \[800\]"),
-        ({"horizontal_flip": 2}, "`horizontal_flip` must be in .*; got 2"),
-        ({"large_scale_jitter": 0}, "`large_scale_jitter` must be >= 1; got 0"),
-        ({"large_scale_jitter": 9, "scale_range": (2, 1)}, r"`scale_range` must be two .*\(2, 1\)"),
+        ({"min_sizes": []}, r"min_sizes.*max_size=1333, got \[\]"),
+        ({"min_sizes": [800], "max_size": 700}, r"min_sizes.*max_size=700, got \[800\]"),
+        ({"horizontal_flip": 2}, "horizontal_flip.*2"),
+        ({"large_scale_jitter": 0}, "large_scale_jitter.*0"),
+        ({"large_scale_jitter": 9, "scale_range": (2, 1)}, r"scale_range.*\(2, 1\)"),
     ],
 )
 def test_wrong_transform_options_are_named(options: Any, message: str) -> None:

@@ -24,14 +24,14 @@ RATIOS = st.lists(st.floats(0.2, 5), max_size=60)
 
 
 @given(RATIOS, st.integers(1, 7), st.integers(0, 3), st.booleans())
-def test_every_image_is_in_one_batch_and_one_batch_at_most_is_mixed(
+def test_every_image_is_in_one_batch_and_few_batches_are_mixed(
     ratios: list[float], batch_size: int, epoch: int, shuffle: bool
 ) -> None:
     batches = batches_of(ratios, batch_size, epoch, shuffle=shuffle)
     assert sorted(index for batch in batches for index in batch) == list(range(len(ratios)))
     assert sum(len(batch) < batch_size for batch in batches) <= 1
     mixed = [batch for batch in batches if len({ratios[index] > 1 for index in batch}) == 2]
-    assert len(mixed) <= 2  # what is left over of each shape is less than a batch
+    assert len(mixed) <= 2  # the images left over from each shape are less than a batch
 
 
 @given(RATIOS, st.integers(1, 5), st.integers(1, 4), st.booleans())
@@ -50,12 +50,12 @@ def test_ranks_share_the_batches_of_one_process(
         assert max(sizes) <= batch_size
         shared = [index for share in shares for index in share]
         assert set(shared) == set(together)
-        assert len(shared) - len(together) < ranks  # as many as come twice
+        assert len(shared) - len(together) < ranks  # the number of repeated images
         if drop_last:
             assert len(shared) == batch_size * ranks
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     ratios = np.linspace(0.5, 2, 50)
     first = batches_of(ratios, 4, seed=3)
     np.random.seed(1)  # noqa: NPY002
@@ -75,12 +75,12 @@ def test_without_shuffling_images_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("ratios", "options", "message"),
     [
-        ([1.0], {"batch_size": 0}, "`batch_size` must be >= 1; got 0"),
-        ([1.0], {"seed": -1}, "`seed` must be >= 0; got -1"),
-        ([1.0], {"num_replicas": 0}, "`num_replicas` must be >= 1; got 0"),
-        ([1.0], {"rank": 2, "num_replicas": 2}, r"`rank` must be in \[0, 1\]; got 2"),
-        ([1.0, 0.0], {}, "`aspect_ratios` must be finite and > 0; got 0.0 at index 1"),
-        ([float("nan")], {}, "`aspect_ratios` must be finite and > 0; got nan at index 0"),
+        ([1.0], {"batch_size": 0}, "batch_size.*1.*0"),
+        ([1.0], {"seed": -1}, "seed.*-1"),
+        ([1.0], {"num_replicas": 0}, "num_replicas.*1.*0"),
+        ([1.0], {"rank": 2, "num_replicas": 2}, r"rank.*\[0, 1\].*2"),
+        ([1.0, 0.0], {}, "aspect_ratios.*0.0 at index 1"),
+        ([float("nan")], {}, "aspect_ratios.*nan at index 0"),
     ],
 )
 def test_wrong_options_are_named(ratios: list[float], options: Any, message: str) -> None:
@@ -89,11 +89,11 @@ def test_wrong_options_are_named(ratios: list[float], options: Any, message: str
 
 
 def test_a_negative_epoch_is_named() -> None:
-    with pytest.raises(ValueError, match="`epoch` must be >= 0; got -1"):
+    with pytest.raises(ValueError, match="epoch.*-1"):
         AspectRatioBatchSampler([1.0], 1).set_epoch(-1)
 
 
-def test_workers_seed_pythons_and_numpys_random_numbers_from_torchs() -> None:
+def test_workers_seed_python_and_numpy_from_torch() -> None:
     def drawn(seed: int) -> tuple[float, float]:
         torch.manual_seed(seed)
         seed_worker(0)

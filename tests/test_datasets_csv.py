@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from focaldet.datasets import read_csv
-from tests.test_datasets_readers import write
+from focaldet.errors import AnnotationError
+from tests.helpers.annotation_files import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_csv_file_by_hand(tmp_path: Path) -> None:
+def test_a_csv_file_worked_by_hand(tmp_path: Path) -> None:
     text = 'b.png,1,2,3.5,4,dog\n\na.png,,,,,\n"b.png", 5,6,7,8 ,cat\nc/d.png,nan,-1,0,inf,dog\n'
-    table = read_csv(write(tmp_path / "train.csv", "\ufeff" + text))
+    table = read_csv(write_text(tmp_path / "train.csv", "\ufeff" + text))
     assert list(table.file_names) == ["b.png", "a.png", "c/d.png"]
     assert table.image_folder == tmp_path
     assert table.image_sizes.tolist() == [[0, 0]] * 3
@@ -26,9 +27,9 @@ def test_a_csv_file_by_hand(tmp_path: Path) -> None:
     assert table.annotation_ids.tolist() == [0, 1, 0]
 
 
-def test_csv_names_may_be_given_or_be_in_a_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "train.csv", "b.png,1,2,3,4,dog\nb.png,1,2,3,4,cow\n")
-    classes = write(tmp_path / "classes.csv", "dog,1\ncat,0\n")
+def test_class_names_are_given_as_a_list_or_in_a_file(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "train.csv", "b.png,1,2,3,4,dog\nb.png,1,2,3,4,cow\n")
+    classes = write_text(tmp_path / "classes.csv", "dog,1\ncat,0\n")
     for names in (["cat", "dog"], classes, str(classes)):
         table = read_csv(path, class_names=names)
         assert table.class_names == ("cat", "dog")
@@ -38,48 +39,43 @@ def test_csv_names_may_be_given_or_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "a,1,2,3,4",
-            "`row` must be path,x1,y1,x2,y2,class; got 'a,1,2,3,4' in line 1 of '.*t.csv'",
-        ),
-        (",1,2,3,4,x", "`row` must be path,x1,y1,x2,y2,class"),
-        ("a,,,,,\na,1,,3,4,x", "`x1,y1,x2,y2` must be numbers; got 'a,1,,3,4,x' in line 2"),
-        ("path,x1,y1,x2,y2,class", "in line 1 of '.*'. A header is not part of this form"),
-        ("a,1,2,3,4,", "`class` must be given for a box; got 'a,1,2,3,4,' in line 1"),
-        ("\xff\xfe", "`annotations` must be a CSV file in UTF-8; got '.*t.csv'"),
+        ("a,1,2,3,4", "'.*t.csv', line 1: .*path,x1,y1,x2,y2,class, got 'a,1,2,3,4'"),
+        (",1,2,3,4,x", "line 1: .*path,x1,y1,x2,y2,class, got ',1,2,3,4,x'"),
+        ("a,,,,,\na,1,,3,4,x", "line 2: .*numbers, got 'a,1,,3,4,x'\\.$"),
+        ("path,x1,y1,x2,y2,class", "line 1: .*numbers, .* header, remove it"),
+        ("a,1,2,3,4,", "line 1: .*no class, got 'a,1,2,3,4,'"),
+        ("\xff\xfe", "'.*t.csv' as CSV in UTF-8 .*0xff"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(AnnotationError, match=message):
         read_csv(path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat", "`row` must be class,number; got 'cat' in line 1 of '.*classes.csv'"),
-        ("cat,one", "`row` must be class,number; got 'cat,one' in line 1"),
-        ("cat,0\ncat,1", "`class` must be named once; got 'cat,1' in line 2"),
-        ("cat,1\ndog,2", r"`class numbers` must be 0, 1, 2, ...; got \[1, 2\] in '.*classes.csv'"),
+        ("cat", "'.*classes.csv', line 1: .*class,number, got 'cat'"),
+        ("cat,one", "line 1: .*class,number, got 'cat,one'"),
+        ("cat,0\ncat,1", "line 2: .*'cat' .*twice"),
+        ("cat,1\ndog,2", r"'.*classes.csv' .*0, 1, 2, ..., got \[1, 2\]"),
     ],
 )
 def test_wrong_class_files_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = write(tmp_path / "train.csv", "a,,,,,")
-    with pytest.raises(ValueError, match=message):
-        read_csv(path, class_names=write(tmp_path / "classes.csv", text))
+    path = write_text(tmp_path / "train.csv", "a,,,,,")
+    with pytest.raises(AnnotationError, match=message):
+        read_csv(path, class_names=write_text(tmp_path / "classes.csv", text))
 
 
 def test_missing_csv_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="`annotations` must be an existing file; got '.*no.csv'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"file: '.*no.csv' \(annotations\)"):
         read_csv(tmp_path / "no.csv")
-    path = write(tmp_path / "train.csv", "a,,,,,")
-    with pytest.raises(FileNotFoundError, match="`class_names` must be an existing file"):
+    path = write_text(tmp_path / "train.csv", "a,,,,,")
+    with pytest.raises(FileNotFoundError, match=r"file: '.*no.csv' \(class_names\)"):
         read_csv(path, class_names=tmp_path / "no.csv")
-    with pytest.raises(
-        FileNotFoundError, match="`images` must be an existing folder; got '.*nowhere'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"file: 'cat' \(class_names\)"):
+        read_csv(path, class_names="cat")
+    with pytest.raises(FileNotFoundError, match=r"folder: '.*nowhere' \(images\)"):
         read_csv(path, tmp_path / "nowhere")

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from focaldet.datasets import read_yolo
-from focaldet.images import UnreadableImageError
-from tests.test_datasets_readers import photo, write, yolo_folder
+from focaldet.errors import AnnotationError, UnreadableImageError
+from tests.helpers.annotation_files import write_photo, write_text, write_yolo_folder
 
 
-def test_a_yolo_folder_by_hand(tmp_path: Path) -> None:
+def test_a_yolo_folder_worked_by_hand(tmp_path: Path) -> None:
     lines = "1 0.5 0.5 0.25 0.5\n\n0 0.1 0.2 0.3 0.2 0.3 0.9\n2 0.5 0.5 1 1\n"
-    path = yolo_folder(tmp_path, lines)
-    photo(tmp_path / "images" / "train" / "more" / "b.JPG")
-    photo(tmp_path / "images" / "train" / "side.jpg", exif=turned())
+    path = write_yolo_folder(tmp_path, lines)
+    write_photo(tmp_path / "images" / "train" / "more" / "b.JPG")
+    write_photo(tmp_path / "images" / "train" / "side.jpg", exif=turned())
     table = read_yolo(path, "train")
     folder = Path("images", "train")
     names = [str(Path(name).relative_to(folder)) for name in table.file_names]
@@ -31,18 +31,20 @@ def test_a_yolo_folder_by_hand(tmp_path: Path) -> None:
     assert not table.crowd.any()
 
 
-def test_a_yolo_folder_is_read_from_where_one_stands(
+def test_relative_paths_are_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    yolo_folder(tmp_path / "yolo", "0 0.5 0.5 1 1")
+    write_yolo_folder(tmp_path / "yolo", "0 0.5 0.5 1 1")
     monkeypatch.chdir(tmp_path)
     table = read_yolo("yolo/data.yaml", "train")
     assert list(table.file_names) == ["images/train/a.png"]
     assert table.image_path(0).is_file()
     elsewhere = tmp_path / "yolo" / "images" / "train"
     Path("lists").mkdir()
-    write(tmp_path / "lists" / "data.yaml", "train: all.txt\nnames: [x]")
-    write(tmp_path / "lists" / "all.txt", f"{elsewhere / 'a.png'}\n../yolo/images/train/a.png\n")
+    write_text(tmp_path / "lists" / "data.yaml", "train: all.txt\nnames: [x]")
+    write_text(
+        tmp_path / "lists" / "all.txt", f"{elsewhere / 'a.png'}\n../yolo/images/train/a.png\n"
+    )
     table = read_yolo("lists/data.yaml", "train")
     assert [table.image_path(index).is_file() for index in range(2)] == [True, True]
 
@@ -64,22 +66,22 @@ def turned() -> Image.Exif:
         ("path: images\ntrain: train\nnames: [cat, dog]", 1),
     ],
 )
-def test_splits_and_names_may_be_given_in_several_ways(
+def test_splits_and_names_can_be_written_in_several_ways(
     tmp_path: Path, yaml: str, images: int
 ) -> None:
-    path = yolo_folder(tmp_path, "0 0.5 0.5 1 1", yaml)
-    photo(tmp_path / "images" / "more" / "c.png")
-    write(tmp_path / "lists" / "train.txt", "../images/train/a.png\n./../images/more/c.png\n")
+    path = write_yolo_folder(tmp_path, "0 0.5 0.5 1 1", yaml)
+    write_photo(tmp_path / "images" / "more" / "c.png")
+    write_text(tmp_path / "lists" / "train.txt", "../images/train/a.png\n./../images/more/c.png\n")
     table = read_yolo(path, "train")
     assert len(table) == images
     assert table.boxes.tolist() == [[0, 0, 40, 20]]
     assert table.class_names == ("cat", "dog")
 
 
-def test_labels_may_lie_beside_the_images(tmp_path: Path) -> None:
-    photo(tmp_path / "all" / "a.png")
-    write(tmp_path / "all" / "a.txt", "0 0.5 0.5 1 1")
-    path = write(tmp_path / "data.yaml", "val: all\nnames: [x]")
+def test_labels_can_be_next_to_the_images(tmp_path: Path) -> None:
+    write_photo(tmp_path / "all" / "a.png")
+    write_text(tmp_path / "all" / "a.txt", "0 0.5 0.5 1 1")
+    path = write_text(tmp_path / "data.yaml", "val: all\nnames: [x]")
     assert len(read_yolo(path, "val").boxes) == 1
 
 
@@ -88,66 +90,59 @@ def test_labels_may_lie_beside_the_images(tmp_path: Path) -> None:
     ["0 0.5 0.5 1", "0 0.5 0.5 1 1 0.9", "cat 0.5 0.5 1 1", "0.5 0 0 1 1", "nan 0 0 1 1", "0"],
 )
 def test_wrong_lines_are_named(tmp_path: Path, line: str) -> None:
-    path = yolo_folder(tmp_path, f"0 0.5 0.5 1 1\n{line}\n")
-    with pytest.raises(
-        ValueError, match=f"`label` must be 'class cx .*'{line}' in line 2 of '.*a.txt'"
-    ):
+    path = write_yolo_folder(tmp_path, f"0 0.5 0.5 1 1\n{line}\n")
+    with pytest.raises(AnnotationError, match=f"'.*a.txt', line 2: .*class cx cy.*got '{line}'"):
         read_yolo(path, "train")
 
 
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("train: [", "`data_yaml` must be a YAML file; got '.*data.yaml'"),
-        ("- 1", "`data_yaml` must be a YOLO data file; got '.*data.yaml', which has no 'names'"),
-        (
-            "train: images/train\nnames: 3",
-            "`names` must be a list, or a mapping from numbers; got 3",
-        ),
-        (
-            "train: images/train\nnames: {1: a, 2: b}",
-            r"`names` must be numbered 0, 1, .*got \[1, 2\]",
-        ),
-        (
-            "train: images/train\nnames: [a]\nnc: 2",
-            "`nc` must be the number of names; got 2 with 1",
-        ),
-        (
-            "val: images/train\nnames: [a]",
-            "`split` must be a split.*'train', which.*Splits there: val",
-        ),
+        ("train: [", "'.*data.yaml' as YAML .*line 1"),
+        ("- 1", "'.*data.yaml' is not a YOLO data file: it has no 'names'"),
+        ("train: images/train\nnames: 3", "names in '.*data.yaml' must be a list.*, got 3"),
+        ("train: images/train\nnames: cat", "names in '.*data.yaml' must be a list.*, got 'cat'"),
+        ("train: images/train\nnames: {1: a, 2: b}", r"names in .*0, 1, 2, .*got \[1, 2\]"),
+        ("train: images/train\nnames: [a]\nnc: 2", "nc is 2 in '.*data.yaml'.*names has 1 entry"),
     ],
 )
 def test_wrong_yaml_files_are_explained(tmp_path: Path, yaml: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_yolo(yolo_folder(tmp_path, "", yaml), "train")
+    with pytest.raises(AnnotationError, match=message):
+        read_yolo(write_yolo_folder(tmp_path, "", yaml), "train")
 
 
 def test_missing_parts_of_a_yolo_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="`data_yaml` must be an existing file; got '.*no.yaml'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"file: '.*no.yaml' \(data_yaml\)"):
         read_yolo(tmp_path / "no.yaml", "train")
-    path = yolo_folder(tmp_path, "", "train: photos\nval: list.txt\nnames: [a]")
-    with pytest.raises(
-        FileNotFoundError, match="`train` must be an existing folder or list.*photos"
-    ):
+    path = write_yolo_folder(tmp_path, "", "train: photos\nval: list.txt\nnames: [a]")
+    with pytest.raises(FileNotFoundError, match=r"'.*photos' \(train in '.*data.yaml'\)"):
         read_yolo(path, "train")
-    write(tmp_path / "list.txt", "gone.jpg")
-    with pytest.raises(
-        FileNotFoundError, match="`image` must be an existing file; got '.*gone.jpg'"
-    ):
+    write_text(tmp_path / "list.txt", "gone.jpg")
+    with pytest.raises(FileNotFoundError, match="'.*gone.jpg'"):
         read_yolo(path, "val")
-    write(tmp_path / "gone.jpg", "no image")
-    with pytest.raises(
-        UnreadableImageError, match="`image` must be an image that can be read.*gone.jpg"
-    ):
+    write_text(tmp_path / "gone.jpg", "no image")
+    with pytest.raises(UnreadableImageError, match="'.*gone.jpg'"):
         read_yolo(path, "val")
+
+
+@pytest.mark.parametrize("broken", ["data.yaml", "list.txt", "labels/train/a.txt"])
+def test_text_files_have_a_byte_order_mark_or_not_but_must_be_utf_8(
+    tmp_path: Path, broken: str
+) -> None:
+    path = write_yolo_folder(tmp_path, "0 0.5 0.5 1 1", "train: list.txt\nnames: [a]")
+    write_text(tmp_path / "list.txt", "images/train/a.png")
+    expected = read_yolo(path, "train").boxes
+    file = tmp_path / broken
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    np.testing.assert_array_equal(read_yolo(path, "train").boxes, expected)
+    file.write_bytes(b"\xe9" + file.read_bytes())
+    with pytest.raises(AnnotationError, match=f"'.*{broken}' as UTF-8.*0xe9"):
+        read_yolo(path, "train")
 
 
 def test_without_pyyaml_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ImportError, match="pip install 'focaldet.train.' or pyyaml"):
-        read_yolo(yolo_folder(tmp_path), "train")
+    with pytest.raises(ImportError, match="data.yaml requires .*pip install 'pyyaml'"):
+        read_yolo(write_yolo_folder(tmp_path), "train")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from focaldet import RetinaNet
+from tests.helpers.annotation_files import voc_object, write_text
 from tests.helpers.tiny_training import tiny_detector, write_data
-from tests.test_datasets_readers import voc_object, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,16 +125,16 @@ def write_as(form: str, paths: list[Path], folder: Path) -> list[Path]:
                     voc += voc_object(label, (x, y, x + w, y + h))
                     centre = f"{(x + w / 2) / width} {(y + h / 2) / height}"
                     yolo += f"{classes.index(label)} {centre} {w / width} {h / height}\n"
-            write(folder / "labels" / split / f"{stems[-1]}.txt", yolo)
+            write_text(folder / "labels" / split / f"{stems[-1]}.txt", yolo)
             xml = f"<annotation><filename>{stems[-1]}.png</filename>{voc}</annotation>"
-            write(folder / "Annotations" / f"{stems[-1]}.xml", xml)
+            write_text(folder / "Annotations" / f"{stems[-1]}.xml", xml)
             for place in (folder / "images" / split, folder / "JPEGImages"):
                 place.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path.parent / name, place / f"{stems[-1]}.png")
-        write(folder / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
-        sources.append(write(folder / f"{split}.csv", "\n".join(rows)))
+        write_text(folder / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
+        sources.append(write_text(folder / f"{split}.csv", "\n".join(rows)))
     text = "train: images/train\nval: images/val\nnames: [square, circle]\n"
-    yaml = write(folder / "yolo" / "data.yaml", f"path: ..\n{text}")
+    yaml = write_text(folder / "yolo" / "data.yaml", f"path: ..\n{text}")
     return {"csv": sources, "voc": [folder, folder], "yolo": [yaml, yaml]}[form]
 
 

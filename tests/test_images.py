@@ -18,6 +18,7 @@ from focaldet.images import (
     count_images,
     iter_images,
     load_image,
+    read_image_size,
 )
 
 if TYPE_CHECKING:
@@ -245,8 +246,17 @@ def test_a_file_is_turned_upright(tmp_path: Path, orientation: int, extension: s
     path = save(stored(orientation), tmp_path / f"a.{extension}", exif=exif, **lossless)
 
     assert_close(load_image(path), PIXELS)
+    assert read_image_size(path) == (2, 3)
     with Image.open(path) as image:
         assert_close(load_image(image), PIXELS)
+
+
+def test_a_size_that_cannot_be_read_is_an_error_with_name_and_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"(?=.*'.*gone\.png')(?=.*photo 7)"):
+        read_image_size(tmp_path / "gone.png", "photo 7")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UnreadableImageError, match=r"(?=.*'.*text\.png')(?=.*photo 7)"):
+        read_image_size(str(tmp_path / "text.png"), "photo 7")
 
 
 @pytest.mark.parametrize("orientation", [0, 9])

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from focaldet._checks import check_choice, check_image, must_be
+from focaldet._checks import check_choice, check_image, existing_file, must_be
 from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "iter_images",
     "load_image",
     "named_sources",
+    "read_image_size",
 ]
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
@@ -64,6 +65,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_IMAGE_WIDTH, _IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
+_QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # swap width and height
 
 
 class LoadedImage(NamedTuple):
@@ -120,6 +123,33 @@ def load_image(source: ImageSource, name: str = "image") -> Tensor:
     if isinstance(source, (str, os.PathLike)):
         return _read_file(name, source)
     raise TypeError(must_be(name, _TAKEN, type(source).__name__))
+
+
+def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[int, int]:
+    """Read the size of an image file from its header, without decoding the image.
+
+    Args:
+        path: The image file.
+        name: What error messages call the file.
+
+    Returns:
+        ``(height, width)`` of the upright image that :func:`load_image` returns.
+
+    Raises:
+        FileNotFoundError: If there is no file at the path.
+        UnreadableImageError: If the file is not an image or its header is damaged.
+
+    .. versionadded:: 0.3.0
+    """
+    with (
+        _explaining(name, repr(os.fspath(path))),
+        Image.open(existing_file(name, path)) as image,
+    ):
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow may have swapped its width and height already
+            width, height = (image.getexif()[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))
+        lies_on_its_side = _turn_to_upright(image) in _QUARTER_TURNS
+    return (width, height) if lies_on_its_side else (height, width)
 
 
 def iter_images(
@@ -311,11 +341,16 @@ def _explaining(name: str, what: str) -> Iterator[None]:
         raise UnreadableImageError(must_be(name, "an image that can be decoded", got)) from error
 
 
+def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns a picture upright according to its EXIF orientation."""
+    return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+
+
 def _to_tensor(image: Image.Image) -> Tensor:
     if 0 in image.size:
         raise ValueError("its width or height is zero")
     image.load()  # some formats know their orientation only now
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    turn = _turn_to_upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     if image.mode in _VIA:

@@ -1,9 +1,9 @@
-"""Data sets for training and evaluation: COCO, Pascal VOC, YOLO and CSV, all giving the same targets.
+"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format.
 
 A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
-:func:`read_annotations` for any of them) returns an :class:`AnnotationTable`, with everything that the
-files say. :class:`DetectionDataset` makes images and targets of it, :func:`check_dataset` looks for
-mistakes in it. torchvision is imported when a transform is asked for.
+:func:`read_annotations` for any format) returns an :class:`AnnotationTable` with everything that the
+files contain. :class:`DetectionDataset` turns it into images and targets, and :func:`check_dataset`
+looks for mistakes in it. torchvision is imported only when a transform is used.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from focaldet.datasets._batching import AspectRatioBatchSampler, collate, seed_worker
 from focaldet.datasets._dataset import DetectionDataset
-from focaldet.datasets._reading import read_annotations
 from focaldet.datasets._table import AnnotationTable
+from focaldet.datasets.readers import read_annotations
 from focaldet.datasets.readers._coco import read_coco
 from focaldet.datasets.readers._csv import read_csv
 from focaldet.datasets.readers._voc import read_voc
@@ -22,8 +22,7 @@ from focaldet.datasets.readers._yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets._augment import train_transform
-    from focaldet.datasets.checks._check import check_dataset
-    from focaldet.datasets.checks._report import DatasetReport
+    from focaldet.datasets.checks import DatasetReport, check_dataset
 
 __all__ = [
     "AnnotationTable",
@@ -41,18 +40,18 @@ __all__ = [
     "train_transform",
 ]
 
-_LATER = {
-    "DatasetReport": "checks._report",
-    "check_dataset": "checks._check",
+_HOME = {
+    "DatasetReport": "checks",
+    "check_dataset": "checks",
     "train_transform": "_augment",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use what not everybody needs (PEP 562)."""
-    if name not in _LATER:
+    """Import a public name on first use, if its imports are heavy or rarely needed (PEP 562)."""
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,10 +1,10 @@
-"""What training does to images and their boxes, made of torchvision's transforms."""
+"""Augmentation of images and their boxes for training, built from torchvision's transforms."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from focaldet._checks import check_range, must_be
+from focaldet._checks import check_range, shortened
 from focaldet.datasets._tensors import v2
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train_transform"]
 
-_MEAN_COLOR = (124, 116, 104)  # what is black after the model's normalisation
+_MEAN_COLOR = (124, 116, 104)  # zero after the model's normalisation
 
 
 def train_transform(
@@ -25,31 +25,29 @@ def train_transform(
     scale_range: tuple[float, float] = (0.1, 2.0),
     antialias: bool = False,
 ) -> Any:
-    """Return a ``torchvision.transforms.v2.Compose`` for :class:`~focaldet.datasets.DetectionDataset`.
+    """Build a ``torchvision.transforms.v2.Compose`` for :class:`~focaldet.datasets.DetectionDataset`.
 
-    It ends with images of the size at which they are to be trained, so the model must not resize
-    them again: ``model(images, targets, resize=False)``.
+    The transform resizes images to the size for training, so the model must not resize them again:
+    ``model(images, targets, resize=False)``. Boxes are clipped to the image. Boxes that are then less
+    than one pixel high or wide are removed together with their labels.
 
     Args:
-        min_sizes: the short side, in pixels, is brought to one of these, drawn for each image. One
-            number alone is training at one scale.
-        max_size: greatest length of the long side.
-        horizontal_flip: how often an image is mirrored, 0 to 1.
-        color: distort brightness, contrast, saturation, hue and the order of channels, each in half
-            of the images.
-        large_scale_jitter: side of a square, in pixels, often 1024. Instead of ``min_sizes`` and
-            ``max_size``, an image is brought to the size at which it fits the square times a number
-            drawn from ``scale_range``, then a square is cut at random, filled up with the mean
-            colour where the image is smaller.
-        scale_range: of large-scale jitter.
-        antialias: of resizing; as in the config of the model, so that it sees the same in training
-            and after.
-
-    Boxes are clipped to the image; those under one pixel high or wide there are left out, with their
-    labels.
+        min_sizes: Lengths for the short side, in pixels. One is drawn for each image. A single length
+            means training at one scale.
+        max_size: Maximum length of the long side, in pixels.
+        horizontal_flip: Probability of mirroring an image.
+        color: Whether to distort brightness, contrast, saturation, hue and the order of channels, each
+            in half of the images.
+        large_scale_jitter: Side of a square in pixels, often 1024. If given, it replaces ``min_sizes``
+            and ``max_size``: an image is resized to fit the square, times a factor drawn from
+            ``scale_range``, and a random crop of the square's size is taken. Where the image is
+            smaller, the crop is filled with the mean colour.
+        scale_range: Minimum and maximum factor for large-scale jitter.
+        antialias: Whether to antialias when resizing. Use the value in the config of the model, so
+            that training and prediction resize alike.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: If a number is out of range.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection (flip; scales of 640 to 800 for the longer
@@ -75,8 +73,10 @@ def train_transform(
 
 def _shortest_size(min_sizes: Sequence[int], max_size: int, *, antialias: bool) -> Any:
     if not min_sizes or min(min_sizes) < 1 or max(min_sizes) > max_size:
-        got = list(min_sizes)
-        raise ValueError(must_be("min_sizes", f"between 1 and max_size ({max_size})", got))
+        raise ValueError(
+            f"min_sizes must be at least one number from 1 to max_size={max_size}, "
+            f"got {shortened(list(min_sizes))}."
+        )
     return v2.RandomShortestSize(list(min_sizes), max_size, antialias=antialias)
 
 
@@ -86,7 +86,10 @@ def _large_scale_jitter(
     check_range("large_scale_jitter", side, 1)
     low, high = scale_range
     if not 0 < low <= high:
-        raise ValueError(must_be("scale_range", "two numbers, 0 < low <= high", scale_range))
+        raise ValueError(
+            "scale_range must be two positive numbers, the smaller one first, "
+            f"got {shortened(scale_range)}."
+        )
     return [
         v2.ScaleJitter((side, side), scale_range, antialias=antialias),
         v2.RandomCrop((side, side), pad_if_needed=True, fill=_MEAN_COLOR),

@@ -1,4 +1,4 @@
-"""A data set for training: images, and the objects that training can use."""
+"""A dataset of images and the objects that can be used for training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from focaldet._checks import check_choice, must_be
-from focaldet.datasets._image_sizes import read_size
-from focaldet.images import load_image
+from focaldet._checks import check_choice
+from focaldet.errors import AnnotationError
+from focaldet.images import load_image, read_image_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,42 +25,45 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectionDataset"]
 
-_BLOCK = 2**15  # boxes looked at together: their copies stay in the processor's cache
+_BLOCK = 2**15  # boxes per block, so that its temporary arrays stay in the CPU cache
 
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """Images and targets as :class:`~focaldet.RetinaNet` takes them.
+    """Images and targets in the format that :class:`~focaldet.RetinaNet` takes.
 
-    ``dataset[i]`` is ``(image, target)``. The image is ``[3, H, W]``, float32 in 0-1, upright. The
-    target is a dictionary of ``boxes`` (``[G, 4]``, float32, xyxy in pixels of that image),
-    ``labels`` (``[G]``, int64) and ``image_id`` (int). Images without objects are kept: they train
-    as negatives. Crowds are left out: they are no single objects.
+    ``dataset[i]`` is ``(image, target)``. The image is ``[3, H, W]``, float32 in [0, 1], upright. The
+    target is a dictionary with ``boxes`` (``[G, 4]``, float32, xyxy in pixels of that image),
+    ``labels`` (``[G]``, int64) and ``image_id`` (int). Images without objects are kept and train as
+    negatives. Crowds are left out, because they are not single objects.
 
     Args:
-        table: what a reader such as :func:`~focaldet.datasets.read_coco` returned.
-        transform: called with the image as a uint8 ``tv_tensors.Image`` and the target, its boxes
-            being ``tv_tensors.BoundingBoxes``; returns both. See
+        table: Annotations from a reader such as :func:`~focaldet.datasets.read_coco`.
+        transform: A function that takes the image as a uint8 ``tv_tensors.Image`` and the target with
+            its boxes as ``tv_tensors.BoundingBoxes``, and returns both. See
             :func:`~focaldet.datasets.train_transform`.
-        invalid_boxes: what becomes of boxes that are not finite, or have no area inside their image.
-            "drop" leaves them out, with one warning that counts them; "raise" is an error. Other
-            boxes that reach outside are clipped to the image.
+        invalid_boxes: What to do with boxes that are not finite or have no area inside their image.
+            "drop" leaves them out, with one warning that counts them. "raise" raises an error. Other
+            boxes that extend beyond the image are clipped to it.
 
     Attributes:
-        table: as given, with every box.
-        class_names: of each label.
-        category_ids: the files' own id of each label.
-        num_classes: their number.
-        image_ids: of each item.
-        sizes: ``[I, 2]``, ``(height, width)`` of each image; where the files don't say, it is read
-            from the images' headers at construction.
+        table: The annotations, with every box.
+        class_names: Names of the labels.
+        category_ids: Category ids of the labels in the annotation files.
+        num_classes: Number of labels.
+        image_ids: ``[I]``, the id of each image.
+        sizes: ``[I, 2]``, ``(height, width)`` of each image. Sizes that the annotations lack are read
+            from the headers of the images when the dataset is created.
         aspect_ratios: ``[I]``, height / width.
 
     Raises:
-        ValueError: boxes of categories that are not declared; wrong boxes, if asked for.
-        FileNotFoundError, UnreadableImageError: an image whose size is not annotated.
+        AnnotationError: If boxes belong to undeclared categories, or are invalid and
+            ``invalid_boxes`` is "raise". This is a ``ValueError``.
+        ValueError: If ``invalid_boxes`` is unknown.
+        FileNotFoundError: If an image whose size is not annotated does not exist.
+        UnreadableImageError: If the size of such an image cannot be read.
 
     Warns:
-        UserWarning: boxes were dropped.
+        UserWarning: If boxes are dropped.
     """
 
     def __init__(
@@ -82,12 +85,12 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each label."""
+        """Names of the labels."""
         return self.table.class_names
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The files' own id of each label."""
+        """Category ids of the labels in the annotation files."""
         return self.table.category_ids
 
     @property
@@ -113,9 +116,9 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         """Read one image and its target.
 
         Raises:
-            FileNotFoundError: the image is missing; the message names the file and the image's id.
-            UnreadableImageError: it can't be decoded.
-            ValueError: it is of another size than annotated.
+            FileNotFoundError: If the image does not exist. The message names the file and the image id.
+            UnreadableImageError: If the image cannot be decoded.
+            AnnotationError: If its size differs from the annotated size. This is a ``ValueError``.
         """
         index = range(len(self))[index]
         image = self._load(index)
@@ -143,14 +146,16 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             raise FileNotFoundError(f"{error} The folder of images is {folder!r}.") from error
         height, width = self.sizes[index].tolist()
         if image.shape[1:] != (height, width):
-            remedy = "The boxes would not fit: correct the size in the annotations, or the file."
+            remedy = "The boxes would not fit. Correct the annotated size, or replace the file."
             if image.shape[1:] == (width, height):
                 remedy = (
-                    "The file may lie on its side: images are turned upright by their EXIF "
-                    "orientation, and boxes must be those of the upright image."
+                    "The file may be stored on its side. Images are turned upright by their EXIF "
+                    "orientation, and the annotated size and boxes must fit the upright image."
                 )
-            got = f"{image.shape[2]}x{image.shape[1]} in {str(path)!r}"
-            raise ValueError(must_be(name, f"{width}x{height}, as annotated", got, remedy))
+            raise AnnotationError(
+                f"{name} is annotated as {width}x{height}, but {str(path)!r} is "
+                f"{image.shape[2]}x{image.shape[1]}. {remedy}"
+            )
         return image
 
     def _report(self, wrong: npt.NDArray[np.bool_], invalid_boxes: str) -> None:
@@ -162,31 +167,32 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             f"{table.boxes[row].tolist()} (annotation {table.annotation_ids[row]} of "
             f"{table.file_names[index]}, {width}x{height})"
         )
-        condition = "finite, with an area inside their images"
+        what = "are not finite or have no area inside their image"
         if invalid_boxes == "raise":
-            remedy = "invalid_boxes='drop' leaves such boxes out."
-            got = f"{first} in {str(table.source)!r}"
-            raise ValueError(must_be("boxes", condition, got, remedy))
+            raise AnnotationError(
+                f"{wrong.sum()} of {len(wrong)} boxes in {str(table.source)!r} {what}. The first is "
+                f"{first}. Correct the boxes, or leave them out with invalid_boxes='drop'."
+            )
         warnings.warn(
-            f"Dropped {wrong.sum()} of {len(wrong)} boxes of {str(table.source)!r}, which must be "
-            f"{condition}; the first is {first}.",
+            f"Dropped {wrong.sum()} of {len(wrong)} boxes in {str(table.source)!r}, because they "
+            f"{what}. The first is {first}.",
             UserWarning,
             stacklevel=3,
         )
 
 
 def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
-    """Return the annotated sizes, with those that are missing read from the images."""
+    """Return the annotated sizes, after reading the missing ones from the images."""
     sizes = table.image_sizes.copy()
     for index in np.flatnonzero(sizes.min(axis=1) <= 0).tolist():
-        sizes[index] = read_size(table.image_path(index))
+        sizes[index] = read_image_size(table.image_path(index))
     return sizes
 
 
 def _clipped(
     boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float32]:
-    """Clip boxes to images of one size, or of one size a box."""
+    """Clip boxes to images, given one size for all boxes or one per box."""
     limits = np.concatenate([sizes[..., ::-1]] * 2, axis=-1, dtype=np.float32)
     return np.clip(boxes.astype(np.float32), 0, limits)
 
@@ -198,9 +204,7 @@ def _valid(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[
         rows = slice(start, start + _BLOCK)
         boxes = table.boxes[rows]
         with np.errstate(invalid="ignore", over="ignore"):
-            finite = np.isfinite(
-                boxes @ np.ones(4)
-            )  # the sum of a row: infinity makes it no number
+            finite = np.isfinite(boxes @ np.ones(4))  # row sums, which pass on NaN and infinity
             x1, y1, x2, y2 = _clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
             valid[rows] = finite & (x2 > x1) & (y2 > y1)
     return valid
@@ -210,13 +214,11 @@ def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> Non
     unknown = objects & (table.labels < 0)
     if unknown.any():
         row = int(unknown.argmax())
-        got = (
-            f"an undeclared one for {unknown.sum()} boxes, the first being annotation "
-            f"{table.annotation_ids[row]} of {table.file_names[table.image_indices[row]]}, "
-            f"in {str(table.source)!r}"
+        raise AnnotationError(
+            f"Annotation {table.annotation_ids[row]} of {table.file_names[table.image_indices[row]]} "
+            f"in {str(table.source)!r} has an undeclared category (boxes affected: {unknown.sum()}). "
+            f"The declared categories are {', '.join(table.class_names) or 'none'}."
         )
-        remedy = f"Declared are {', '.join(table.class_names) or 'none'}."
-        raise ValueError(must_be("category", "declared", got, remedy))
 
 
 def _transformed(

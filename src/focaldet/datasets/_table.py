@@ -1,4 +1,4 @@
-"""All boxes of a data set in a few arrays, just as its files have them."""
+"""All annotations of a dataset, as its files contain them, in a few arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ __all__ = ["AnnotationTable", "PackedStrings"]
 
 
 class PackedStrings(Sequence[str]):
-    """Strings that never change, as one run of bytes: small to hold, to pickle and to share.
+    """An immutable sequence of strings, stored in one block of bytes.
+
+    It needs little memory, is fast to pickle, and can be shared between processes.
 
     >>> list(PackedStrings.pack(["a.jpg", "é.png"]))
     ['a.jpg', 'é.png']
@@ -54,22 +56,24 @@ class PackedStrings(Sequence[str]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AnnotationTable:
-    """The annotations of I images, N boxes in all; nothing dropped, clipped or mended.
+    """The annotations of I images with N boxes in total, with nothing dropped, clipped or corrected.
 
     Attributes:
-        source: the file or folder that was read, for messages.
-        image_folder: what ``file_names`` are relative to.
-        file_names: of each image.
+        source: The file or folder that was read, for messages.
+        image_folder: The folder to which ``file_names`` are relative.
+        file_names: File name of each image.
         image_ids: ``[I]``, int64; the ids that evaluation uses.
-        image_sizes: ``[I, 2]``, int32; ``(height, width)`` as annotated, 0 where the files don't say.
-        class_names: of each label.
-        category_ids: the file's own id of each label.
+        image_sizes: ``[I, 2]``, int32; annotated ``(height, width)``, 0 if not annotated.
+        class_names: Names of the labels.
+        category_ids: Category ids of the labels in the annotation files.
         boxes: ``[N, 4]``, float64; xyxy in pixels of the image.
         labels: ``[N]``, int64; -1 for a category that is not declared.
-        areas: ``[N]``, float64; of the object's outline where the file gives it, else of the box.
-        crowd: ``[N]``, bool; one box around a group, which evaluation ignores.
-        annotation_ids: ``[N]``, int64; the file's own, or the place in the image's file, from 0.
-        image_indices: ``[N]``, int64, ascending; which image each box is of.
+        areas: ``[N]``, float64; area of the object's outline if the file contains it, otherwise of
+            the box.
+        crowd: ``[N]``, bool; whether a box surrounds a group of objects, which evaluation ignores.
+        annotation_ids: ``[N]``, int64; the ids in the file, or the position of the box within its
+            image, from 0.
+        image_indices: ``[N]``, int64, ascending; the index of the image of each box.
     """
 
     source: Path
@@ -90,20 +94,20 @@ class AnnotationTable:
         return len(self.image_ids)
 
     def image_path(self, index: int) -> Path:
-        """Return where the image is."""
+        """Return the path of an image."""
         return self.image_folder / self.file_names[index]
 
     def boxes_of(self, index: int) -> slice:
-        """Return which rows of the boxes' arrays are of one image."""
+        """Return the rows that belong to one image in the arrays of N boxes."""
         first, last = np.searchsorted(self.image_indices, [index, index + 1])
         return slice(int(first), int(last))
 
     def to_coco(self) -> dict[str, Any]:
-        """Return the ground truth in COCO's form, for :func:`focaldet.evaluation.evaluate_coco`.
+        """Return the ground truth in COCO format, for :func:`focaldet.evaluation.evaluate_coco`.
 
-        Crowds are in it. Left out are boxes without area or not finite, and boxes of undeclared
-        categories. Annotations keep their ids where these are positive and unique, as pycocotools
-        needs them; else they are numbered from 1.
+        Crowds are included. Boxes that are not finite or have no area, and boxes of undeclared
+        categories, are left out. Annotations keep their ids if these are positive and unique, as
+        pycocotools requires. Otherwise, they are numbered from 1.
         """
         widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
         usable = np.isfinite(self.boxes).all(1) & (widths_heights > 0).all(1) & (self.labels >= 0)

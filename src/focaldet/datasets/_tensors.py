@@ -1,4 +1,4 @@
-"""torchvision's transforms and the tensors they take, imported when a transform is asked for."""
+"""torchvision's transforms and tensor types, imported only when a transform is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the boxes and categories of a data set, from its arrays alone."""
+"""Checks of the boxes and categories of a dataset, which need no images."""
 
 from __future__ import annotations
 
@@ -28,29 +28,27 @@ __all__ = [
     "size_bins",
 ]
 
-_SLACK = 1.0  # pixels out of the image that rounding can explain
+_SLACK = 1.0  # pixels beyond the image that rounding can explain
 _SAME_BOX = 0.99  # IoU
-_FEW_BOXES = 5  # too few to judge a data set's format by
-_GOOD, _BAD = (
-    0.95,
-    0.8,
-)  # shares of boxes that fit: in the right format at least, in a wrong one at most
-_SMALL, _MEDIUM = 32**2, 96**2  # COCO's bounds of area
+_FEW_BOXES = 5  # too few to judge the format of a dataset
+_GOOD = 0.95  # minimum share of boxes that fit their images in the right format
+_BAD = 0.8  # maximum share in a wrong format
+_SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of the area
 
 
 def has_area(boxes: Floats) -> Bools:
-    """Return which boxes ``[N, 4]`` are finite, with a width and a height."""
+    """Return which boxes ``[N, 4]`` are finite and have a width and a height."""
     x1, y1, x2, y2 = boxes.T
     area: Bools = np.isfinite(boxes).all(1) & (x2 > x1) & (y2 > y1)
     return area
 
 
 def box_findings(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> Iterator[Finding]:
-    """Find boxes that are not finite, without area, or outside their images.
+    """Find boxes that are not finite, have no area, or extend beyond their images.
 
     Args:
-        table: holds the boxes.
-        sizes: ``[I, 2]``, ``(height, width)`` of the images, 0 where they are not known.
+        table: The annotations.
+        sizes: ``[I, 2]``, ``(height, width)`` of the images, 0 where unknown.
     """
     x1, y1, x2, y2 = table.boxes.T
     heights, widths = sizes[table.image_indices].T
@@ -96,10 +94,11 @@ def _box(box: Floats) -> str:
 
 
 def format_findings(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> Iterator[Finding]:
-    """Judge over all boxes whether they were read in the wrong format.
+    """Find out whether all boxes were read in the wrong format.
 
-    A box fits if it has an area and lies in its image. If many don't as they are, and nearly all do
-    when the numbers are read otherwise, then the other reading is likely the right one.
+    A box fits if it has an area and is inside its image. If many boxes do not fit as they are, but
+    nearly all fit when their numbers are read in another format, then that format is probably the
+    right one.
     """
     finite = np.isfinite(table.boxes).all(1)
     boxes, image_sizes = table.boxes[finite], sizes[table.image_indices[finite]]
@@ -108,8 +107,8 @@ def format_findings(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> Ite
     now = _share_that_fits(boxes, image_sizes)
     if boxes.min() >= 0 and boxes.max() <= 1:
         message = (
-            "every coordinate is in 0-1: they look like fractions of the image's width and height, "
-            "where pixels are needed"
+            "all coordinates are in [0, 1]: they look like fractions of the image width and height, "
+            "but must be in pixels"
         )
         yield Finding(kind="box-format", message=message)
         return
@@ -120,8 +119,8 @@ def format_findings(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> Ite
         then = _share_that_fits(other, image_sizes)
         if now <= _BAD and then >= _GOOD:
             message = (
-                f"the file's numbers were read as {read_as}, and {now:.0%} of the boxes fit their "
-                f"images; read as {truth}, {then:.0%} would"
+                f"the numbers in the file were read as {read_as}, and {now:.0%} of the boxes fit "
+                f"their images; read as {truth}, {then:.0%} would fit"
             )
             yield Finding(kind="box-format", message=message)
 
@@ -141,8 +140,10 @@ def _share_that_fits(boxes: Floats, sizes: npt.NDArray[np.int32]) -> float:
 
 
 def annotation_findings(table: AnnotationTable) -> Iterator[Finding]:
-    """Find unknown and unused categories, ids given twice, and objects annotated twice."""
-    yield from _findings(table, table.labels < 0, "category-unknown", lambda _: "no such category")
+    """Find unknown and unused categories, duplicate ids, and objects annotated twice."""
+    yield from _findings(
+        table, table.labels < 0, "category-unknown", lambda _: "undeclared category"
+    )
     for count in class_counts(table):
         if not count.boxes:
             yield Finding(kind="category-unused", message=count.name)
@@ -154,8 +155,8 @@ def annotation_findings(table: AnnotationTable) -> Iterator[Finding]:
 
     def other(row: int) -> str:
         same, iou = partner[row]
-        box = "the box" if iou == 1 else f"almost the box (IoU {iou:.3f})"
-        return f"{box} of annotation {table.annotation_ids[same]}: {_box(table.boxes[row])}"
+        box = "same box" if iou == 1 else f"almost the same box (IoU {iou:.3f})"
+        return f"{box} as annotation {table.annotation_ids[same]}: {_box(table.boxes[row])}"
 
     duplicate = np.zeros(len(table.boxes), bool)
     duplicate[later] = True
@@ -163,7 +164,7 @@ def annotation_findings(table: AnnotationTable) -> Iterator[Finding]:
 
 
 def _equal_ids(table: AnnotationTable) -> Iterator[Finding]:
-    """Find ids given twice, unless the ids are no more than places in their images."""
+    """Find duplicate ids, unless the ids are only positions within the images."""
     places = np.arange(len(table.boxes))
     places -= np.searchsorted(table.image_indices, table.image_indices)
     if (table.annotation_ids == places).all():
@@ -173,7 +174,7 @@ def _equal_ids(table: AnnotationTable) -> Iterator[Finding]:
 
     def other(row: int) -> str:
         index = table.image_indices[first_of[row]]
-        return f"the id of an annotation of {table.file_names[index]}, too"
+        return f"same id as an annotation of {table.file_names[index]}"
 
     wrong = first_of != np.arange(len(first_of))
     yield from _findings(table, wrong, "annotation-id-duplicate", other)
@@ -182,10 +183,11 @@ def _equal_ids(table: AnnotationTable) -> Iterator[Finding]:
 def _equal_boxes(
     table: AnnotationTable,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
-    """Return rows that were there before, rows that repeat them, and their IoU.
+    """Return the rows of original boxes, the rows that repeat them, and their IoU.
 
-    Only boxes of one image and class are compared: rows are sorted by these, and every row with the
-    next, with the second next, and so on, until no two are of one group.
+    Only boxes with the same image and class are compared. The rows are sorted by these, and every row
+    is compared with the next one, then with the second next, and so on, until no two rows belong to
+    the same group.
     """
     (rows,) = has_area(table.boxes).nonzero()
     keys = np.stack([table.image_indices[rows], table.labels[rows], table.crowd[rows]])
@@ -204,7 +206,7 @@ def _equal_boxes(
     if not found:
         return rows, rows, np.empty(0)
     first, later, ious = (np.concatenate(column) for column in zip(*found, strict=True))
-    _, once = np.unique(later, return_index=True)  # a third equal box is found from both others
+    _, once = np.unique(later, return_index=True)  # a third equal box is found twice
     return first[once], later[once], ious[once]
 
 
@@ -217,7 +219,7 @@ def _paired_iou(boxes1: Floats, boxes2: Floats) -> Floats:
 
 
 def class_counts(table: AnnotationTable) -> tuple[ClassCount, ...]:
-    """Count objects and images of every class, without crowds."""
+    """Count the objects and images of every class, without crowds."""
     counted = (table.labels >= 0) & ~table.crowd
     num_classes = len(table.class_names)
     boxes = np.bincount(table.labels[counted], minlength=num_classes)
@@ -227,7 +229,7 @@ def class_counts(table: AnnotationTable) -> tuple[ClassCount, ...]:
 
 
 def size_bins(table: AnnotationTable, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return 0, 1 or 2 for objects that are small, medium or large to COCO."""
+    """Return 0, 1 or 2 for objects that are small, medium or large by COCO's definition."""
     areas = table.areas[rows]
     sides = table.boxes[rows, 2:] - table.boxes[rows, :2]
     areas = np.where(np.isfinite(areas), areas, sides.prod(1))
@@ -235,7 +237,7 @@ def size_bins(table: AnnotationTable, rows: npt.NDArray[np.int64]) -> npt.NDArra
 
 
 def box_sizes(table: AnnotationTable) -> BoxSizes:
-    """Measure the objects."""
+    """Measure how large the objects are."""
     (rows,) = (has_area(table.boxes) & ~table.crowd).nonzero()
     if not len(rows):
         return BoxSizes(0, 0, 0, (), ())

@@ -1,4 +1,4 @@
-"""The doctor for data sets: what is wrong with one, before it costs a training run."""
+"""Run all checks of a dataset and collect their findings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_dataset"]
 
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 
 
 def check_dataset(
@@ -43,26 +43,28 @@ def check_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> DatasetReport:
-    """Look for what is wrong with a data set, with file and annotation id.
+    """Look for mistakes in a dataset.
 
-    Images: missing, damaged, of another size than annotated, listed twice, the same under two names,
-    without objects. Boxes: NaN, without area, outside their image, annotated twice, or all read in
-    the wrong format. Categories: not declared, never used. With a configuration, also which objects
-    its anchors can reach. :data:`~focaldet.datasets.checks._report.KINDS` lists every kind.
+    Images: missing, damaged, a size that differs from the annotated one, listed twice, the same
+    content under two names, without objects. Boxes: NaN, without area, outside their image, annotated
+    twice, or all read in the wrong format. Categories: not declared, never used. With a configuration,
+    also the objects that its anchors cannot reach. :data:`~focaldet.datasets.checks.KINDS` lists every
+    kind of finding.
 
     Args:
-        table: what a reader such as :func:`~focaldet.datasets.read_coco` returned.
-        config: of the model to be trained. Each object is resized as the model does and held against
-            every anchor, its image alone in the batch; with ``anchor_mode="torchvision"`` anchors
-            move a little with the batch's padding.
-        strides: of C3, C4 and C5 of that model's backbone; all of focaldet's own have the default.
-        images: "decode" reads every image wholly, which alone finds one that is cut short;
-            "headers" reads sizes only; "none" opens no file.
-        workers: threads that read images; None takes one a CPU core, 8 at most.
-        progress: called now and then with how many images were read, of how many.
+        table: Annotations from a reader such as :func:`~focaldet.datasets.read_coco`.
+        config: Configuration of the model to be trained. Each object is resized as the model does and
+            compared with every anchor, as if its image were alone in the batch. With
+            ``anchor_mode="torchvision"``, the anchors shift slightly with the padding of the batch.
+        strides: Strides of the C3, C4 and C5 of the model's backbone. All backbones of focaldet have
+            the default strides.
+        images: "decode" reads every image completely, which is the only way to find truncated files.
+            "headers" reads only their sizes. "none" opens no file.
+        workers: Number of threads that read images. None uses one per CPU core, at most 8.
+        progress: Called from time to time with the number of images read so far and the total.
 
     Raises:
-        ValueError: another word for ``images``, or ``workers`` below 1.
+        ValueError: If ``images`` is unknown or ``workers`` is less than 1.
 
     >>> from pathlib import Path
     >>> from focaldet.datasets import AnnotationTable
@@ -86,7 +88,7 @@ def check_dataset(
     """
     check_choice("images", images, ("decode", "headers", "none"))
     if workers is None:
-        workers = min(_MOST_THREADS, os.cpu_count() or 1)
+        workers = min(_MAX_THREADS, os.cpu_count() or 1)
     check_range("workers", workers, 1)
     findings: list[Finding] = []
     sizes = table.image_sizes
@@ -97,7 +99,8 @@ def check_dataset(
             table, decode=images == "decode", workers=workers, progress=progress
         )
         findings += found
-        # Boxes are held against the size that they were drawn in; that it is wrong is said above.
+        # Boxes are compared with the size for which they were annotated. If that size is wrong,
+        # image_findings reports it.
         sizes = np.where((sizes > 0).all(1, keepdims=True), sizes, real_sizes)
     findings += duplicate_images(table)
     findings += images_without_objects(table)
@@ -106,10 +109,10 @@ def check_dataset(
     findings += annotation_findings(table)
     anchors = None
     if config is not None:
-        from focaldet.datasets.checks._anchors import anchor_reach  # imports torchvision
+        from focaldet.datasets.checks._anchors import measure_anchor_reach  # imports torchvision
 
         findings += _class_findings(table, config)
-        unreached, anchors = anchor_reach(table, sizes, config, strides)
+        unreached, anchors = measure_anchor_reach(table, sizes, config, strides)
         findings += unreached
     order = {kind: place for place, kind in enumerate(KINDS)}
     return DatasetReport(
@@ -127,10 +130,13 @@ def check_dataset(
 def _class_findings(table: AnnotationTable, config: RetinaNetConfig) -> Iterator[Finding]:
     names = config.class_names
     if config.num_classes != len(table.class_names):
-        message = f"{config.num_classes} in the model, {len(table.class_names)} in the data set"
+        message = (
+            f"number of classes: {config.num_classes} in the model, {len(table.class_names)} in the "
+            "dataset"
+        )
         yield Finding(kind="class-mismatch", message=message)
     elif names is not None and names != table.class_names:
         pairs = enumerate(zip(names, table.class_names, strict=True))
         label, (model, data) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-        message = f"label {label} is {model!r} in the model, {data!r} in the data set"
+        message = f"label {label} is {model!r} in the model and {data!r} in the dataset"
         yield Finding(kind="class-mismatch", message=message)

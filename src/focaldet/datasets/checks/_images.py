@@ -1,4 +1,4 @@
-"""Checks of the image files of a data set."""
+"""Checks of the image files of a dataset."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from focaldet.datasets._image_sizes import read_size
 from focaldet.datasets.checks._report import Finding
-from focaldet.images import load_image
+from focaldet.images import load_image, read_image_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,18 +28,18 @@ __all__ = [
     "images_without_objects",
 ]
 
-_CHUNK = 64  # images a thread takes at once
-_HEAD = 16384  # bytes; files that differ mostly do so here
+_CHUNK = 64  # images per task of a thread
+_HEAD = 16384  # bytes; most different files already differ here
 
 
 class _Scan(NamedTuple):
-    """What was seen of one file.
+    """What was found out about one file.
 
     Attributes:
-        kind: of the finding, if it can't be used.
-        cause: why.
-        size: ``(height, width)``, upright.
-        digest: of the file's length and first bytes; equal for equal files.
+        kind: Kind of the finding, if the file cannot be used.
+        cause: Why it cannot be used.
+        size: Upright ``(height, width)``.
+        digest: Hash of the length and the first bytes of the file, equal for equal files.
     """
 
     kind: str | None = None
@@ -59,13 +58,13 @@ def image_findings(
     """Read every image.
 
     Args:
-        table: names the images and their sizes.
-        decode: decode them wholly; else only the headers are read.
-        workers: threads.
-        progress: called with how many images were read, of how many.
+        table: The annotations with the file names and sizes of the images.
+        decode: Whether to decode the images. Otherwise, only their headers are read.
+        workers: Number of threads.
+        progress: Called with the number of images read so far and the total.
 
     Returns:
-        What is wrong, and the images' sizes ``[I, 2]``, 0 for those that can't be read.
+        The findings, and the sizes of the images, ``[I, 2]``, 0 for images that cannot be read.
     """
     scans: list[_Scan] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -104,11 +103,11 @@ def _scan(path: Path, *, decode: bool) -> _Scan:
     try:
         digest = _digest_of_head(path)
         if decode:
-            _, height, width = load_image(path).shape  # as training will read it
+            _, height, width = load_image(path).shape  # the way training reads it
             return _Scan(size=(height, width), digest=digest)
-        return _Scan(size=read_size(path), digest=digest)
+        return _Scan(size=read_image_size(path), digest=digest)
     except FileNotFoundError:
-        return _Scan("image-missing", f"no file {str(path)!r}")
+        return _Scan("image-missing", f"{str(path)!r} does not exist")
     except (OSError, ValueError) as error:
         return _Scan("image-unreadable", str(error.__cause__ or error))
 
@@ -125,7 +124,8 @@ def _size_difference(table: AnnotationTable, index: int, scan: _Scan) -> str:
     if scan.kind or 0 in (height, width) or scan.size == (height, width):
         return ""
     message = (
-        f"annotated {width}x{height} (width x height), the image is {scan.size[1]}x{scan.size[0]}"
+        f"annotated as {width}x{height} (width x height), but the image is "
+        f"{scan.size[1]}x{scan.size[0]}"
     )
     if scan.size != (width, height):
         return message
@@ -133,14 +133,14 @@ def _size_difference(table: AnnotationTable, index: int, scan: _Scan) -> str:
         as_stored = image.size == (width, height)
     if as_stored:
         return (
-            f"{message}: it is stored on its side, and turned upright by its EXIF orientation; "
-            "size and boxes must be those of the upright image"
+            f"{message}: it is stored on its side and turned upright by its EXIF orientation; "
+            "the annotated size and boxes must fit the upright image"
         )
     return f"{message}: width and height are swapped"
 
 
 def _equal_contents(table: AnnotationTable, scans: list[_Scan]) -> Iterator[Finding]:
-    """Find equal files; only those with equal lengths and heads are read whole."""
+    """Find equal files. Only files with equal lengths and first bytes are read completely."""
     alike: dict[bytes, dict[str, int]] = collections.defaultdict(dict)
     for index, scan in enumerate(scans):
         if scan.digest and not scan.kind:
@@ -151,34 +151,35 @@ def _equal_contents(table: AnnotationTable, scans: list[_Scan]) -> Iterator[Find
             with table.image_path(index).open("rb") as file:
                 digest = hashlib.file_digest(file, "blake2b").digest()
             if first := seen.get(digest):
-                yield _finding(table, index, "image-content-duplicate", f"the same as {first}")
+                yield _finding(table, index, "image-content-duplicate", f"same content as {first}")
             seen.setdefault(digest, name)
 
 
 def duplicate_images(table: AnnotationTable) -> Iterator[Finding]:
-    """Find images with one id, and images of one file."""
+    """Find images with the same id or the same file."""
     for kind, keys, what in (
-        ("image-id-duplicate", table.image_ids.tolist(), "the id of"),
-        ("image-file-duplicate", list(table.file_names), "the file of"),
+        ("image-id-duplicate", table.image_ids.tolist(), "id"),
+        ("image-file-duplicate", list(table.file_names), "file"),
     ):
         first: dict[int | str, int] = {}
         for index, key in enumerate(keys):
             other = first.setdefault(key, index)
             if other != index:
-                name = table.file_names[other]
-                message = f"{what} image {table.image_ids[other]}, {name}, too"
+                message = (
+                    f"same {what} as image {table.image_ids[other]} ({table.file_names[other]})"
+                )
                 yield _finding(table, index, kind, message)
 
 
 def images_of_unknown_size(table: AnnotationTable) -> Iterator[Finding]:
-    """Find images whose size the annotations don't say."""
+    """Find images whose size is not annotated."""
     heights, widths = table.image_sizes.T
     for index in ((heights <= 0) | (widths <= 0)).nonzero()[0].tolist():
-        yield _finding(table, index, "image-size-unknown", "no size")
+        yield _finding(table, index, "image-size-unknown", "no annotated size")
 
 
 def images_without_objects(table: AnnotationTable) -> Iterator[Finding]:
-    """Find images without boxes, and with crowds alone."""
+    """Find images without boxes or with only crowds."""
     boxes = np.bincount(table.image_indices, minlength=len(table))
     crowds = np.bincount(table.image_indices[table.crowd], minlength=len(table))
     for kind, wanted, message in (

@@ -1,4 +1,4 @@
-"""What the checks of a data set found, and how it is printed."""
+"""The report of the dataset checker, and how it is printed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from focaldet.datasets.checks._anchors import AnchorReach
+    from focaldet.datasets.checks._anchor_reach import AnchorReach
 
 __all__ = ["KINDS", "BoxSizes", "ClassCount", "DatasetReport", "Finding", "Kind"]
 
-_EXAMPLES = 3  # of each kind, in print
-_MOST, _LEAST = 10, 5  # classes of a long table, in print
+_EXAMPLES = 3  # findings printed per kind
+_MOST_COMMON, _LEAST_COMMON = 10, 5  # classes printed of a long table
 
 Severity = Literal["error", "warning", "note"]
 
@@ -25,9 +25,9 @@ class Kind(NamedTuple):
     """What findings of one kind have in common.
 
     Attributes:
-        severity: "error" for what stops or spoils training, "warning" for what most likely is
-            a mistake, "note" for what is good to know.
-        meaning: in one sentence, with what comes of it.
+        severity: "error" for what stops or spoils training, "warning" for what is probably a mistake,
+            "note" for what is good to know.
+        meaning: What is wrong, and its consequence.
     """
 
     severity: Severity
@@ -35,52 +35,55 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "image-missing": Kind("error", "no such file; is the folder of images the right one?"),
-    "image-unreadable": Kind("error", "the file is damaged, cut short, or no image"),
+    "image-missing": Kind("error", "the file does not exist; is this the right folder of images?"),
+    "image-unreadable": Kind("error", "the file is damaged, truncated, or not an image"),
     "image-size": Kind(
-        "error", "the image has another size than annotated, so boxes do not fit it"
+        "error", "the image size differs from the annotated size, so the boxes do not fit"
     ),
-    "image-id-duplicate": Kind("error", "several images have one id"),
+    "image-id-duplicate": Kind("error", "several images have the same id"),
     "annotation-id-duplicate": Kind(
-        "error", "several annotations have one id; COCO's API keeps one"
+        "error", "several annotations have the same id; COCO's API keeps only one"
     ),
-    "box-format": Kind("error", "the boxes as a whole look as if read in another format"),
+    "box-format": Kind("error", "the boxes look as if they were read in the wrong format"),
     "box-not-finite": Kind("error", "a coordinate is NaN or infinite; training drops the box"),
-    "box-no-area": Kind("error", "no width or no height; training drops the box"),
-    "box-outside": Kind("error", "wholly outside its image; training drops the box"),
-    "category-unknown": Kind("error", "its category is not declared"),
-    "image-file-duplicate": Kind("warning", "one file is listed as several images"),
-    "image-content-duplicate": Kind("warning", "files of different names have equal content"),
+    "box-no-area": Kind("error", "the box has no width or no height; training drops it"),
+    "box-outside": Kind("error", "the box is completely outside its image; training drops it"),
+    "category-unknown": Kind("error", "the category of the box is not declared"),
+    "image-file-duplicate": Kind("warning", "several images have the same file"),
+    "image-content-duplicate": Kind("warning", "files with different names have the same content"),
     "box-overhang": Kind(
-        "warning", "reaches more than a pixel out of its image; training clips it"
+        "warning", "the box extends more than a pixel beyond its image; training clips it"
     ),
-    "box-duplicate": Kind("warning", "one object annotated twice: same class, IoU above 0.99"),
+    "box-duplicate": Kind("warning", "an object is annotated twice: same class, IoU above 0.99"),
     "category-unused": Kind(
-        "warning", "no object of this class: it can be neither learnt nor tested"
+        "warning", "the class has no objects, so it can be neither learned nor evaluated"
     ),
-    "anchor-unreached": Kind("warning", "no anchor overlaps the object enough to be a positive"),
+    "anchor-unreached": Kind(
+        "warning", "no anchor overlaps the object enough to become a positive"
+    ),
     "class-mismatch": Kind(
-        "note", "the model's classes are others; its class head must be trained"
+        "note", "the model has different classes, so its class head must be retrained"
     ),
     "image-size-unknown": Kind(
-        "note", "not annotated, and images were not read: boxes may lie outside"
+        "note", "no size is annotated and images were not read, so boxes may be outside"
     ),
-    "image-empty": Kind("note", "no boxes: the image trains as background alone"),
-    "image-only-crowds": Kind("note", "only crowds, which are no objects to train on"),
+    "image-empty": Kind("note", "the image has no boxes and trains as background only"),
+    "image-only-crowds": Kind("note", "the image has only crowds, which are not trained on"),
 }
 """Every kind of finding, in the order in which they are printed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing found.
+    """One problem found in a dataset.
 
     Attributes:
-        kind: a key of :data:`KINDS`.
-        message: what is wrong with this one, with its numbers.
-        file: the image's file, relative to the folder of images.
-        image_id: as in the annotations.
-        annotation_id: as in the annotations; where they have none, the place in the image, from 0.
+        kind: A key of :data:`KINDS`.
+        message: What is wrong in this case, with the numbers.
+        file: File of the image, relative to the folder of images.
+        image_id: Id of the image in the annotations.
+        annotation_id: Id of the annotation. If the format has none, the position of the box within its
+            image, from 0.
     """
 
     kind: str
@@ -91,7 +94,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is: "error", "warning" or "note"."""
+        """How serious the finding is: "error", "warning" or "note"."""
         return KINDS[self.kind].severity
 
     def __str__(self) -> str:
@@ -102,7 +105,7 @@ class Finding:
 
 
 class ClassCount(NamedTuple):
-    """How often a class occurs, crowds not counted."""
+    """How often a class occurs, without crowds."""
 
     name: str
     boxes: int
@@ -110,14 +113,15 @@ class ClassCount(NamedTuple):
 
 
 class BoxSizes(NamedTuple):
-    """How large the objects are, in pixels of the images; crowds and boxes without area left out.
+    """How large the objects are, in pixels of the images, without crowds and boxes without area.
 
     Attributes:
-        small: objects of an area below 32^2.
-        medium: up to 96^2.
-        large: above.
-        sides: smallest, 5 %, median, 95 % and greatest square root of the boxes' areas.
-        aspect_ratios: the same of height / width.
+        small: Number of objects with an area below 32^2.
+        medium: Number of objects with an area from 32^2 to 96^2.
+        large: Number of objects with a larger area.
+        sides: Minimum, 5th percentile, median, 95th percentile and maximum of the square root of the
+            area of the boxes.
+        aspect_ratios: The same for height / width.
     """
 
     small: int
@@ -129,17 +133,17 @@ class BoxSizes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What :func:`~focaldet.datasets.check_dataset` found. ``print(report)`` shows it.
+    """The result of :func:`~focaldet.datasets.check_dataset`. ``print(report)`` shows it.
 
     Attributes:
-        source: the annotations.
-        num_images: all that are annotated.
-        num_boxes: all, crowds and wrong ones too.
-        num_crowds: those that stand for a group.
-        findings: every one, grouped by kind in the order of :data:`KINDS`.
-        classes: how often each class occurs, by label.
-        box_sizes: how large the objects are.
-        anchors: what a model's anchors reach; None if no configuration was given.
+        source: Path of the annotations.
+        num_images: Number of annotated images.
+        num_boxes: Number of boxes, including crowds and invalid boxes.
+        num_crowds: Number of boxes around groups of objects.
+        findings: All findings, grouped by kind in the order of :data:`KINDS`.
+        classes: How often each class occurs, by label.
+        box_sizes: How large the objects are.
+        anchors: What the anchors of the model reach. None if no configuration was given.
     """
 
     source: Path
@@ -153,17 +157,17 @@ class DatasetReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors; there may be warnings and notes."""
+        """Whether there are no errors. There may be warnings and notes."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many findings there are of each kind that occurs."""
+        """Number of findings of each kind that occurs."""
         groups = itertools.groupby(self.findings, key=lambda finding: finding.kind)
         return {kind: len(list(group)) for kind, group in groups}
 
     def to_json(self) -> str:
-        """Return everything as the text of a JSON object."""
+        """Return the whole report as JSON text."""
         values: dict[str, Any] = {
             "source": str(self.source),
             "ok": self.ok,
@@ -197,7 +201,7 @@ class DatasetReport:
             f"{_number(len(self.classes), 'class', 'classes')}"
         )
         if not self.findings:
-            return head + "\nNothing found that is wrong."
+            return head + "\nNo problems found."
         width = max(len(kind) for kind in self.counts)
         lines = [
             f"  {KINDS[kind].severity:7}  {kind:{width}}  {count:>7,}"
@@ -225,9 +229,9 @@ def _class_table(classes: tuple[ClassCount, ...]) -> str:
         return ""
     ordered = sorted(classes, key=lambda one: -one.boxes)
     rows = [f"{one.boxes:>9,} {one.images:>9,}  {one.name}" for one in ordered]
-    if len(rows) > _MOST + _LEAST + 1:
-        left_out = len(rows) - _MOST - _LEAST
-        rows[_MOST:-_LEAST] = [f"{'...':>9} {'...':>9}  ({left_out} classes between)"]
+    if len(rows) > _MOST_COMMON + _LEAST_COMMON + 1:
+        left_out = len(rows) - _MOST_COMMON - _LEAST_COMMON
+        rows[_MOST_COMMON:-_LEAST_COMMON] = [f"{'...':>9} {'...':>9}  ({left_out} more classes)"]
     return "\n".join(["Classes", f"{'objects':>9} {'images':>9}  name", *rows])
 
 
@@ -237,7 +241,7 @@ def _size_table(sizes: BoxSizes) -> str:
     counts = {"small": sizes.small, "medium": sizes.medium, "large": sizes.large}
     total = sum(counts.values())
     shares = ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
-    head = "".join(f"{name:>9}" for name in ("least", "5 %", "median", "95 %", "most"))
+    head = "".join(f"{name:>9}" for name in ("min", "5%", "median", "95%", "max"))
     rows = [
         f"  {name:<18}" + "".join(f"{value:>9{form}}" for value in values)
         for name, values, form in (
@@ -245,4 +249,4 @@ def _size_table(sizes: BoxSizes) -> str:
             ("height / width", sizes.aspect_ratios, ".2f"),
         )
     ]
-    return "\n".join([f"Objects by COCO's sizes: {shares}", f"  {'':<18}{head}", *rows])
+    return "\n".join([f"Object sizes by COCO's definition: {shares}", f"  {'':<18}{head}", *rows])

@@ -11,13 +11,16 @@ from focaldet._checks import must_be
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._json import CocoColumns, read_columns
 from focaldet.datasets._table import AnnotationTable, PackedStrings
+from focaldet.datasets.readers._splits import unknown_split
 
 if TYPE_CHECKING:
     import os
 
     import numpy.typing as npt
 
-__all__ = ["read_coco"]
+    from focaldet.datasets.readers._reader import ReadOptions
+
+__all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_coco", "recognises", "splits"]
 
 _CACHED_FROM = 2**23  # bytes; smaller files open in a moment without a second file beside them
 
@@ -134,3 +137,37 @@ def _check_ids(columns: CocoColumns, image_indices: npt.NDArray[np.int64], path:
         raise ValueError(
             must_be(f"annotations[{row}]['image_id']", "the id of an image", got, remedy)
         )
+
+
+# The entry of this format in focaldet.datasets.readers.READERS.
+
+NAME = "COCO"
+LAYOUT = "a .json file, or a folder with annotations/instances_<split>.json"
+OPTIONS = frozenset({"images"})
+
+_PREFIX = "instances_"
+
+
+def recognises(path: Path) -> bool:
+    """Return whether the path is a ``.json`` file or a folder with ``annotations``."""
+    if path.is_dir():
+        return (path / "annotations").is_dir()
+    return path.suffix.lower() == ".json"
+
+
+def splits(path: Path) -> tuple[str, ...] | None:
+    """Return the splits of a folder, or None for a file."""
+    if path.is_file():
+        return None
+    files = (path / "annotations").glob(f"{_PREFIX}*.json")
+    return tuple(sorted(file.stem.removeprefix(_PREFIX) for file in files))
+
+
+def read(path: Path, options: ReadOptions) -> AnnotationTable:
+    """Read a file, or one split of a folder."""
+    if options.split is None:
+        return read_coco(path, options.images, cache=options.cache)
+    file = path / "annotations" / f"{_PREFIX}{options.split}.json"
+    if not file.is_file():
+        raise FileNotFoundError(unknown_split(options.split, path, splits(path) or ()))
+    return read_coco(file, options.images, cache=options.cache)

@@ -1,23 +1,44 @@
-"""CSV files with a row an object, as keras-retinanet has them."""
+"""CSV files with one object per row, the format of keras-retinanet."""
 
 from __future__ import annotations
 
 import csv
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focaldet._checks import must_be
-from focaldet.datasets.readers._rows import TableRows
+from focaldet._checks import existing_file, existing_folder, shortened
+from focaldet.datasets.readers._builder import TableBuilder
+from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._reader import ReadOptions
 
-__all__ = ["read_csv"]
+__all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_csv", "recognises", "splits"]
 
-_FIELDS = 6
+NAME = "CSV"
+LAYOUT = "a .csv file"
+OPTIONS = frozenset({"images", "class_names"})
+
+_COLUMNS = "path,x1,y1,x2,y2,class"
+_NUM_COLUMNS = 6
+
+
+def recognises(path: Path) -> bool:
+    """Return whether the path is a ``.csv`` file."""
+    return path.is_file() and path.suffix.lower() == ".csv"
+
+
+def splits(_: Path) -> None:
+    """Return None: a CSV file is a single split."""
+
+
+def read(path: Path, options: ReadOptions) -> AnnotationTable:
+    """Read a CSV file."""
+    return read_csv(path, options.images, class_names=options.class_names)
 
 
 def read_csv(
@@ -26,61 +47,64 @@ def read_csv(
     *,
     class_names: Sequence[str] | str | os.PathLike[str] | None = None,
 ) -> AnnotationTable:
-    """Read a CSV file of rows ``path,x1,y1,x2,y2,class``, without a header.
+    """Read a CSV file with rows ``path,x1,y1,x2,y2,class`` and no header.
 
-    Images are numbered 1, 2, ... in the order in which the file first names them, categories 0,
-    1, ... as ``class_names``. A row of a path alone, ``path,,,,,``, is an image without objects.
+    Image ids are 1, 2, ... in the order in which the file first names the images. Category ids are
+    0, 1, ... in the order of ``class_names``. A row with only a path, ``path,,,,,``, is an image
+    without objects.
 
     Args:
-        annotations: the file.
-        images: the folder to which the paths are relative; None takes the file's own.
-        class_names: of labels 0, 1, ...; or a CSV file of rows ``class,number``, numbers from 0. None
-            takes those in the file, in alphabetical order; with several files, for training and for
-            validation, give the names.
+        annotations: The CSV file.
+        images: The folder to which the paths are relative. None uses the folder of the file.
+        class_names: Names of labels 0, 1, ..., or the path of a CSV file with rows ``class,number``,
+            numbered from 0. None uses the names in the file, in alphabetical order. If training and
+            validation have separate files, pass the names so that the labels agree.
 
     Convention:
-        Boxes are xyxy, continuous, in pixels. Sizes of images are not in the file:
-        :class:`~focaldet.datasets.DetectionDataset` reads them from the images' headers.
+        Boxes are xyxy, continuous, in pixels. The file does not contain the image sizes, so
+        :class:`~focaldet.datasets.DetectionDataset` reads them from the headers of the images.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a row in another form; the message names the file and the line.
+        FileNotFoundError: If a file or folder does not exist.
+        AnnotationError: If a row is in a different format. The message names the file and the line.
     """
-    path = Path(annotations)
-    folder = path.parent if images is None else Path(images)
-    if not folder.is_dir():
-        raise FileNotFoundError(must_be("images", "an existing folder", repr(str(folder))))
-    found = list(_rows(path, "annotations"))
+    path = existing_file("annotations", annotations)
+    folder = path.parent if images is None else existing_folder("images", images)
+    lines = list(_lines(path))
     if class_names is None:
-        class_names = sorted({row[5] for _, row in found if len(row) == _FIELDS and row[5]})
+        class_names = sorted({row[5] for _, row in lines if len(row) == _NUM_COLUMNS and row[5]})
     elif isinstance(class_names, (str, os.PathLike)):
-        class_names = _class_names(Path(class_names))
+        class_names = _class_names(existing_file("class_names", class_names))
     labels = {name: label for label, name in enumerate(class_names)}
-    rows = TableRows()
+    table = TableBuilder()
     indices: dict[str, int] = {}
-    for line, row in found:
-        where = f"{','.join(row)!r} in line {line} of {str(path)!r}"
-        if len(row) != _FIELDS or not row[0]:
-            raise ValueError(must_be("row", "path,x1,y1,x2,y2,class", where))
+    for number, row in lines:
+        where = f"{str(path)!r}, line {number}"
+        if len(row) != _NUM_COLUMNS or not row[0]:
+            raise AnnotationError(f"{where}: expected {_COLUMNS}, got {_joined(row)}.")
         if row[0] not in indices:
-            indices[row[0]] = rows.add_image(row[0])
+            indices[row[0]] = table.add_image(row[0])
         if not any(row[1:]):
             continue
         try:
             box = [float(field) for field in row[1:5]]
         except ValueError as error:
-            remedy = "A header is not part of this form: remove it." if line == 1 else ""
-            raise ValueError(must_be("x1,y1,x2,y2", "numbers", where, remedy)) from error
+            remedy = " If this line is a header, remove it." if number == 1 else ""
+            raise AnnotationError(
+                f"{where}: x1, y1, x2 and y2 must be numbers, got {_joined(row)}.{remedy}"
+            ) from error
         if not row[5]:
-            raise ValueError(must_be("class", "given for a box", where))
-        rows.add_box(indices[row[0]], labels.get(row[5], -1), box)
-    return rows.table(path, folder, class_names)
+            raise AnnotationError(f"{where}: the box has no class, got {_joined(row)}.")
+        table.add_box(indices[row[0]], labels.get(row[5], -1), box)
+    return table.build(path, folder, class_names)
 
 
-def _rows(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and fields of each line that is not empty."""
-    if not path.is_file():
-        raise FileNotFoundError(must_be(name, "an existing file", repr(str(path))))
+def _joined(row: list[str]) -> str:
+    return shortened(",".join(row))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the fields of each line that is not empty."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True)
@@ -88,20 +112,21 @@ def _rows(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
                 if row:
                     yield reader.line_num, [field.strip() for field in row]
     except (csv.Error, UnicodeDecodeError) as error:
-        got = f"{str(path)!r} ({error})"
-        raise ValueError(must_be(name, "a CSV file in UTF-8", got)) from error
+        raise AnnotationError(f"Cannot read {str(path)!r} as CSV in UTF-8 ({error}).") from error
 
 
 def _class_names(path: Path) -> list[str]:
     numbers: dict[str, int] = {}
-    for line, row in _rows(path, "class_names"):
-        where = f"{','.join(row)!r} in line {line} of {str(path)!r}"
+    for line, row in _lines(path):
+        where = f"{str(path)!r}, line {line}"
         if len(row) != 2 or not row[1].isdecimal():
-            raise ValueError(must_be("row", "class,number", where))
+            raise AnnotationError(f"{where}: expected class,number, got {_joined(row)}.")
         if row[0] in numbers:
-            raise ValueError(must_be("class", "named once", where))
+            raise AnnotationError(f"{where}: class {row[0]!r} is listed twice.")
         numbers[row[0]] = int(row[1])
     if sorted(numbers.values()) != list(range(len(numbers))):
-        got = f"{sorted(numbers.values())} in {str(path)!r}"
-        raise ValueError(must_be("class numbers", "0, 1, 2, ...", got))
+        raise AnnotationError(
+            f"The class numbers in {str(path)!r} must be 0, 1, 2, ..., "
+            f"got {shortened(sorted(numbers.values()))}."
+        )
     return sorted(numbers, key=numbers.__getitem__)

@@ -1,4 +1,4 @@
-"""Tables from files that are read image by image, box by box."""
+"""Annotation tables built image by image and box by box."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["TableRows"]
+__all__ = ["TableBuilder"]
 
 
-class TableRows:
-    """Gathers images and boxes, compactly, and makes a table of them."""
+class TableBuilder:
+    """Collects images and boxes in compact arrays and builds a table from them."""
 
     def __init__(self) -> None:
         self.file_names: list[str] = []
@@ -26,25 +26,29 @@ class TableRows:
         self._columns = {key: array("q") for key in ("image", "label", "crowd")}
 
     def add_image(self, file_name: str, size: tuple[int, int] = (0, 0)) -> int:
-        """Add an image; return its index."""
+        """Add an image of size ``(height, width)``, and return its index."""
         self.file_names.append(file_name)
         self._sizes.extend(size)
         return len(self.file_names) - 1
 
     def add_box(self, image: int, label: int, box: Sequence[float], *, crowd: bool = False) -> None:
-        """Add a box, xyxy in pixels, of an image."""
+        """Add a box (xyxy in pixels) to the image with this index."""
         for column, value in zip(self._columns.values(), (image, label, crowd), strict=True):
             column.append(value)
         self._boxes.extend(box)
 
-    def table(
+    def build(
         self, source: Path, image_folder: Path, class_names: Sequence[str]
     ) -> AnnotationTable:
-        """Return the table: images numbered from 1, categories from 0, an image's boxes from 0."""
+        """Build the table.
+
+        Image ids start at 1 and category ids at 0. Annotation ids count the boxes of each image
+        from 0.
+        """
         columns = {key: np.array(column, np.int64) for key, column in self._columns.items()}
         order = np.argsort(columns["image"], kind="stable")
         image_indices = columns["image"][order]
-        places = np.arange(len(order)) - np.searchsorted(image_indices, image_indices)
+        annotation_ids = np.arange(len(order)) - np.searchsorted(image_indices, image_indices)
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)[order]
         with np.errstate(invalid="ignore", over="ignore"):
             areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -60,6 +64,6 @@ class TableRows:
             labels=columns["label"][order],
             areas=areas,
             crowd=columns["crowd"][order].astype(np.bool_),
-            annotation_ids=places,
+            annotation_ids=annotation_ids,
             image_indices=image_indices,
         )

@@ -1,4 +1,4 @@
-"""How well anchors fit objects, and anchors that fit them better."""
+"""Measure how well anchors fit objects, and search for anchors that fit better."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Objects", "best_anchor_ious", "fit_anchors"]
 
-_CHUNK = 16384  # objects at once: a few MB
-_SAMPLE = 4000  # objects that candidates are tried on
-_SHIFTS = range(-8, 9)  # quarters of an octave by which the pyramid is moved
-_TAILS = (0.005, 0.02, 0.05)  # of the objects' sizes, left out at both ends
-_LEAST_STEP = 2 ** (1 / 6)  # between neighbouring sizes
+_CHUNK = 16384  # objects processed at once, which takes a few MB
+_SAMPLE = 4000  # objects on which candidates are compared
+_SHIFTS = range(-8, 9)  # shifts of the anchor sizes, in quarters of an octave
+_TAILS = (0.005, 0.02, 0.05)  # shares of the objects ignored at both ends of their size range
+_MIN_STEP = 2 ** (1 / 6)  # minimum ratio of neighbouring sizes
 
 
 class Objects(NamedTuple):
     """N objects in pixels of the model's input.
 
     Attributes:
-        boxes: ``[N, 4]``, xyxy, with area.
-        padded_sizes: ``[N, 2]``, ``(height, width)`` of the padded image that each is in.
+        boxes: ``[N, 4]``, xyxy, each with an area.
+        padded_sizes: ``[N, 2]``, ``(height, width)`` of the padded image of each object.
     """
 
     boxes: Floats
@@ -42,15 +42,15 @@ class Objects(NamedTuple):
 
 
 def best_anchor_ious(objects: Objects, generator: AnchorGenerator) -> Floats:
-    """Return each object's IoU with the best of all anchors, without making the anchors.
+    """Return the IoU of each object with its best anchor, without creating the anchors.
 
-    The anchors of one shape lie on a grid. What two boxes share is the product of what they share
-    in x and in y, and neither grows with the distance of their centres. So the nearest column
-    and the nearest row have the best anchor of that shape, and one IoU a level and shape is enough.
+    The anchors of one shape form a grid. The intersection of two boxes is the product of their
+    overlaps in x and y, and neither overlap grows with the distance of the centres. So the best anchor
+    of a shape is in the nearest column and row, and one IoU per level and shape is enough.
 
     Args:
-        objects: N of them; each image is taken to be alone in its batch.
-        generator: of the anchors; a level has ``ceil(padded side / stride)`` rows and columns.
+        objects: N objects. Each image is assumed to be alone in its batch.
+        generator: The anchor generator. A level has ``ceil(padded side / stride)`` rows and columns.
 
     Returns:
         ``[N]``, in [0, 1].
@@ -76,7 +76,7 @@ def best_anchor_ious(objects: Objects, generator: AnchorGenerator) -> Floats:
 def _to_nearest_cell(
     centres: Floats, padded_sizes: npt.NDArray[np.int64], stride: int, generator: AnchorGenerator
 ) -> Floats:
-    """Return the distances in x and y from points to the nearest column and row, ``[N, A, 2]``."""
+    """Return the distances in x and y of points to the nearest column and row, ``[N, A, 2]``."""
     cells = -(-padded_sizes // stride)
     strides = padded_sizes // cells if generator.mode == "torchvision" else stride
     nearest = np.rint(centres / strides - generator.offset).clip(0, cells - 1)
@@ -85,7 +85,7 @@ def _to_nearest_cell(
 
 
 def _ious_at(distances: Floats, sides: Floats, anchor_sides: Floats) -> Floats:
-    """Return the IoU of N boxes and A anchors whose centres are so far apart, ``[N, A]``."""
+    """Return the IoU of N boxes and A anchors with these distances of their centres, ``[N, A]``."""
     sides = sides[:, None]
     shared = np.minimum(sides, anchor_sides)
     shared = np.minimum(shared, (sides + anchor_sides) / 2 - distances).clip(min=0)
@@ -97,17 +97,18 @@ def _ious_at(distances: Floats, sides: Floats, anchor_sides: Floats) -> Floats:
 def fit_anchors(
     objects: Objects, config: RetinaNetConfig, strides: Sequence[int]
 ) -> RetinaNetConfig:
-    """Return a configuration whose anchors fit the objects as well as any that were tried.
+    """Return a configuration with the anchors that fit the objects best among some candidates.
 
-    As many octave scales and aspect ratios as before. Tried are the sizes as they are, moved by
-    quarters of an octave, and spread over the objects' own sizes, each with the aspect ratios as
-    they are and two that follow the objects'. The greatest share of objects with a positive anchor
-    wins; among equal ones, the greatest mean of the best IoUs. No chance is involved.
+    The numbers of octave scales and aspect ratios do not change. The candidates are the current sizes,
+    these sizes shifted by quarters of an octave, and sizes spread over the sizes of the objects. Each
+    is combined with the current aspect ratios and with two sets that follow those of the objects. The
+    candidate with the largest share of objects with a positive anchor wins, or among equal ones the
+    candidate with the highest mean of the best IoUs. The search is deterministic.
 
     Args:
-        objects: at least one; of many, 4,000 evenly picked ones are tried on.
-        config: what to start from.
-        strides: of C3, C4 and C5.
+        objects: At least one object. The search uses an evenly spaced sample of at most 4,000.
+        config: The configuration to start from.
+        strides: Strides of C3, C4 and C5.
     """
     step = -(-len(objects.boxes) // _SAMPLE)
     sample = Objects(objects.boxes[::step], objects.padded_sizes[::step])
@@ -130,23 +131,23 @@ def fit_anchors(
 def _pyramids(
     sides: Floats, config: RetinaNetConfig
 ) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Give candidates for the anchor sizes and octave scales."""
+    """Yield candidates for the anchor sizes and octave scales."""
     for shift in _SHIFTS:
         sizes = tuple(_short(size * 2 ** (shift / 4)) for size in config.anchor_sizes)
         yield sizes if shift else config.anchor_sizes, config.octave_scales
     levels, scales = len(config.anchor_sizes), len(config.octave_scales)
     mean_sides = np.sqrt(sides.prod(1))
     for tail in _TAILS:
-        least, most = np.quantile(mean_sides, (tail, 1 - tail))
-        step = max(float(most / least) ** (1 / max(levels * scales - 1, 1)), _LEAST_STEP)
+        low, high = np.quantile(mean_sides, (tail, 1 - tail))
+        step = max(float(high / low) ** (1 / max(levels * scales - 1, 1)), _MIN_STEP)
         yield (
-            tuple(_short(float(least) * step ** (scales * level)) for level in range(levels)),
+            tuple(_short(float(low) * step ** (scales * level)) for level in range(levels)),
             tuple(_short(step**scale) for scale in range(scales)),
         )
 
 
 def _ratios(sides: Floats, config: RetinaNetConfig) -> Iterator[tuple[float, ...]]:
-    """Give candidates for the aspect ratios: as they are, spread evenly, and k-means' centres."""
+    """Yield candidates for the aspect ratios: the current ones, quantiles, and k-means centres."""
     yield config.aspect_ratios
     count = len(config.aspect_ratios)
     logs = np.log(sides[:, 1] / sides[:, 0])
@@ -164,5 +165,5 @@ def _ratios(sides: Floats, config: RetinaNetConfig) -> Iterator[tuple[float, ...
 
 
 def _short(value: float) -> float:
-    """Round to three digits, as people write such numbers."""
+    """Round to three significant digits."""
     return float(f"{value:.3g}")
