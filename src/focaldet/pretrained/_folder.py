@@ -1,4 +1,4 @@
-"""focaldet's own form of a checkpoint: a directory of ``config.json`` and the tensors."""
+"""focaldet's own checkpoints: a folder with ``config.json`` and the tensors."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import TYPE_CHECKING
 import torch
 
 from focaldet._atomic import atomic_write
-from focaldet._checks import must_be
 from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint
 from focaldet.pretrained._reading import read_tensors
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["load", "save"]
+__all__ = ["load_folder", "save_checkpoint"]
 
 _CONFIG = "config.json"
 _SAFE, _TORCH = "model.safetensors", "model.pth"
 
 
-def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors`` (``model.pth`` without that package).
 
-    Each file is written aside and renamed, so that a failure leaves what was there before.
+    Each file is written under a temporary name and then renamed, so a failure leaves the old files
+    in place.
 
     Args:
-        checkpoint: what to write.
-        folder: made if it does not exist; files of these names in it are replaced.
+        checkpoint: The checkpoint to write.
+        folder: The folder, which is created if it does not exist. Files with these names are
+            replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,37 +57,48 @@ def save(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
     ):
         write_tensors(tensor_file)
         write_config(config_file)
-        shutil.copymode(config_file, tensor_file)  # safetensors' are for the owner alone
-    (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)  # would be stale
+        shutil.copymode(config_file, tensor_file)  # safetensors makes its file private to the owner
+    # A file in the other format would hold the previous weights.
+    (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)
 
 
 def _safetensors_installed() -> bool:
     return importlib.util.find_spec("safetensors") is not None
 
 
-def load(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Read what :func:`save` wrote, with its own config or another.
+def load_folder(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
+    """Read a folder that :func:`save_checkpoint` wrote.
+
+    Args:
+        folder: The folder.
+        config: The configuration to use. None uses the folder's own.
 
     Raises:
-        FileNotFoundError: ``config.json`` or the tensors are missing.
-        ValueError: a damaged file, or a configuration that does not hold.
+        FileNotFoundError: If ``config.json`` or the tensors are missing.
+        CheckpointError: If a file is damaged or the configuration is invalid.
     """
     if not (folder / _CONFIG).is_file():
-        got = f"{str(folder)!r} without {_CONFIG}"
-        raise FileNotFoundError(must_be("source", "a directory written by save_pretrained", got))
+        raise FileNotFoundError(
+            f"No {_CONFIG} in {str(folder)!r}, so it was not written by save_pretrained."
+            f"{_models_within(folder)}"
+        )
     for name in (_SAFE, _TORCH):
         if (folder / name).is_file():
             written = _read_config(folder / _CONFIG)
             return Checkpoint(config or written, read_tensors(folder / name))
+    raise FileNotFoundError(f"No {_SAFE} or {_TORCH} in {str(folder)!r}.{_models_within(folder)}")
+
+
+def _models_within(folder: Path) -> str:
+    """Return a sentence that names the models in a folder's subfolders, such as those of a run."""
     inside = sorted(path.parent.name for path in folder.glob(f"*/{_CONFIG}"))
-    remedy = f"Models are in its {' and '.join(map(repr, inside))}: give one." if inside else ""
-    got = f"{str(folder)!r} with neither"
-    condition = f"a directory with {_SAFE} or {_TORCH}"
-    raise FileNotFoundError(must_be("source", condition, got, remedy))
+    if not inside:
+        return ""
+    return f" Its subfolders with a model: {', '.join(map(repr, inside))}. Pass one of them."
 
 
 def _read_config(path: Path) -> RetinaNetConfig:
     try:
         return RetinaNetConfig.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of which UnicodeDecodeError is one
-        raise ValueError(f"{str(path)!r}: {error}") from error
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise CheckpointError(f"Cannot read {str(path)!r}: {error}") from error
