@@ -62,12 +62,12 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
         return family.convert(file, config)
     except KeyError as error:  # a key that the family's files always have
         raise CheckpointError(
-            f"Cannot load {str(path)!r}: it looks like a {family.NAME} RetinaNet, but has no tensor "
+            f"Cannot load {str(path)!r}: it looks like a RetinaNet of {family.NAME}, but has no tensor "
             f"for focaldet's {error}."
         ) from error
     except (IndexError, RuntimeError) as error:
         raise CheckpointError(
-            f"Cannot load {str(path)!r}: it has the keys of a {family.NAME} RetinaNet, but tensors of "
+            f"Cannot load {str(path)!r}: it has the keys of a RetinaNet of {family.NAME}, but tensors of "
             f"different shapes ({error})."
         ) from error
     except ValueError as error:

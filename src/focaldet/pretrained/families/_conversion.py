@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLASS_LAYER",
     "DELTA_LAYER",
+    "NUM_ANCHORS",
     "OTHER_ANCHORS",
     "class_names_of",
     "depth_of_head",
@@ -40,11 +41,9 @@ __all__ = [
 ]
 
 CLASS_LAYER, DELTA_LAYER = "head.class_logits", "head.box_deltas"
-OTHER_ANCHORS = (
-    "For other anchors, build the model with RetinaNet(...) and load the tensors into it."
-)
+OTHER_ANCHORS = "For other anchors, pass config= with their octave_scales and aspect_ratios."
 _FIRST_CONV = "backbone.conv1.weight"
-_NUM_ANCHORS = 9
+NUM_ANCHORS = 9
 
 # (blocks per stage, first two dimensions of the first block's second convolution) -> backbone
 _RESNETS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
@@ -89,8 +88,8 @@ def rename(
     if unknown:
         some = ", ".join(repr(key) for key in sorted(unknown)[:3])
         raise CheckpointError(
-            f"{len(unknown)} tensor{'s' * (len(unknown) != 1)} not known in a {family} RetinaNet "
-            f"({some}{', …' if len(unknown) > 3 else ''}). Remove what does not belong to the detector."
+            f"{len(unknown)} tensor{' is' if len(unknown) == 1 else 's are'} unknown in RetinaNets of "
+            f"{family} ({some}{', …' if len(unknown) > 3 else ''})."
         )
     return renamed
 
@@ -117,13 +116,16 @@ def resnet_of(renamed: Mapping[str, Tensor], family: str) -> str:
     return name
 
 
-def num_classes_of(renamed: Mapping[str, Tensor], family: str, anchors: int = _NUM_ANCHORS) -> int:
+def num_classes_of(
+    renamed: Mapping[str, Tensor], family: str, anchors: int = NUM_ANCHORS, *, remedy: str = ""
+) -> int:
     """Return the number of classes of a head.
 
     Args:
         renamed: The tensors by focaldet's key names.
         family: The family's name, for messages.
-        anchors: The number of anchors per cell that the family's head has.
+        anchors: The number of anchors per cell that the head should have.
+        remedy: What to do about other anchors, for the message.
 
     Raises:
         CheckpointError: If the head has a different number of anchors.
@@ -135,7 +137,7 @@ def num_classes_of(renamed: Mapping[str, Tensor], family: str, anchors: int = _N
     if shapes[1] != 4 * anchors or shapes[0] % anchors or not shapes[0]:
         raise CheckpointError(
             f"The head of this {family} RetinaNet does not have {anchors} anchors per cell: it has "
-            f"{shapes[0]} class channels and {shapes[1]} box channels. {OTHER_ANCHORS}"
+            f"{shapes[0]} class channels and {shapes[1]} box channels. {remedy}".rstrip()
         )
     return shapes[0] // anchors
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from focaldet.config import RetinaNetConfig
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
+    OTHER_ANCHORS,
     class_names_of,
     depth_of_head,
     fold_bgr_input,
@@ -113,7 +114,7 @@ _BASIC = ("resnet18", "resnet34")
 
 
 def _config_of(renamed: Mapping[str, Tensor], *, caffe: bool) -> RetinaNetConfig:
-    num_classes = num_classes_of(renamed, NAME)
+    num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
     backbone = resnet_of(renamed, NAME)
     return RetinaNetConfig(
         num_classes=num_classes,

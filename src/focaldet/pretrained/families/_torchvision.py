@@ -14,7 +14,7 @@ from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
-from focaldet.pretrained.families._conversion import OTHER_ANCHORS, resnet_of
+from focaldet.pretrained.families._conversion import NUM_ANCHORS, OTHER_ANCHORS, resnet_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,6 @@ __all__ = ["NAME", "convert", "missing"]
 
 NAME = "torchvision"
 
-_NUM_ANCHORS = 9
 _COCO_CHANNELS = 91
 _CHARACTERISTIC = (
     "backbone.body.conv1.weight",
@@ -79,7 +78,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
         config = _config_of(renamed)
     if config.backbone_norm == "frozen":
         renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
-    if channels == _NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
+    if channels == NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
             renamed[key] = _coco_rows(renamed[key])
     return Checkpoint(config, renamed)
@@ -98,10 +97,10 @@ def _rename(key: str) -> str:
 
 def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
     num_anchors = len(renamed["head.box_deltas.weight"]) // 4
-    if num_anchors != _NUM_ANCHORS:
+    if num_anchors != NUM_ANCHORS:
         raise CheckpointError(
             f"The head of this {NAME} RetinaNet has {num_anchors} anchors per cell instead of "
-            f"{_NUM_ANCHORS}. {OTHER_ANCHORS}"
+            f"{NUM_ANCHORS}. {OTHER_ANCHORS}"
         )
     second = "head.class_tower.0.norm.weight" in renamed
     trains = "backbone.bn1.num_batches_tracked" in renamed
@@ -118,5 +117,5 @@ def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
 
 
 def _coco_rows(values: Tensor) -> Tensor:
-    rows = values.view(_NUM_ANCHORS, _COCO_CHANNELS, *values.shape[1:])
+    rows = values.view(NUM_ANCHORS, _COCO_CHANNELS, *values.shape[1:])
     return rows[:, list(COCO_CATEGORY_IDS)].flatten(0, 1).clone()

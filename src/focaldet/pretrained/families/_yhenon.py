@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from focaldet.config import RetinaNetConfig
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
+    OTHER_ANCHORS,
     class_names_of,
     depth_of_head,
     fold_delta_scales,
@@ -86,7 +87,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
     renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
     fold_delta_scales(renamed, _DELTA_SCALES)
     if config is None:
-        num_classes = num_classes_of(renamed, NAME)
+        num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
         config = RetinaNetConfig(
             num_classes=num_classes,
             class_names=class_names_of(num_classes),
