@@ -183,7 +183,7 @@ def test_the_error_for_a_different_architecture_names_keys_and_the_likely_cause(
 ) -> None:
     path, v1 = tmp_path / "v1.pth", RetinaNetConfig.torchvision_v1()
     cut = {k: v for k, v in v1_tensors.items() if "p6" not in k}
-    assert_refused(cut, path, r"v1\.pth': .*2 keys are missing \(fpn\.p6\.bias, fpn\.p6\.weight\)")
+    assert_refused(cut, path, r"v1\.pth'.*2 keys are missing \(fpn\.p6\.bias, fpn\.p6\.weight\)")
     extra = {**v1_tensors, "mask_head.weight": torch.zeros(1)}
     assert_refused(extra, path, r"1 key is unexpected \(mask_head\.weight\)")
     for change, cause in (
@@ -196,7 +196,7 @@ def test_the_error_for_a_different_architecture_names_keys_and_the_likely_cause(
         ({"normalizer": "ema"}, "normalizer"),
         ({"aspect_ratios": (1.0,)}, "octave_scales or aspect_ratios"),
     ):
-        message = rf"v1\.pth': .*do not fit.*Likely cause: .* a different {cause}\."
+        message = rf"v1\.pth'.*do not fit.*Likely cause: .* a different {cause}\."
         assert_refused(v1_tensors, path, message, config=v1.replace(**change))
 
 
@@ -208,6 +208,7 @@ def test_the_error_for_other_files_says_what_they_contain_and_which_formats_were
         tensors, tmp_path / "x.pth", r"x\.pth.*1 tensor: 'model.diff.*Tried: torchvision"
     )
     assert_refused([1, 2], tmp_path / "x.pth", r"x\.pth.*no state dict.*type list")
+    assert_refused({}, tmp_path / "x.pth", "no state dict.*an empty dict")
     assert_refused(
         {"epoch": 3}, tmp_path / "x.pth", "no state dict.*a dict with the keys 'epoch'.*torch.save"
     )
@@ -308,5 +309,5 @@ def test_tensors_with_too_few_dimensions_are_an_error(tmp_path: Path) -> None:
     keys = ["backbone.conv1.weight", "neck.lateral_convs.0.conv.weight"]
     keys += ["bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"]
     tensors = {key: torch.tensor(0.0) for key in keys}
-    message = r"x\.pth': .*RetinaNet of MMDetection.* different shapes"
+    message = r"x\.pth': .*RetinaNet of MMDetection.* not its shapes"
     assert_refused(tensors, tmp_path / "x.pth", message)

@@ -118,11 +118,11 @@ def test_numbers_of_classes_and_channels_are_read_from_the_tensors(family: str) 
 @pytest.mark.parametrize("family", FAMILY)
 def test_the_error_for_unknown_keys_names_them(family: str) -> None:
     tensors = state(family, plain.Body(50)) | {"mask_head.weight": torch.zeros(1)}
-    message = f"1 tensor is unknown.*{FAMILY[family].NAME}.*'mask_head.weight'"
+    message = f"1 unknown tensor .*{FAMILY[family].NAME}.*'mask_head.weight'"
     with pytest.raises(CheckpointError, match=message):
         FAMILY[family].convert(CheckpointFile(tensors))
     tensors |= {f"mask_head.{i}": torch.zeros(1) for i in range(3)}
-    message = r"4 tensors are unknown.*'mask_head\.0', 'mask_head\.1', 'mask_head\.2', …"
+    message = r"4 unknown tensors .*'mask_head\.0', 'mask_head\.1', 'mask_head\.2', …"
     with pytest.raises(CheckpointError, match=message):
         FAMILY[family].convert(CheckpointFile(tensors))
 

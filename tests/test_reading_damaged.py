@@ -185,5 +185,5 @@ def test_the_error_for_an_invalid_config_names_its_file(
 ) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "model.pth")
     (tmp_path / "config.json").write_bytes(config)
-    with pytest.raises(CheckpointError, match=rf"Cannot read .*config\.json': .*{message}"):
+    with pytest.raises(CheckpointError, match=rf"Cannot read .*config\.json'.*{message}"):
         RetinaNet.from_pretrained(tmp_path)

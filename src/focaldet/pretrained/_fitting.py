@@ -68,7 +68,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> LoadingReport:
     except CheckpointError as error:
         if not checkpoint.source:
             raise
-        raise CheckpointError(f"Cannot load {checkpoint.source!r}: {error}") from error
+        raise CheckpointError(f"Cannot load {checkpoint.source!r}. {error}") from error
     model.load_state_dict(kept | new)
     dropped = tuple(key for key in checkpoint.tensors if key not in kept)
     report = LoadingReport(tuple(kept), dropped, tuple(new))
@@ -129,7 +129,7 @@ def _likely_cause(missing_or_unexpected: list[str], misshapen: list[str]) -> str
             remedy = ""
             if options == "num_classes":
                 remedy = " To start a new class layer, pass num_classes= to from_pretrained."
-            return f"Likely cause: they were trained with a different {options}.{remedy}"
+            return f"Likely cause: the weights were trained with a different {options}.{remedy}"
     if any(key.startswith("backbone.") for key in [*missing_or_unexpected, *misshapen]):
-        return "Likely cause: they were trained with a different backbone."
-    return "Likely cause: they belong to a different model."
+        return "Likely cause: the weights were trained with a different backbone."
+    return "Likely cause: the weights belong to a different model."

@@ -94,11 +94,15 @@ def _models_within(folder: Path) -> str:
     inside = sorted(path.parent.name for path in folder.glob(f"*/{_CONFIG}"))
     if not inside:
         return ""
-    return f" Its subfolders with a model: {', '.join(map(repr, inside))}. Pass one of them."
+    return f" Pass one of its subfolders with a model: {', '.join(map(repr, inside))}."
 
 
 def _read_config(path: Path) -> RetinaNetConfig:
     try:
         return RetinaNetConfig.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one, too
-        raise CheckpointError(f"Cannot read {str(path)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"Cannot read {str(path)!r}: it is not UTF-8 text ({error})."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"Cannot read {str(path)!r}. {error}") from error

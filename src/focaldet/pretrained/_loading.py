@@ -67,11 +67,11 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
         ) from error
     except (IndexError, RuntimeError) as error:
         raise CheckpointError(
-            f"Cannot load {str(path)!r}: it has the keys of a RetinaNet of {family.NAME}, but tensors of "
-            f"different shapes ({error})."
+            f"Cannot load {str(path)!r}: it has the keys of a RetinaNet of {family.NAME}, but not its "
+            "shapes."
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"Cannot load {str(path)!r}: {error}") from error
+        raise CheckpointError(f"Cannot load {str(path)!r}. {error}") from error
 
 
 def _family_of(file: CheckpointFile, path: Path) -> Family:

@@ -65,16 +65,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
         contents = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
     except UnsafePickleError as error:
         raise CheckpointError(
-            f"{str(path)!r} was not opened: it asks for {error}, but a .pkl file may contain nothing "
-            f"but NumPy arrays. {_SAVE_STATE_DICT}"
+            f"{str(path)!r} was not opened: it asks for {error}, but a .pkl file may only contain "
+            f"NumPy arrays. {_SAVE_STATE_DICT}"
         ) from error
     except pickle.UnpicklingError as error:
         name = _IMPORTED.search(str(error))
         if name is None:
             raise _damaged(path, error) from error
         raise CheckpointError(
-            f"{str(path)!r} was not opened: it asks for {name[1]}, which only running its code would "
-            f"restore. {_SAVE_STATE_DICT}"
+            f"{str(path)!r} was not opened: it asks for {name[1]}, which could run code. "
+            f"{_SAVE_STATE_DICT}"
         ) from error
     except _BROKEN as error:
         raise _damaged(path, error) from error
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _describe(contents: object) -> str:
     if isinstance(contents, dict) and contents:
         return f"a dict with the keys {', '.join(map(shortened, list(contents)[:5]))}"
-    return f"an object of type {type(contents).__name__}"
+    return "an empty dict" if contents == {} else f"an object of type {type(contents).__name__}"
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:

@@ -88,8 +88,8 @@ def rename(
     if unknown:
         some = ", ".join(repr(key) for key in sorted(unknown)[:3])
         raise CheckpointError(
-            f"{len(unknown)} tensor{' is' if len(unknown) == 1 else 's are'} unknown in RetinaNets of "
-            f"{family} ({some}{', …' if len(unknown) > 3 else ''})."
+            f"{len(unknown)} unknown tensor{'s' * (len(unknown) != 1)} in a RetinaNet of {family}: {some}"
+            f"{', …' if len(unknown) > 3 else '.'} Remove what does not belong to the detector."
         )
     return renamed
 

@@ -143,7 +143,7 @@ def _config_of(renamed: Mapping[str, Tensor], num_classes: int) -> RetinaNetConf
     if backbone not in _RESNETS:
         raise CheckpointError(
             f"The backbone of this {NAME} RetinaNet is a {backbone}, but only {', '.join(_RESNETS)} are "
-            "supported. Pass config= to say how it is built."
+            "recognised. Pass config= to describe it."
         )
     return RetinaNetConfig(
         num_classes=num_classes,
