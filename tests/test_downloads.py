@@ -1,3 +1,5 @@
+"""Downloads from a server on 127.0.0.1 that fails in many ways, and the cache."""
+
 from __future__ import annotations
 
 import errno
@@ -28,7 +30,7 @@ QUICK: dict[str, Any] = {"wait": 0.0, "timeout": 5.0, "tries": 3}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers the requests one by one as the server's ``answers`` say, the last one for ever."""
+    """Answers each request with the next of the server's ``answers``, and repeats the last one."""
 
     server: Server
 
@@ -46,17 +48,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 class Server(http.server.ThreadingHTTPServer):
+    """A server for one file, with a list of answers."""
+
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[Callable[[Handler], None]] = [whole]
         self.ranges: list[str | None] = []
-        self.released = threading.Event()  # lets a stalling answer end
+        self.released = threading.Event()  # ends a stalling answer
 
     @property
     def url(self) -> str:
@@ -64,7 +68,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def whole(handler: Handler) -> None:
-    """Send the file, or what is asked of it if it is still the same."""
+    """Send the file, or the requested range if the file has not changed."""
     wanted = handler.headers.get("Range")
     if wanted is None or handler.headers.get("If-Range") != '"1"':
         handler.begin(200, len(CONTENT), ETag='"1"')
@@ -120,18 +124,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "weights.pth"
 
 
-def refused(url: str, path: Path, reason: str, **options: Any) -> None:
-    """Require the error with the reason, the URL and the place; and no file of any name."""
+def assert_fails(url: str, path: Path, reason: str, **options: Any) -> None:
+    """Require an error with the reason, the URL and the path, and that no file is left."""
     with pytest.raises(DownloadError) as caught:
         download(url, path, **{"sha256_prefix": SHA256, "megabytes": 3, **QUICK, **options})
     message = str(caught.value)
-    assert message.startswith("weights.pth could not be downloaded: ")
+    assert message.startswith("Could not download weights.pth: ")
     assert reason in message, message
-    assert f"Fetch {url} (about 3 MB) and put it at {str(path)!r}" in message
+    assert f"download {url} (about 3 MB) and save it as {str(path)!r}." in message
     assert not list(path.parent.iterdir())
 
 
-def test_a_file_comes_whole_and_alone(server: Server, path: Path) -> None:
+def test_a_download_leaves_only_the_complete_file(server: Server, path: Path) -> None:
     assert download(server.url, path, sha256_prefix=SHA256, **QUICK) == path
     assert path.read_bytes() == CONTENT
     assert [one.name for one in path.parent.iterdir()] == ["weights.pth"]
@@ -140,14 +144,14 @@ def test_a_file_comes_whole_and_alone(server: Server, path: Path) -> None:
     assert server.ranges == [None]
 
 
-def test_after_a_cut_it_goes_on_where_it_was(server: Server, path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(server: Server, path: Path) -> None:
     server.answers = [cut(1000, ETag='"1"'), whole]
     download(server.url, path, sha256_prefix=SHA256, **QUICK)
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=1000-"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(
+def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(
     server: Server, path: Path
 ) -> None:
     server.answers = [cut(1000, ETag='"0"'), whole]
@@ -157,7 +161,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"1"'}])
-def test_where_the_server_cannot_say_that_the_file_is_the_same_it_starts_again(
+def test_without_a_strong_validator_a_download_starts_again(
     server: Server, path: Path, headers: dict[str, str]
 ) -> None:
     server.answers = [cut(1000, **headers), whole]
@@ -178,7 +182,7 @@ def wrong_part(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize("answer", [wrong_part, status(416)])
-def test_a_server_that_sends_another_part_or_none_is_asked_for_the_whole(
+def test_after_a_wrong_range_the_whole_file_is_requested(
     server: Server, path: Path, answer: Callable[[Handler], None]
 ) -> None:
     server.answers = [cut(1000, ETag='"1"'), answer, whole]
@@ -187,37 +191,37 @@ def test_a_server_that_sends_another_part_or_none_is_asked_for_the_whole(
     assert server.ranges == [None, "bytes=1000-", None]
 
 
-def test_a_server_that_stalls_is_left_and_asked_again(server: Server, path: Path) -> None:
+def test_a_stalled_connection_is_retried(server: Server, path: Path) -> None:
     server.answers = [stall, whole]
     download(server.url, path, sha256_prefix=SHA256, **{**QUICK, "timeout": 0.2})
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=700-"]
 
 
-def test_a_server_that_stalls_for_ever_is_given_up(server: Server, path: Path) -> None:
+def test_a_server_that_always_stalls_is_given_up(server: Server, path: Path) -> None:
     server.answers = [stall]
-    refused(server.url, path, "timed out", timeout=0.1, tries=2)
+    assert_fails(server.url, path, "timed out", timeout=0.1, tries=2)
     assert len(server.ranges) == 2
 
 
-def test_passing_failures_are_tried_again_and_lasting_ones_are_not(
+def test_temporary_failures_are_retried_and_permanent_ones_are_not(
     server: Server, path: Path
 ) -> None:
     server.answers = [status(503), status(429), whole]
     download(server.url, path, sha256_prefix=SHA256, **QUICK)
     path.unlink()
     server.answers, server.ranges = [status(404)], []
-    refused(server.url, path, "the server answered 404 Not Found")
+    assert_fails(server.url, path, "the server answered 404 Not Found")
     assert len(server.ranges) == 1
     server.answers, server.ranges = [status(503)], []
-    refused(server.url, path, "the server answered 503 Service Unavailable")
+    assert_fails(server.url, path, "the server answered 503 Service Unavailable")
     assert len(server.ranges) == 3
 
 
-def test_tries_that_bring_much_are_not_counted(
+def test_attempts_that_make_progress_are_not_counted(
     server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_downloads, "_WORTHWHILE", 500)
+    monkeypatch.setattr(_downloads, "_PROGRESS", 500)
     server.answers = [*(cut(n, ETag='"1"') for n in (600, 1200, 1800, 2400, 3000)), whole]
     server.answers[1:5] = [continued(600 * i, 600 * (i + 1)) for i in range(1, 5)]
     download(server.url, path, sha256_prefix=SHA256, **{**QUICK, "tries": 2})
@@ -234,59 +238,61 @@ def continued(start: int, end: int) -> Callable[[Handler], None]:
     return answer
 
 
-def test_a_server_that_always_cuts_is_given_up(server: Server, path: Path) -> None:
+def test_a_server_that_always_disconnects_is_given_up(server: Server, path: Path) -> None:
     server.answers = [cut(1000)]
-    refused(server.url, path, f"cut after 1000 of {len(CONTENT)} bytes")
+    assert_fails(server.url, path, f"the connection ended after 1000 of {len(CONTENT)} bytes")
     assert len(server.ranges) == 3
 
 
-def test_a_server_that_lies_about_the_length_gives_no_file(server: Server, path: Path) -> None:
+def test_a_wrong_content_length_is_an_error(server: Server, path: Path) -> None:
     server.answers = [sending(CONTENT, len(CONTENT) + 10)]
-    refused(server.url, path, f"cut after {len(CONTENT)} of {len(CONTENT) + 10} bytes")
-    server.answers = [sending(CONTENT, 1000)]
-    refused(
-        server.url, path, f"the file's SHA-256 begins with {sha256(CONTENT[:1000])}, not {SHA256}"
+    assert_fails(
+        server.url, path, f"the connection ended after {len(CONTENT)} of {len(CONTENT) + 10} bytes"
     )
-    refused(server.url, path, "the file has 0.0 MB, not about 3", sha256_prefix=None)
+    server.answers = [sending(CONTENT, 1000)]
+    assert_fails(
+        server.url, path, f"its SHA-256 begins with {sha256(CONTENT[:1000])}, not {SHA256}"
+    )
+    assert_fails(server.url, path, "the file has 0.0 MB instead of about 3", sha256_prefix=None)
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def test_a_server_that_says_no_length_is_believed_and_the_hash_decides(
-    server: Server, path: Path
-) -> None:
+def test_without_a_content_length_the_hash_decides(server: Server, path: Path) -> None:
     server.answers = [sending(CONTENT, None)]
     download(server.url, path, sha256_prefix=SHA256, **QUICK)
     path.unlink()
     server.answers = [sending(CONTENT[:-1], None)]
-    refused(server.url, path, "SHA-256 begins with")
+    assert_fails(server.url, path, "SHA-256 begins with")
 
 
-def test_another_file_never_gets_the_name(server: Server, path: Path) -> None:
+def test_a_different_file_is_never_kept(server: Server, path: Path) -> None:
     server.answers = [sending(b"something else", 14)]
-    refused(server.url, path, f"SHA-256 begins with {sha256(b'something else')}, not {SHA256}")
+    assert_fails(server.url, path, f"SHA-256 begins with {sha256(b'something else')}, not {SHA256}")
     assert len(server.ranges) == 1
     server.answers = [sending(b"<html>Log in", 12, Content_Type="text/html; charset=utf-8")]
-    refused(server.url, path, "a web page came, perhaps the network's login", sha256_prefix=None)
+    assert_fails(
+        server.url, path, "the server sent a web page, perhaps a network login", sha256_prefix=None
+    )
 
 
-def test_without_a_network_the_error_says_where_to_put_the_file(path: Path) -> None:
+def test_without_a_network_the_error_says_where_to_save_the_file(path: Path) -> None:
     with Server() as gone:
-        url = gone.url  # of a port where nobody listens any more
-    refused(url, path, "refused", wait=60)
+        url = gone.url  # nothing listens on this port any more
+    assert_fails(url, path, "refused", wait=60)
     url = "http://weights.invalid/weights.pth"
-    refused(url, path, "", wait=60)
+    assert_fails(url, path, "", wait=60)
 
 
-def test_a_full_disk_is_said_before_and_while_writing(
+def test_a_full_disk_is_reported_before_and_during_writing(
     server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         usage = types.SimpleNamespace(free=1000)
         patch.setattr(shutil, "disk_usage", lambda _: usage)
-        refused(server.url, path, "0 MB are missing and 0 MB free")
+        assert_fails(server.url, path, "the disk has 0 MB free, but 0 MB are needed")
 
     def no_space(_: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -298,7 +304,7 @@ def test_a_full_disk_is_said_before_and_while_writing(
     original = _downloads._Transfer._write
     monkeypatch.setattr(_downloads._Transfer, "_write", write)
     server.ranges.clear()
-    refused(server.url, path, "writing failed: [Errno 28] No space left on device")
+    assert_fails(server.url, path, "writing failed: [Errno 28] No space left on device")
     assert len(server.ranges) == 1
 
 
@@ -314,7 +320,7 @@ def test_an_interrupted_download_leaves_nothing(
     assert not list(path.parent.iterdir())
 
 
-def test_two_at_once_do_each_other_no_harm(server: Server, path: Path) -> None:
+def test_two_downloads_of_one_file_do_not_interfere(server: Server, path: Path) -> None:
     both = threading.Barrier(2)
 
     def together(handler: Handler) -> None:
@@ -334,7 +340,9 @@ def test_two_at_once_do_each_other_no_harm(server: Server, path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["weights.pth"]
 
 
-def test_it_works_without_tqdm(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_work_without_tqdm(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     server.answers = [cut(1000, ETag='"1"'), whole]
@@ -342,7 +350,7 @@ def test_it_works_without_tqdm(server: Server, path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == CONTENT
 
 
-def test_a_terminal_sees_a_bar(
+def test_a_terminal_shows_a_progress_bar(
     server: Server, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tqdm")
@@ -369,7 +377,7 @@ def test_the_cache_is_focaldets_home_or_torchs(
     assert cache_folder() == tmp_path / "hub" / "checkpoints"
 
 
-def test_a_cached_file_needs_no_network_and_is_checked_each_time(
+def test_a_cached_file_needs_no_network_and_is_verified_every_time(
     server: Server, home: Path
 ) -> None:
     entry = replace(PUBLISHED[0], url=server.url, sha256_prefix=SHA256)
@@ -380,17 +388,17 @@ def test_a_cached_file_needs_no_network_and_is_checked_each_time(
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(DownloadError, match=rf"is not {entry.name}: .*not {SHA256}. Delete it"):
         fetch(entry)
-    assert path.exists()  # it may be dear to someone
+    assert path.exists()  # only the user may delete it
 
 
-def test_a_file_for_browsers_is_taken_from_the_cache_or_asked_for(home: Path) -> None:
+def test_a_file_that_needs_a_browser_is_read_from_the_cache_or_requested(home: Path) -> None:
     [entry] = [one for one in PUBLISHED if one.by_hand]
     with pytest.raises(DownloadError) as caught:
         fetch(entry)
     assert str(caught.value) == (
-        "'yhenon/coco_resnet_50_map_0_335' can only be fetched with a browser. Fetch "
-        "https://drive.google.com/open?id=1yLmjq3JtXi841yXWBxst0coAgR26MNBS (about 152 MB) and put "
-        f"it at {str(home / 'coco_resnet_50_map_0_335_state_dict.pt')!r}; no network is needed then."
+        "'yhenon/coco_resnet_50_map_0_335' can only be downloaded with a browser. To use it without "
+        "a network, download https://drive.google.com/open?id=1yLmjq3JtXi841yXWBxst0coAgR26MNBS "
+        f"(about 152 MB) and save it as {str(home / 'coco_resnet_50_map_0_335_state_dict.pt')!r}."
     )
     home.mkdir()
     (home / entry.file_name).write_bytes(b"")

@@ -1,6 +1,7 @@
+"""Saving, loading and converting models, and the errors for what cannot be loaded."""
+
 from __future__ import annotations
 
-import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -13,8 +14,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from focaldet.pretrained import CheckpointFile, _directory
+from focaldet.errors import CheckpointError
+from focaldet.pretrained import CheckpointFile, _folder, read_tensors
 from focaldet.pretrained.families import _torchvision
+from tests.helpers.checkpoint_files import Bomb, write_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def v1_tensors() -> dict[str, Tensor]:
     model = detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    frozen: dict[str, Tensor] = model.state_dict()  # as FrozenBatchNorm2d has it: no counters
-    return {k: v for k, v in frozen.items() if not k.endswith("num_batches_tracked")}
+    tensors: dict[str, Tensor] = model.state_dict()  # FrozenBatchNorm2d has no batch counters
+    return {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
 
 
 def saved(tensors: Any, path: Path) -> Path:
@@ -41,13 +44,13 @@ def assert_equal_models(a: RetinaNet, b: RetinaNet) -> None:
 
 
 @pytest.mark.parametrize("with_safetensors", [True, False])
-def test_saving_and_loading_gives_the_same_model_bit_for_bit(
+def test_saving_and_loading_gives_a_bitwise_identical_model(
     tiny_model: RetinaNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_safetensors: bool
 ) -> None:
     if with_safetensors:
         pytest.importorskip("safetensors")
     else:
-        monkeypatch.setattr(_directory, "_safetensors_installed", lambda: False)
+        monkeypatch.setattr(_folder, "_safetensors_installed", lambda: False)
     folder = tmp_path / "deep" / "model"
     tiny_model.save_pretrained(folder)
     tensors = "model.safetensors" if with_safetensors else "model.pth"
@@ -80,7 +83,7 @@ def test_options_survive_a_round_trip(
     assert_equal_models(RetinaNet.from_pretrained(tmp_path), model)
 
 
-def test_saving_over_a_model_replaces_it_and_a_failure_leaves_it(
+def test_saving_replaces_a_model_and_a_failure_leaves_it_unchanged(
     tiny_model: RetinaNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("safetensors")
@@ -117,7 +120,7 @@ def test_a_torchvision_file_gives_the_80_classes_of_coco(
 
 
 def old_spelling(key: str) -> str:
-    """Return the key as torchvision wrote it before its convolutions became blocks."""
+    """Return the key that torchvision used before its convolutions became blocks."""
     parts = key.split(".")
     if "inner_blocks" in parts or "layer_blocks" in parts:
         del parts[-2]
@@ -126,7 +129,7 @@ def old_spelling(key: str) -> str:
     return ".".join(parts)
 
 
-def test_both_spellings_of_torchvisions_keys_are_known(
+def test_both_spellings_of_torchvisions_keys_are_supported(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     old = {old_spelling(key): value for key, value in v1_tensors.items()}
@@ -138,7 +141,7 @@ def test_both_spellings_of_torchvisions_keys_are_known(
     )
 
 
-def test_a_config_of_ones_own_keeps_all_channels(
+def test_with_a_91_class_config_all_channels_are_kept(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     config = RetinaNetConfig.torchvision_v1()
@@ -169,79 +172,78 @@ def test_torchvisions_other_resnets_are_recognised(name: str) -> None:
     assert checkpoint.config.backbone_norm == "frozen"
 
 
-def fails(tensors: Any, path: Path, message: str, **options: Any) -> None:
-    with pytest.raises(ValueError, match=message):
+def assert_refused(tensors: Any, path: Path, message: str, **options: Any) -> None:
+    """Require an error with the message when a file with these tensors is loaded."""
+    with pytest.raises(CheckpointError, match=message):
         RetinaNet.from_pretrained(saved(tensors, path), **options)
 
 
-def test_tensors_of_another_architecture_are_an_error_with_the_likely_cause(
+def test_the_error_for_a_different_architecture_names_keys_and_the_likely_cause(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     path, v1 = tmp_path / "v1.pth", RetinaNetConfig.torchvision_v1()
     cut = {k: v for k, v in v1_tensors.items() if "p6" not in k}
-    fails(cut, path, r"keys 2 missing \(fpn.p6.bias, fpn.p6.weight\)")
+    assert_refused(cut, path, r"v1\.pth'.*2 keys are missing \(fpn\.p6\.bias, fpn\.p6\.weight\)")
     extra = {**v1_tensors, "mask_head.weight": torch.zeros(1)}
-    fails(extra, path, r"keys 1 unexpected \(mask_head.weight\)")
+    assert_refused(extra, path, r"1 key is unexpected \(mask_head\.weight\)")
     for change, cause in (
         ({"num_classes": 7}, "num_classes"),
         ({"p6_from": "c5"}, "p6_from"),
         ({"backbone": "resnet18"}, "backbone"),
         ({"backbone_norm": "batch"}, "backbone_norm"),
-        ({"head_norm": "group"}, "head_norm` or `head_depth"),
-        ({"head_depth": 5}, "head_norm` or `head_depth"),
+        ({"head_norm": "group"}, "head_norm or head_depth"),
+        ({"head_depth": 5}, "head_norm or head_depth"),
         ({"normalizer": "ema"}, "normalizer"),
-        ({"aspect_ratios": (1.0,)}, "octave_scales` or `aspect_ratios"),
+        ({"aspect_ratios": (1.0,)}, "octave_scales or aspect_ratios"),
     ):
-        message = f"those of this architecture.*Likely cause: another `{cause}`"
-        fails(v1_tensors, path, message, config=v1.replace(**change))
+        message = rf"v1\.pth'.*do not fit.*Likely cause: .* a different {cause}\."
+        assert_refused(v1_tensors, path, message, config=v1.replace(**change))
 
 
-def test_files_of_no_known_family_say_which_were_tried(tmp_path: Path) -> None:
+def test_the_error_for_other_files_says_what_they_contain_and_which_formats_were_tried(
+    tmp_path: Path,
+) -> None:
     tensors = {"model.diffusion.weight": torch.zeros(2)}
-    fails(tensors, tmp_path / "x.pth", r"known family; got .*x\.pth.*1 tensors.*Tried: torchvision")
-    fails([1, 2], tmp_path / "x.pth", r"a file with a state dict; got .*holding a list")
-    fails({"epoch": 3}, tmp_path / "x.pth", "a file with a state dict")
+    assert_refused(
+        tensors, tmp_path / "x.pth", r"x\.pth.*1 tensor: 'model.diff.*Tried: torchvision"
+    )
+    assert_refused([1, 2], tmp_path / "x.pth", r"x\.pth.*no state dict.*type list")
+    assert_refused({}, tmp_path / "x.pth", "no state dict.*an empty dict")
+    assert_refused(
+        {"epoch": 3}, tmp_path / "x.pth", "no state dict.*a dict with the keys 'epoch'.*torch.save"
+    )
 
 
-def test_torchvision_models_that_are_not_its_own_retinanet_are_named(
+def test_other_anchors_and_backbones_in_torchvision_files_are_errors(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     key = "head.regression_head.bbox_reg.weight"
-    fails({**v1_tensors, key: torch.zeros(12, 256, 3, 3)}, tmp_path / "x.pth", "9 anchors.*got 3")
+    assert_refused(
+        {**v1_tensors, key: torch.zeros(12, 256, 3, 3)},
+        tmp_path / "x.pth",
+        "has 3 anchors per cell.* 9.*config=",
+    )
     cut = {k: v for k, v in v1_tensors.items() if not k.startswith("backbone.body.layer4.2")}
-    fails(cut, tmp_path / "x.pth", r"a ResNet of torchvision; got stages of \(3, 4, 6, 2\) blocks")
+    assert_refused(cut, tmp_path / "x.pth", r"torchvision.*ResNet.*3, 4, 6, 2 blocks")
 
 
-class Bomb:
-    """Runs code when unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return Path.write_text, (self.trace, "ran")
-
-
-@pytest.mark.parametrize("route", ["torch.save", "old torch.save", "pickle"])
-def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, route: str) -> None:
-    trace, path = tmp_path / "trace", tmp_path / "bomb.pth"
-    content = {"model": {"weight": torch.zeros(2)}, "extra": Bomb(trace)}
-    if route == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=route == "torch.save")
-    with pytest.raises(ValueError, match=r"`source` must be a (file of plain tensors|readable)"):
+@pytest.mark.parametrize("file_format", ["torch", "torch old", "pickle as .pth"])
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path, file_format: str) -> None:
+    trace = tmp_path / "trace"
+    contents = {"model": {"weight": torch.zeros(2)}, "extra": Bomb(trace)}
+    path = write_checkpoint(contents, tmp_path / "bomb.pth", file_format)
+    with pytest.raises(CheckpointError, match=r"bomb\.pth"):
         RetinaNet.from_pretrained(path)
     (tmp_path / "config.json").write_text(RetinaNetConfig.paper().to_json())
     path.rename(tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"`source` must be a (file of plain tensors|readable)"):
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
         RetinaNet.from_pretrained(tmp_path)
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("kind", ["cut", "text", "empty"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_files_are_named(
+def test_the_error_for_a_damaged_file_names_it(
     v1_tensors: dict[str, Tensor], tmp_path: Path, kind: str, suffix: str
 ) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -252,31 +254,29 @@ def test_damaged_files_are_named(
         save_file(dict(list(v1_tensors.items())[:3]), path)
     content = {"cut": path.read_bytes()[:-200], "text": b"<html>404</html>", "empty": b""}[kind]
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=rf"`source` must be a readable checkpoint.*weights\{suffix}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"Cannot read .*weights\{suffix}"):
         RetinaNet.from_pretrained(path)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"`source` must be.*nowhere.*does not exist"):
+def test_the_error_for_a_missing_file_or_folder_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file or folder: .*nowhere.*source"):
         RetinaNet.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(
-        FileNotFoundError, match=r"written by save_pretrained.*without config\.json"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"No config\.json in .*save_pretrained"):
         RetinaNet.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(RetinaNetConfig.paper().to_json())
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors or model\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"No model\.safetensors or model\.pth in "):
         RetinaNet.from_pretrained(tmp_path)
 
 
-def test_of_the_folder_of_a_run_the_models_are_named(tiny_model: RetinaNet, tmp_path: Path) -> None:
+def test_the_error_for_the_folder_of_a_run_names_its_models(
+    tiny_model: RetinaNet, tmp_path: Path
+) -> None:
     for name in ("best", "last"):
         tiny_model.save_pretrained(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"No config\.json .*'best', 'last'"):
+        RetinaNet.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(tiny_model.config.to_json())
-    with pytest.raises(
-        FileNotFoundError, match=r"with neither\. Models are in its 'best' and 'last'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"No model\.safetensors .*'best', 'last'"):
         RetinaNet.from_pretrained(tmp_path)
 
 
@@ -285,6 +285,29 @@ def test_safetensors_without_the_package_says_what_to_install(
 ) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ImportError, match="pip install safetensors"):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"model\.safetensors.* pip install 'safetensors'"):
         RetinaNet.from_pretrained(path)
+
+
+def test_tensors_alone_can_be_read(v1_tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    tensors = read_tensors(str(saved({"model": v1_tensors, "epoch": 3}, tmp_path / "v1.pth")))
+    assert tensors.keys() == v1_tensors.keys()
+    with pytest.raises(FileNotFoundError, match=r"No such file: 'nowhere\.pth' \(path\)"):
+        read_tensors("nowhere.pth")
+
+
+def test_a_tensor_that_conversion_needs_is_named_if_it_is_missing(
+    v1_tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    cut = {k: v for k, v in v1_tensors.items() if "extra_blocks" not in k}
+    message = r"x\.pth': .*RetinaNet of torchvision.* no tensor for focaldet's 'fpn\.p7\.weight'"
+    assert_refused(cut, tmp_path / "x.pth", message)
+
+
+def test_tensors_with_too_few_dimensions_are_an_error(tmp_path: Path) -> None:
+    keys = ["backbone.conv1.weight", "neck.lateral_convs.0.conv.weight"]
+    keys += ["bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"]
+    tensors = {key: torch.tensor(0.0) for key in keys}
+    message = r"x\.pth': .*RetinaNet of MMDetection.* not its shapes"
+    assert_refused(tensors, tmp_path / "x.pth", message)

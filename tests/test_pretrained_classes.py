@@ -1,3 +1,5 @@
+"""Loading a checkpoint for other classes: what is kept and what starts from scratch."""
+
 from __future__ import annotations
 
 import logging
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from focaldet import RetinaNet
+from focaldet.errors import CheckpointError
 from focaldet.pretrained import Checkpoint, for_other_classes, load_into
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ def tiny_config(tiny_config: RetinaNetConfig) -> RetinaNetConfig:
 
 @pytest.fixture
 def folder(tiny_model: RetinaNet, tmp_path: Path) -> Path:
-    with torch.no_grad():  # so that a new layer is known by its values
+    with torch.no_grad():  # so that new layers are recognised by their values
         for key, value in tiny_model.named_parameters():
             if key in CLASS_OUTPUT | BOX_OUTPUT:
                 value.fill_(7)
@@ -40,7 +43,7 @@ def changed(model: RetinaNet, other: RetinaNet) -> set[str]:
     return {key for key in ours if not torch.equal(ours[key], theirs[key])}
 
 
-def test_other_classes_begin_the_last_class_layer_anew_with_its_prior(
+def test_other_classes_reinitialise_the_class_output_with_its_prior(
     folder: Path, tiny_model: RetinaNet, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "focaldet"):
@@ -55,8 +58,8 @@ def test_other_classes_begin_the_last_class_layer_anew_with_its_prior(
     count = len(tiny_model.state_dict()) - 2
     [message] = caplog.messages
     assert message == (
-        f"from_pretrained: {count} tensors kept; dropped: head.class_logits; "
-        "new, to be trained: head.class_logits"
+        f"Loaded the checkpoint: {count} tensors kept; dropped: head.class_logits; "
+        "new (to be trained): head.class_logits"
     )
     assert not model.training
 
@@ -83,7 +86,7 @@ def test_the_checkpoints_own_classes_change_nothing(
 
 
 @pytest.mark.parametrize("names", [["dog", "cat", "owl"], ["cat", "dog", "cow"]])
-def test_names_in_another_order_or_partly_others_are_other_classes(
+def test_names_in_a_different_order_or_partly_different_are_other_classes(
     folder: Path, tiny_model: RetinaNet, names: list[str]
 ) -> None:
     model = RetinaNet.from_pretrained(folder, class_names=names)
@@ -110,60 +113,61 @@ def test_a_checkpoint_without_names_can_be_given_them(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_other_anchors_begin_the_box_layer_anew_too(
+def test_other_anchors_also_reinitialise_the_box_output(
     folder: Path, tiny_model: RetinaNet, change: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_model.config.replace(**change)
     model = RetinaNet.from_pretrained(folder, config=config, num_classes=3)
     assert model.config == config
     assert changed(model, tiny_model) == CLASS_OUTPUT | BOX_OUTPUT
-    assert "new, to be trained: head.class_logits, head.box_deltas" in caplog.text
+    assert "new (to be trained): head.class_logits, head.box_deltas" in caplog.text
 
 
-def test_another_scale_of_the_box_deltas_begins_the_box_layer_anew(
-    folder: Path, tiny_model: RetinaNet
-) -> None:
+def test_other_box_weights_reinitialise_the_box_output(folder: Path, tiny_model: RetinaNet) -> None:
     config = tiny_model.config.replace(box_weights=(10.0, 10.0, 5.0, 5.0))
     model = RetinaNet.from_pretrained(folder, config=config, num_classes=3)
     assert changed(model, tiny_model) == BOX_OUTPUT
 
 
-def test_a_config_alone_describes_the_checkpoint_and_begins_nothing_anew(
+def test_a_config_alone_describes_the_checkpoint_and_reinitialises_nothing(
     folder: Path, tiny_model: RetinaNet
 ) -> None:
     config = tiny_model.config.replace(anchor_sizes=(8, 16, 32, 64, 128))
     assert not changed(RetinaNet.from_pretrained(folder, config=config), tiny_model)
-    with pytest.raises(ValueError, match="Likely cause: another `num_classes`"):
+    with pytest.raises(CheckpointError, match="Likely cause: .* num_classes.* pass num_classes="):
         RetinaNet.from_pretrained(folder, config=config.replace(num_classes=2, class_names=None))
 
 
-def test_any_other_mismatch_is_an_error(folder: Path, tiny_model: RetinaNet) -> None:
+def test_every_other_mismatch_is_an_error(folder: Path, tiny_model: RetinaNet) -> None:
     for change, cause in (
         ({"backbone": "resnet18"}, "backbone"),
-        ({"head_depth": 2}, "head_norm` or `head_depth"),
+        ({"head_depth": 2}, "head_norm or head_depth"),
         ({"p6_from": "p5"}, "p6_from"),
     ):
         config = tiny_model.config.replace(num_classes=2, class_names=None, **change)
-        with pytest.raises(ValueError, match=f"Likely cause: another `{cause}`"):
+        with pytest.raises(CheckpointError, match=f"Likely cause: .* a different {cause}"):
             RetinaNet.from_pretrained(folder, config=config, num_classes=2)
 
 
-def test_contradictions_are_errors(folder: Path, tiny_model: RetinaNet) -> None:
-    with pytest.raises(ValueError, match=r"`class_names` must be .*num_classes=3.*got 2 names"):
+def test_contradicting_arguments_are_errors(folder: Path, tiny_model: RetinaNet) -> None:
+    config = tiny_model.config
+    with pytest.raises(ValueError, match=r"class_names(?=.*\b2\b).*num_classes(?=.*\b3\b)"):
         RetinaNet.from_pretrained(folder, num_classes=3, class_names=["ant", "bee"])
-    with pytest.raises(ValueError, match=r"`num_classes` must be config.num_classes, 3,.*got 2"):
-        RetinaNet.from_pretrained(folder, config=tiny_model.config, num_classes=2)
-    with pytest.raises(ValueError, match="`class_names` must be those of config.*'cow'"):
-        RetinaNet.from_pretrained(folder, config=tiny_model.config, class_names=["a", "b", "cow"])
-    with pytest.raises(TypeError, match="`class_names` must be a sequence of names; got 'cat'"):
+    with pytest.raises(ValueError, match=r"num_classes is 2, but config\.num_classes is 3"):
+        RetinaNet.from_pretrained(folder, config=config, num_classes=2)
+    with pytest.raises(ValueError, match=r"class_names has 1 entry, but config\.num_classes is 3"):
+        RetinaNet.from_pretrained(folder, config=config, class_names=["ant"])
+    with pytest.raises(ValueError, match=r"class_names is .*'cow'.*, but config\.class_names is"):
+        RetinaNet.from_pretrained(folder, config=config, class_names=["a", "b", "cow"])
+    with pytest.raises(TypeError, match="class_names must be a sequence .* 'cat'"):
         RetinaNet.from_pretrained(folder, class_names="cat")
-    with pytest.raises(ValueError, match="`num_classes` must be >= 1; got 0"):
+    with pytest.raises(ValueError, match=r"num_classes.*\b1\b.*\b0\b"):
         RetinaNet.from_pretrained(folder, num_classes=0)
-    with pytest.raises(TypeError, match="`num_classes` must be an integer; got '3'"):
+    with pytest.raises(TypeError, match="num_classes.* an integer.* '3'"):
         RetinaNet.from_pretrained(folder, num_classes="3")  # type: ignore[arg-type]
 
 
-def test_the_report_is_there_for_programs_too(tiny_model: RetinaNet) -> None:
+def test_load_into_returns_its_report(tiny_model: RetinaNet) -> None:
     checkpoint = Checkpoint(tiny_model.config, tiny_model.state_dict())
     fresh = for_other_classes(checkpoint, class_names=("ant", "bee"))
     assert fresh.renewed == ("head.class_logits",)

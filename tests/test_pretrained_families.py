@@ -1,6 +1,6 @@
-"""How the files of each project are recognised, checked and turned into a config and tensors.
+"""Recognising, checking and converting the files of each project.
 
-That the boxes are the projects' own is shown in ``tests/parity``.
+``tests/parity`` checks that the detections are the same as those of the projects.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.class_names import COCO_CLASS_NAMES
+from focaldet.errors import CheckpointError
 from focaldet.pretrained import FAMILIES, CheckpointFile, check_fit
 from focaldet.pretrained.families import _detectron2, _mmdet, _odtk, _yhenon
 from focaldet.pretrained.families._conversion import (
@@ -22,8 +23,13 @@ from focaldet.pretrained.families._conversion import (
     fold_delta_scales,
     reorder_anchors,
 )
+from tests.helpers import (
+    reference_detectron2,
+    reference_mmdet,
+    reference_odtk,
+    reference_yhenon,
+)
 from tests.helpers import reference_models as plain
-from tests.parity import test_detectron2, test_mmdet, test_odtk, test_yhenon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,26 +43,25 @@ FAMILY: dict[str, Any] = {
     "yhenon": _yhenon,
 }
 NAMES: dict[str, plain.Names] = {
-    "detectron2": test_detectron2.NAMES,
-    "mmdet": test_mmdet.NAMES,
-    "odtk": test_odtk.names("AnyFPN"),
-    "yhenon": test_yhenon.NAMES,
+    "detectron2": reference_detectron2.NAMES,
+    "mmdet": reference_mmdet.NAMES,
+    "odtk": reference_odtk.names_of("AnyFPN"),
+    "yhenon": reference_yhenon.NAMES,
 }
 
 
 def state(
     family: str, body: plain.Body, *, numbers: bool = False, **sizes: int
 ) -> dict[str, Tensor]:
-    """Return a state dict in a family's names; without numbers, of shapes alone."""
+    """Return a state dict with a family's key names, on the meta device unless numbers are needed."""
     shapes = plain.layout(NAMES[family], body, **sizes)
     if numbers:
-        tensors: Any = plain.filled(shapes)
-    else:
-        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    return {test_detectron2.published(key): value for key, value in tensors.items()}
+        return plain.filled(shapes)
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
-def fits(config: RetinaNetConfig, tensors: dict[str, Tensor]) -> None:
+def assert_fits(config: RetinaNetConfig, tensors: dict[str, Tensor]) -> None:
+    """Require that the tensors fit the model of the config."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # frozen norms without weights
         check_fit(RetinaNet.from_config(config).state_dict(), tensors)
@@ -96,51 +101,68 @@ def test_every_published_architecture_is_recognised_and_fits(
     assert (config.backbone, config.stride_in_1x1) == (backbone, stride_in_1x1)
     assert (config.num_classes, config.class_names) == (80, COCO_CLASS_NAMES)
     config = config.replace(backbone_norm=norm)
-    fits(config, FAMILY[family].convert(file, config).tensors)
+    assert_fits(config, FAMILY[family].convert(file, config).tensors)
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_other_classes_channels_and_depths_are_read_from_the_tensors(family: str) -> None:
+def test_numbers_of_classes_and_channels_are_read_from_the_tensors(family: str) -> None:
     tensors = state(family, plain.Body(50), classes=3, channels=64)
     checkpoint = FAMILY[family].convert(CheckpointFile(tensors))
     config = checkpoint.config
     assert (config.num_classes, config.class_names) == (3, None)
     assert (config.fpn_channels, config.head_depth) == (64, 4)
-    fits(config, checkpoint.tensors)
+    assert_fits(config, checkpoint.tensors)
     assert RetinaNetConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_a_key_that_a_family_does_not_know_is_named(family: str) -> None:
+def test_the_error_for_unknown_keys_names_them(family: str) -> None:
     tensors = state(family, plain.Body(50)) | {"mask_head.weight": torch.zeros(1)}
-    message = f"made of the tensors of {FAMILY[family].NAME}'s RetinaNet; got 1 unknown .'mask_head"
-    with pytest.raises(ValueError, match=message):
+    message = f"1 unknown tensor .*{FAMILY[family].NAME}.*'mask_head.weight'"
+    with pytest.raises(CheckpointError, match=message):
+        FAMILY[family].convert(CheckpointFile(tensors))
+    tensors |= {f"mask_head.{i}": torch.zeros(1) for i in range(3)}
+    message = r"4 unknown tensors .*'mask_head\.0', 'mask_head\.1', 'mask_head\.2', …"
+    with pytest.raises(CheckpointError, match=message):
         FAMILY[family].convert(CheckpointFile(tensors))
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_a_head_of_other_anchors_is_named(family: str) -> None:
+def test_the_error_for_other_anchors_gives_the_channels(family: str) -> None:
     tensors = state(family, plain.Body(50))
     tensors[f"{NAMES[family].boxes}.weight"] = torch.zeros(12, 32, 3, 3)
-    message = "with 9 anchors per cell; got 720 class channels and 12 box channels"
-    with pytest.raises(ValueError, match=message):
+    message = f"{FAMILY[family].NAME}.* 9 anchors per cell.* 720 class channels and 12 box channels"
+    with pytest.raises(CheckpointError, match=message):
         FAMILY[family].convert(CheckpointFile(tensors))
 
 
+@pytest.mark.parametrize("family", ["mmdet", "yhenon"])
+def test_other_anchors_are_supported_with_a_config(family: str) -> None:
+    tensors = state(family, plain.Body(50), numbers=True)
+    for layer, channels in ((NAMES[family].classes, 3 * 80), (NAMES[family].boxes, 3 * 4)):
+        tensors[f"{layer}.weight"] = torch.zeros(channels, 32, 3, 3)
+        tensors[f"{layer}.bias"] = torch.zeros(channels)
+    with pytest.raises(CheckpointError, match="pass config= with their octave_scales"):
+        FAMILY[family].convert(CheckpointFile(tensors))
+    config = RetinaNetConfig(num_classes=80, fpn_channels=32, octave_scales=(1.0,))
+    assert_fits(config, FAMILY[family].convert(CheckpointFile(tensors), config).tensors)
+
+
 @pytest.mark.parametrize("family", FAMILY)
-def test_a_backbone_of_another_depth_is_named(family: str) -> None:
-    block = NAMES[family].conv.format(4, 2, 1).removesuffix("conv1").replace("res@4", "res5")
+def test_the_error_for_an_unknown_backbone_gives_its_blocks(family: str) -> None:
+    last_stage = NAMES[family].first_stage + 3
+    block = NAMES[family].conv.format(last_stage, 2, 1).removesuffix("conv1")
     whole = state(family, plain.Body(50))
     tensors = {key: value for key, value in whole.items() if not key.startswith(block)}
     assert len(tensors) < len(whole)
-    with pytest.raises(ValueError, match=r"over a ResNet of .*got stages of \(3, 4, 6, 2\) blocks"):
+    with pytest.raises(CheckpointError, match="not a known ResNet.* 3, 4, 6, 2 blocks"):
         FAMILY[family].convert(CheckpointFile(tensors))
 
 
-def test_a_file_of_no_family_says_what_each_one_misses(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_file_gives_a_missing_key_per_family(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"conv1.weight": torch.zeros(2), "fc.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="a RetinaNet of a known family") as caught:
+    with pytest.raises(CheckpointError, match="2 tensors: 'conv1.weight', 'fc.weight'") as caught:
         RetinaNet.from_pretrained(path)
     assert str(caught.value).partition("Tried: ")[2] == (
         "torchvision (no key 'backbone.body.conv1.weight'); "
@@ -157,46 +179,51 @@ def test_a_file_of_no_family_says_what_each_one_misses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("pixel_std", [57.375, 57.12, 58.395], r"`pixel_std` must be \(1.0, 1.0, 1.0\) as in the"),
-        ("pixel_mean", [0.0, 0, 0], r"`pixel_mean` must be \(103.53, 116.28, 123.675\).*got \[0.0"),
-        ("pixel_mean", [0.0], "`pixel_mean` must be"),
+        (
+            "pixel_std",
+            [57.375, 57.12, 58.395],
+            r"pixel_std is \[57\.3.*\[1\.0, 1\.0, 1\.0\] as in ",
+        ),
+        ("pixel_mean", [0.0, 0, 0], r"pixel_mean is \[0\.0.*\[103\.53, 116\.28, 123\.675\]"),
+        ("pixel_mean", [0.0], "pixel_mean is"),
     ],
 )
-def test_detectron2_models_for_other_pixels_are_named(key: str, value: Any, message: str) -> None:
+def test_detectron2_models_for_other_pixel_values_are_errors(
+    key: str, value: Any, message: str
+) -> None:
     tensors = state("detectron2", plain.Body(50)) | {key: torch.tensor(value).view(-1, 1, 1)}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         _detectron2.convert(CheckpointFile(tensors))
 
 
-def test_detectron2_models_with_other_anchors_are_named_unless_a_config_is_handed_in() -> None:
+def test_detectron2_models_with_other_anchors_are_errors_unless_a_config_is_given() -> None:
     tensors = state("detectron2", plain.Body(50))
-    cell = test_detectron2.Detectron2.anchors(2, 1, 1).float()
+    cell = reference_detectron2.Detectron2.anchors(2, 1, 1).float()
     key = "anchor_generator.cell_anchors.2"
     config = _detectron2.convert(CheckpointFile(tensors | {key: cell})).config
-    message = f"`{key}` must be the model zoo's anchors of 128 pixels; got .* Hand in a config"
+    message = f"{key} is .* anchors of 128 pixels.* Pass config="
     for wrong in (cell + 4, cell[:3], cell.flip(0)):
         file = CheckpointFile(tensors | {key: wrong})
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             _detectron2.convert(file)
         assert _detectron2.convert(file, config).config is config
 
 
-def test_detectron2_backbones_of_other_strides_are_named() -> None:
+def test_detectron2_backbones_whose_strides_are_unknown_are_errors() -> None:
     tensors = state("detectron2", plain.Body(18))
-    with pytest.raises(
-        ValueError, match="over one of resnet50, resnet101, resnet152; got resnet18"
-    ):
+    message = "resnet18.* resnet50, resnet101, resnet152.* config="
+    with pytest.raises(CheckpointError, match=message):
         _detectron2.convert(CheckpointFile(tensors))
 
 
 @pytest.mark.parametrize("family", ["detectron2", "mmdet"])
-def test_p6_of_p5_is_told_by_its_channels(family: str) -> None:
+def test_the_source_of_p6_is_recognised_by_its_channels(family: str) -> None:
     tensors = state(family, plain.Body(50))
     assert FAMILY[family].convert(CheckpointFile(tensors)).config.p6_from == "c5"
     tensors[f"{NAMES[family].p6}.weight"] = torch.empty(32, 32, 3, 3, device="meta")
     checkpoint = FAMILY[family].convert(CheckpointFile(tensors))
     assert checkpoint.config.p6_from == "p5"
-    fits(checkpoint.config, checkpoint.tensors)
+    assert_fits(checkpoint.config, checkpoint.tensors)
 
 
 # --- MMDetection ---------------------------------------------------------------------------------
@@ -214,7 +241,7 @@ def test_p6_of_p5_is_told_by_its_channels(family: str) -> None:
         ("caffe.pth", "meta", True),
     ],
 )
-def test_mmdet_styles_are_told_by_the_configuration_or_the_name(
+def test_mmdet_styles_are_recognised_by_the_configuration_or_the_file_name(
     name: str, meta: Any, caffe: bool
 ) -> None:
     extras = {} if meta is None else {"meta": meta}
@@ -235,7 +262,7 @@ def test_a_config_decides_the_style_of_an_mmdet_file() -> None:
 # --- ODTK ----------------------------------------------------------------------------------------
 
 
-def test_odtk_files_with_ratios_and_scales_have_anchors_of_their_own() -> None:
+def test_odtk_files_with_ratios_and_scales_define_their_anchors() -> None:
     ratios, scales = [0.25, 4.0], [2.0, 3.0, 5.0]
     shapes = plain.layout(NAMES["odtk"], plain.Body(18), classes=2)
     for name, count in ((NAMES["odtk"].classes, 12), (NAMES["odtk"].boxes, 24)):
@@ -247,10 +274,10 @@ def test_odtk_files_with_ratios_and_scales_have_anchors_of_their_own() -> None:
     assert (config.anchor_mode, config.anchor_plus_one) == ("exact", True)
     theirs = tensors["box_head.8.bias"].view(3, 2, 4)  # scale, ratio
     assert torch.equal(converted["head.box_deltas.bias"].view(2, 3, 4), theirs.transpose(0, 1))
-    fits(config, converted)
+    assert_fits(config, converted)
 
 
-def test_odtk_files_without_ratios_have_the_rounded_anchors_of_their_time() -> None:
+def test_odtk_files_without_ratios_have_the_rounded_anchors_of_older_versions() -> None:
     config = _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)))).config
     assert (config.anchor_mode, config.anchor_plus_one) == ("rounded", False)
 
@@ -258,30 +285,28 @@ def test_odtk_files_without_ratios_have_the_rounded_anchors_of_their_time() -> N
 @pytest.mark.parametrize(
     ("extras", "message"),
     [
-        ({"angles": [0]}, "an ODTK model of upright boxes; got one of rotated boxes"),
-        ({"ratios": "1, 2"}, "`ratios` must be a list of numbers"),
-        ({"scales": [None]}, "`scales` must be a list of numbers"),
-        ({"ratios": [1.0]}, "with 3 anchors per cell"),
+        ({"angles": [0]}, "ODTK.* rotated boxes"),
+        ({"ratios": "1, 2"}, "'ratios'.* a list of numbers.* '1, 2'"),
+        ({"scales": [None]}, r"'scales'.* a list of numbers.* \[None\]"),
+        ({"ratios": [1.0]}, "3 anchors per cell"),
     ],
 )
-def test_odtk_files_of_other_kinds_are_named(extras: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_the_error_for_an_unsupported_odtk_file_gives_the_reason(extras: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)), extras))
 
 
-def test_an_odtk_file_of_two_backbones_is_named() -> None:
+def test_the_error_for_an_odtk_file_with_two_backbones_names_them() -> None:
     tensors = state("odtk", plain.Body(18))
     tensors["backbones.OtherFPN.lateral3.weight"] = torch.zeros(1)
-    with pytest.raises(
-        ValueError, match="of one backbone; got .'backbones.AnyFPN.', 'backbones.Ot"
-    ):
+    with pytest.raises(CheckpointError, match=r"2 backbones \(AnyFPN, OtherFPN\)"):
         _odtk.convert(CheckpointFile(tensors))
 
 
 # --- Folds ---------------------------------------------------------------------------------------
 
 
-def test_a_network_for_blue_green_red_takes_red_green_blue() -> None:
+def test_fold_bgr_input_makes_a_bgr_network_take_rgb() -> None:
     weight = torch.randn(4, 3, 7, 7, dtype=torch.float64)
     image = torch.rand(1, 3, 20, 20, dtype=torch.float64)
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
@@ -295,7 +320,7 @@ def test_a_network_for_blue_green_red_takes_red_green_blue() -> None:
     assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-def test_factors_of_deltas_go_into_the_layer_that_gives_them() -> None:
+def test_fold_delta_scales_scales_the_output_of_the_box_layer() -> None:
     weight, bias = torch.randn(36, 5, 3, 3), torch.randn(36)
     renamed = {"head.box_deltas.weight": weight, "head.box_deltas.bias": bias}
     fold_delta_scales(renamed, (0.1, 0.1, 0.2, 0.2))
@@ -305,7 +330,7 @@ def test_factors_of_deltas_go_into_the_layer_that_gives_them() -> None:
     assert_close(ours.view(9, 4, -1), theirs)
 
 
-def test_anchors_change_places_with_their_classes_and_deltas() -> None:
+def test_reorder_anchors_moves_classes_and_deltas_together() -> None:
     renamed = {
         f"head.{layer}.{kind}": torch.arange(count * per).view(-1, *[1] * (3 * (kind == "weight")))
         for layer, count, per in (("class_logits", 3, 2), ("box_deltas", 3, 4))

@@ -1,8 +1,8 @@
-"""Checkpoints of an earlier day give what they gave then.
+"""Checkpoints that earlier versions wrote still give the same results.
 
-A golden folder is never written again, so that what it proves stays true. `format_1` is older than many
-of today's options, which its config.json lacks; its scores are all 1 in float32. `format_1_mixed` names
-every option of its day, most of them not at their defaults, and its scores differ clearly. A new one:
+A golden folder is never rewritten. The config.json of `format_1` lacks the options that were added
+later; its scores are all 1 in float32. The one of `format_1_mixed` has all options of its time, most of
+them not at their defaults, and its scores are clearly different from each other. To write a new folder:
 
     python -m tests.test_pretrained_golden tests/golden/format_2
 """
@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.config import FORMAT_VERSION
-from tests.test_pretrained_round_trip import TINY, Tiny
+from tests.helpers.tiny_model import TINY_CONFIG, TinyBackbone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +29,9 @@ GOLDEN = Path(__file__).with_name("golden")
 FOLDERS = sorted(GOLDEN.glob("format_*"))
 MIXED = GOLDEN / "format_1_mixed"
 
-CLEAR = 1e-3  # between a score and the next
+CLEAR = 1e-3  # minimum difference between consecutive scores
 
-MIXED_CONFIG = TINY.replace(
+MIXED_CONFIG = TINY_CONFIG.replace(
     p6_from="p5",
     p7_relu=False,
     head_depth=2,
@@ -62,30 +62,31 @@ MIXED_CONFIG = TINY.replace(
 )
 
 
-def read(folder: Path) -> tuple[RetinaNet, dict[str, Tensor]]:
+def load_golden(folder: Path) -> tuple[RetinaNet, dict[str, Tensor]]:
+    """Return the model of a golden folder, and the results that it should give."""
     load_file = pytest.importorskip("safetensors.torch").load_file
-    return RetinaNet.from_pretrained(folder, backbone=Tiny()), load_file(
+    return RetinaNet.from_pretrained(folder, backbone=TinyBackbone()), load_file(
         folder / "expected.safetensors"
     )
 
 
-def test_there_is_a_golden_checkpoint_of_todays_format() -> None:
+def test_there_is_a_golden_checkpoint_of_the_current_format() -> None:
     assert f"format_{FORMAT_VERSION}" in {folder.name for folder in FOLDERS}
     assert all((folder / "expected.safetensors").is_file() for folder in FOLDERS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_config_of_an_earlier_day_is_kept_and_the_rest_is_at_its_default(folder: Path) -> None:
+def test_options_in_an_old_config_are_kept_and_others_have_their_defaults(folder: Path) -> None:
     written = json.loads((folder / "config.json").read_text())
     assert folder.name.split("_")[1] == str(written.pop("format_version"))
-    config = json.loads(read(folder)[0].config.to_json())
+    config = json.loads(load_golden(folder)[0].config.to_json())
     assert {key: config[key] for key in written} == written
     defaults = json.loads(RetinaNetConfig(num_classes=2).to_json())
-    since = config.keys() - written.keys()
-    assert {key: config[key] for key in since} == {key: defaults[key] for key in since}
+    added = config.keys() - written.keys()
+    assert {key: config[key] for key in added} == {key: defaults[key] for key in added}
 
 
-def test_the_oldest_config_lacks_options_that_the_mixed_one_names() -> None:
+def test_the_oldest_config_lacks_options_that_the_mixed_one_has() -> None:
     oldest = json.loads((GOLDEN / "format_1" / "config.json").read_text())
     mixed = json.loads((MIXED / "config.json").read_text())
     later = {"stride_in_1x1", "anchor_plus_one", "clip_to", "size_rounding"}
@@ -93,8 +94,8 @@ def test_the_oldest_config_lacks_options_that_the_mixed_one_names() -> None:
     assert not later & oldest.keys()
 
 
-def test_the_maps_of_the_oldest_checkpoint_are_what_they_were() -> None:
-    model, expected = read(GOLDEN / "format_1")
+def test_the_oldest_checkpoint_still_gives_the_same_maps() -> None:
+    model, expected = load_golden(GOLDEN / "format_1")
     image = (torch.arange(3 * 64 * 96) * 37 % 256 / 255).reshape(3, 64, 96)
     with torch.no_grad():
         output = model([image])
@@ -102,11 +103,13 @@ def test_the_maps_of_the_oldest_checkpoint_are_what_they_were() -> None:
         assert_close(logits, expected[f"logits.{level}"], rtol=1e-4, atol=1e-5)
         assert_close(deltas, expected[f"deltas.{level}"], rtol=1e-4, atol=1e-5)
     [found] = model.detections(output)
-    assert_close(found.scores, expected["scores"], rtol=1e-4, atol=1e-5)  # all equal: no order
+    assert_close(
+        found.scores, expected["scores"], rtol=1e-4, atol=1e-5
+    )  # all equal, in no particular order
 
 
 def is_clear(scores: Tensor, boxes: Tensor, labels: Tensor) -> bool:
-    """Say whether 20 objects, large and small, of both classes have scores that differ."""
+    """Return whether there are 20 objects of both classes and many sizes, with different scores."""
     if len(scores) != 20 or len(set(labels.tolist())) != 2:
         return False
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
@@ -114,8 +117,8 @@ def is_clear(scores: Tensor, boxes: Tensor, labels: Tensor) -> bool:
     return bool((gaps > CLEAR).all() and scores[0] < 0.99 and sides.max() > 6 * sides.min())
 
 
-def test_the_detections_of_a_checkpoint_are_what_they_were() -> None:
-    model, expected = read(MIXED)
+def test_the_mixed_checkpoint_still_gives_the_same_detections() -> None:
+    model, expected = load_golden(MIXED)
     assert is_clear(expected["scores"], expected["boxes"], expected["labels"])
     [found] = model.predict(expected["image"])
     assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
@@ -142,10 +145,10 @@ def test_the_detections_of_a_checkpoint_are_what_they_were() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_mixed_checkpoint_would_tell_if_an_option_were_lost(change: dict[str, Any]) -> None:
-    _, expected = read(MIXED)
+def test_the_mixed_checkpoint_would_show_the_loss_of_an_option(change: dict[str, Any]) -> None:
+    _, expected = load_golden(MIXED)
     config = RetinaNetConfig.from_json((MIXED / "config.json").read_text()).replace(**change)
-    [other] = RetinaNet.from_pretrained(MIXED, config=config, backbone=Tiny()).predict(
+    [other] = RetinaNet.from_pretrained(MIXED, config=config, backbone=TinyBackbone()).predict(
         expected["image"]
     )
     assert other.scores.numel() != 20 or bool(
@@ -154,11 +157,11 @@ def test_the_mixed_checkpoint_would_tell_if_an_option_were_lost(change: dict[str
     )
 
 
-def made(seed: int) -> tuple[RetinaNet, Tensor]:
-    """Make a random model and an image, which is larger than the model wants it."""
+def random_model(seed: int) -> tuple[RetinaNet, Tensor]:
+    """Return a random model and an image that is larger than its input."""
     torch.manual_seed(seed)
     image = torch.randint(256, (3, 12, 19), dtype=torch.uint8)
-    model = RetinaNet.from_config(MIXED_CONFIG, backbone=Tiny()).eval()
+    model = RetinaNet.from_config(MIXED_CONFIG, backbone=TinyBackbone()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5)
@@ -172,15 +175,15 @@ def made(seed: int) -> tuple[RetinaNet, Tensor]:
 
 
 def write_golden(folder: Path) -> None:
-    """Write the first random model whose detections differ clearly, with an image and them."""
+    """Write the first random model with clearly different scores, an image, and the detections."""
     from safetensors.torch import save_file
 
     seed = 0
-    model, image = made(seed)
+    model, image = random_model(seed)
     [found] = model.predict(image)
     while not is_clear(found.scores, found.boxes, found.labels):
         seed += 1
-        model, image = made(seed)
+        model, image = random_model(seed)
         [found] = model.predict(image)
     model.save_pretrained(folder)
     expected = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}

@@ -31,7 +31,7 @@ from tests.benchmarks.peer import (
     report,
     size_of,
 )
-from tests.parity.test_torchvision import everything_of
+from tests.helpers.reference_torchvision import everything_of
 
 if TYPE_CHECKING:
     from focaldet import RetinaNet

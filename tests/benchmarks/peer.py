@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from focaldet import RetinaNet, RetinaNetConfig
-from tests.parity.test_torchvision import everything_of, randomised
+from tests.helpers.reference_torchvision import everything_of, randomised
 
 if TYPE_CHECKING:
     from collections.abc import Callable

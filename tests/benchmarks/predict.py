@@ -24,7 +24,7 @@ from torchvision.transforms.functional import to_tensor
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.images import count_images, iter_images
-from tests.parity.test_torchvision import assert_same_detections, randomised
+from tests.helpers.reference_torchvision import assert_same_detections, randomised
 
 if TYPE_CHECKING:
     from collections.abc import Callable

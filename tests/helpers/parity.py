@@ -1,8 +1,8 @@
-"""What every family's parity test asks for, given a reference of the family."""
+"""The checks that the parity tests of all families share, given a family's reference."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,31 +20,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tests.helpers.reference_models import Found, Maps
+    from tests.helpers.reference_models import Prepared, Reference
 
 
-class Prepared(NamedTuple):
-    """What a reference makes of an image."""
-
-    tensor: Tensor  # [1, 3, H, W], as the family's network takes it
-    size: tuple[int, int]  # without the padding
-    normalised: Tensor  # the same as RGB, less the mean and divided by the standard deviation
-
-
-class Reference(Protocol):
-    """A family's own way from an image to boxes."""
-
-    min_size: int
-    max_size: int
-    whole: float  # share of detections that come out when some pixels differ by a level
-
-    def prepare(self, image: np.ndarray[Any, Any]) -> Prepared: ...
-    def network(self, tensor: Tensor) -> Maps: ...
-    def detect(self, maps: Maps, prepared: Prepared, original: tuple[int, int]) -> Found: ...
-
-
-def loaded(path: Path, reference: Reference) -> RetinaNet:
-    """Load a file, for images of the reference's size, in float64."""
+def load_like(path: Path, reference: Reference) -> RetinaNet:
+    """Load a file in float64, with the image size of the reference."""
     config = load_checkpoint(path).config
     config = config.replace(min_size=reference.min_size, max_size=reference.max_size)
     return RetinaNet.from_pretrained(path, config=config).double()
@@ -53,13 +33,13 @@ def loaded(path: Path, reference: Reference) -> RetinaNet:
 def check_image(
     model: RetinaNet, reference: Reference, image: np.ndarray[Any, Any], *, other_pixels: float
 ) -> int:
-    """Hold a model's steps against the reference's, one by one and as a whole.
+    """Compare a model with a reference, step by step and as a whole.
 
     Args:
-        model: in float64.
-        reference: of its family.
-        image: ``[H, W, 3]``, uint8.
-        other_pixels: the share of resized values that may differ, by one level of 256.
+        model: The model, in float64.
+        reference: The reference of its family.
+        image: The image, ``[H, W, 3]`` uint8.
+        other_pixels: The share of resized values that may differ, by one level of 256.
 
     Returns:
         The number of detections.
@@ -75,19 +55,19 @@ def check_image(
         assert float(difference.max()) < 1.01 / 255 / min(model.config.image_std)
         assert float((difference > 1e-3).double().mean()) <= other_pixels
         logits, deltas = model.forward_maps(prepared.normalised)
-    for ours, level in zip(logits, theirs.logits, strict=True):  # in whatever order of anchors
+    for ours, level in zip(logits, theirs.logits, strict=True):  # whatever the order of the anchors
         assert_close(ours[0].sort(dim=0).values, level.sort(dim=0).values, rtol=0, atol=1e-5)
     found = reference.detect(theirs, prepared, original)
     output = RetinaNetOutput(
         logits, deltas, anchors_of(model, logits, prepared), [prepared.size], [original], None
     )
-    [strict] = model.detections(output)
-    assert_same(strict, found, boxes=2e-3, scores=1e-5)
-    [whole] = model.predict(image)  # its images are float32
+    [same_input] = model.detections(output)
+    assert_same(same_input, found, boxes=2e-3, scores=1e-5)
+    [predicted] = model.predict(image)  # prepares images in float32
     if prepared.size == original or other_pixels == 0:
-        assert share_found(whole, found, boxes=0.05, scores=1e-3) >= 0.99
+        assert share_found(predicted, found, boxes=0.05, scores=1e-3) >= 0.99
     else:
-        assert share_found(whole, found, boxes=2.0, scores=0.05) >= reference.whole
+        assert share_found(predicted, found, boxes=2.0, scores=0.05) >= reference.min_share
     return len(found.scores)
 
 
@@ -99,19 +79,23 @@ def anchors_of(model: RetinaNet, logits: Sequence[Tensor], prepared: Prepared) -
 
 
 def check_synthetic_images(model: RetinaNet, reference: Reference, *, other_pixels: float) -> None:
-    """One image that is not resized, one that grows and one that shrinks."""
-    low = reference.min_size
-    same = smooth_image(low, low + 37)
+    """Check an image that keeps its size, one that is enlarged and one that is shrunk."""
+    side = reference.min_size
+    same = smooth_image(side, side + 37)
     assert_close(torch.tensor(reference.prepare(same).size), torch.tensor(same.shape[:2]))
     assert check_image(model, reference, same, other_pixels=0) >= 50
-    grown, shrunk = smooth_image(low * 3 // 4 - 3, low + 13), smooth_image(low * 2, low * 5 - 10)
-    for image in (grown, shrunk):
+    enlarged, shrunk = (
+        smooth_image(side * 3 // 4 - 3, side + 13),
+        smooth_image(side * 2, side * 5 - 10),
+    )
+    for image in (enlarged, shrunk):
         assert check_image(model, reference, image, other_pixels=other_pixels) >= 50
 
 
 def check_photos(
     model: RetinaNet, reference: Reference, photos: Sequence[Path], *, other_pixels: float
 ) -> None:
+    """Check photos of any size."""
     for path in photos:
         image = np.array(Image.open(path).convert("RGB"))
         assert check_image(model, reference, image, other_pixels=other_pixels) > 0, path.name

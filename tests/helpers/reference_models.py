@@ -1,13 +1,14 @@
-"""A RetinaNet in plain functions over a state dict of any key names, to hold the converters against.
+"""A RetinaNet in plain functions over a state dict, which the references of all projects share.
 
-Written from the published facts of each project and sharing nothing with focaldet: what differs
-between projects (key names, strides, the source of P6 ...) is handed in by each family's test.
+It is written from the published facts of each project and shares no code with focaldet, so that the
+converters can be compared with it. What differs between projects (key names, strides, ReLU before P7,
+...) is passed in by the modules ``reference_<project>``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Names(NamedTuple):
-    """What a project calls the parts of its network. ``{}`` stand for stage (1-4), block, layer."""
+    """The key names of a project's network. ``{}`` stand for stage, block and layer."""
 
     stem: str
     stem_norm: str
@@ -47,10 +48,11 @@ class Names(NamedTuple):
     box_tower: tuple[str, str, str, str]
     classes: str
     boxes: str
+    first_stage: int = 1  # the number of the ResNet's first stage
 
 
 class Body(NamedTuple):
-    """A ResNet: its depth, groups and width of a group, and where its strides lie."""
+    """A ResNet: its depth, its groups, the width of a group, and where its strides are."""
 
     depth: int
     groups: int = 1
@@ -63,8 +65,38 @@ class Body(NamedTuple):
 
 
 class Maps(NamedTuple):
-    logits: list[Tensor]  # [A * K, H, W] a level
-    deltas: list[Tensor]  # [A * 4, H, W] a level
+    """The outputs of the head, one tensor per level."""
+
+    logits: list[Tensor]  # [A * K, H, W]
+    deltas: list[Tensor]  # [A * 4, H, W]
+
+
+class Prepared(NamedTuple):
+    """An image as a project preprocesses it."""
+
+    tensor: Tensor  # [1, 3, H, W], the input of the project's network
+    size: tuple[int, int]  # without padding
+    normalised: Tensor  # the same in RGB, minus the mean and divided by the standard deviation
+
+
+class Found(NamedTuple):
+    """Detections."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class Reference(Protocol):
+    """A project's way from an image to detections."""
+
+    min_size: int
+    max_size: int
+    min_share: float  # of detections that still agree if some pixels differ by one level
+
+    def prepare(self, image: np.ndarray[Any, Any]) -> Prepared: ...
+    def network(self, tensor: Tensor) -> Maps: ...
+    def detect(self, maps: Maps, prepared: Prepared, original: tuple[int, int]) -> Found: ...
 
 
 # --- State dicts ---------------------------------------------------------------------------------
@@ -75,8 +107,8 @@ def layout(names: Names, body: Body, *, classes: int = 80, channels: int = 32) -
     shapes: dict[str, Any] = {f"{names.stem}.weight": (64, 3, 7, 7)}
     shapes |= _norm_layout(names.stem_norm, 64)
     inside, widths = 64, []
-    for stage, count in enumerate(BLOCKS[body.depth], start=1):
-        planes = 32 * 2**stage
+    for stage, count in enumerate(BLOCKS[body.depth], start=names.first_stage):
+        planes = 64 * 2 ** (stage - names.first_stage)
         middle = planes * body.width // 64 * body.groups
         outside = 4 * planes if body.bottleneck else planes
         for block in range(count):
@@ -91,7 +123,7 @@ def layout(names: Names, body: Body, *, classes: int = 80, channels: int = 32) -
             for layer, shape in enumerate(convs, start=1):
                 shapes[names.conv.format(stage, block, layer) + ".weight"] = shape
                 shapes |= _norm_layout(names.norm.format(stage, block, layer), shape[0])
-            if block == 0 and (inside != outside or stage > 1):
+            if block == 0 and (inside != outside or stage > names.first_stage):
                 shapes[names.shortcut.format(stage, block) + ".weight"] = (outside, inside, 1, 1)
                 shapes |= _norm_layout(names.shortcut_norm.format(stage, block), outside)
             inside = outside
@@ -120,7 +152,7 @@ def _norm_layout(name: str, channels: int) -> State:
 
 
 def filled(shapes: State, seed: int = 0) -> State:
-    """Fill a layout with random numbers that keep signals of ordinary size."""
+    """Fill a layout with random weights that keep activations at a normal scale."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in shapes.items():
@@ -146,18 +178,19 @@ def calibrate(
     *,
     deltas: tuple[float, float] = (0.4, 0.4),
 ) -> None:
-    """Scale the last layers so that logits are of ordinary size, and most deltas, too.
+    """Scale the last layers so that the logits and most deltas have a normal scale.
 
-    Otherwise scores saturate, and their order means nothing. One anchor of a cell has wild sizes
-    and shifts, which clamps hold, and one wild shifts, which clipping leaves empty.
+    Otherwise scores saturate and their order is arbitrary. Of the anchors of each cell, one gets large
+    shifts and sizes, which exercises the clamps, and another one large shifts, which leaves boxes
+    empty after clipping.
 
     Args:
-        state: changed in place.
-        names: of its layers.
-        network: gives its maps of images.
-        images: for which they are made.
-        bias: of the class layer.
-        deltas: wanted size of shifts, and of logs of sizes.
+        state: The state dict, changed in place.
+        names: The key names of its layers.
+        network: A function from the state dict and images to the head's maps.
+        images: The images that set the scale.
+        bias: The bias of the class layer.
+        deltas: The standard deviation of the shifts, and of the log sizes.
     """
     state[f"{names.classes}.bias"].zero_()
     state[f"{names.boxes}.bias"].zero_()
@@ -195,9 +228,9 @@ def resnet(state: State, names: Names, body: Body, x: Tensor) -> list[Tensor]:
     x = norm(state, names.stem_norm, conv(state, names.stem, x, stride=2)).relu()
     x = F.max_pool2d(x, 3, 2, 1)
     maps = []
-    for stage, count in enumerate(BLOCKS[body.depth], start=1):
+    for stage, count in enumerate(BLOCKS[body.depth], start=names.first_stage):
         for block in range(count):
-            stride = 2 if stage > 1 and block == 0 else 1
+            stride = 2 if stage > names.first_stage and block == 0 else 1
             strides = (1, stride, 1) if body.bottleneck else (stride, 1)
             if body.stride_in_1x1:
                 strides = (stride, 1, 1)
@@ -221,7 +254,7 @@ def resnet(state: State, names: Names, body: Body, x: Tensor) -> list[Tensor]:
 def pyramid_and_head(
     state: State, names: Names, features: Sequence[Tensor], *, p7_relu: bool
 ) -> Maps:
-    """Return the head's maps over P3..P7 of one image, with P6 from C5."""
+    """Return the head's maps for P3..P7 of one image, with P6 computed from C5."""
     inner = [conv(state, name, c) for name, c in zip(names.laterals, features, strict=True)]
     for level in (1, 0):
         above = inner[level + 1].repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -246,7 +279,7 @@ def pyramid_and_head(
 
 
 def padded(image_HWC: np.ndarray[Any, Any], height: int, width: int) -> Tensor:
-    """Return ``[1, 3, height, width]`` with zeros right and below."""
+    """Pad an image to ``[1, 3, height, width]`` with zeros on the right and at the bottom."""
     canvas = np.zeros((height, width, 3))
     canvas[: image_HWC.shape[0], : image_HWC.shape[1]] = image_HWC
     return torch.from_numpy(canvas).permute(2, 0, 1)[None].contiguous()
@@ -257,7 +290,7 @@ def up_to(side: int, divisor: int) -> int:
 
 
 def bilinear(image: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:
-    """Resize ``[H, W, 3]`` bilinearly: pixel centres at halves, edges repeated, no antialiasing."""
+    """Resize ``[H, W, 3]`` bilinearly, with half-pixel centres, repeated edges, no antialiasing."""
 
     def ends(old: int, new: int) -> tuple[Any, Any, Any]:
         place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
@@ -275,14 +308,14 @@ def bilinear(image: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray
 
 
 def rows(level: Tensor, per_anchor: int) -> Tensor:
-    """Turn a map ``[A * N, H, W]`` into ``[H * W * A, N]``."""
+    """Rearrange a map ``[A * N, H, W]`` to ``[H * W * A, N]``."""
     channels, height, width = level.shape
     cells = level.view(channels // per_anchor, per_anchor, height, width)
     return cells.permute(2, 3, 0, 1).reshape(-1, per_anchor)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, limit: int | None) -> Tensor:
-    """Return what is left of each class at an IoU of 0.5, best first."""
+    """Return the indices that NMS per class keeps at an IoU of 0.5, best first."""
     kept = []
     for label in labels.unique():  # type: ignore[no-untyped-call]
         of_class = (labels == label).nonzero()[:, 0]
@@ -291,27 +324,21 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, limit: int | None) -
     return keep[scores[keep].argsort(descending=True)][:limit]
 
 
-class Found(NamedTuple):
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
 def assert_same(ours: Any, theirs: Found, *, boxes: float, scores: float) -> None:
-    """Ask for the same detections; those of equal score may come in another order.
+    """Require the same detections. Those of equal score may be in any order.
 
-    Ours are suppressed in float32, theirs in float64: of every 500, one whose IoU with a better one
-    is 0.5 to all of float32's digits may be there or not.
+    NMS runs in float32 in focaldet and in float64 in the reference. So per 500 detections, one may
+    differ: its IoU with a better one is 0.5 to float32's precision.
     """
-    spared = len(theirs.scores) // 500
-    assert abs(len(ours) - len(theirs.scores)) <= spared
-    least = 1 - spared / max(len(theirs.scores), 1)
-    assert share_found(ours, theirs, boxes=boxes, scores=scores) >= least
+    may_differ = len(theirs.scores) // 500
+    assert abs(len(ours) - len(theirs.scores)) <= may_differ
+    min_share = 1 - may_differ / max(len(theirs.scores), 1)
+    assert share_found(ours, theirs, boxes=boxes, scores=scores) >= min_share
     assert (ours.scores.diff() <= 0).all()
 
 
 def share_found(ours: Any, theirs: Found, *, boxes: float, scores: float) -> float:
-    """Return the share of their detections that are among ours, within tolerances, each once."""
+    """Return the share of their detections that are also among ours, within tolerances."""
     free = torch.ones(len(ours), dtype=torch.bool)
     found = 0
     for box, score, label in zip(*theirs, strict=True):
@@ -324,6 +351,6 @@ def share_found(ours: Any, theirs: Found, *, boxes: float, scores: float) -> flo
 
 
 def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Return a picture of soft blots, ``[H, W, 3]`` uint8."""
+    """Return an image of random soft patches, ``[H, W, 3]`` uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 12, width // 12, 3))
     return bilinear(coarse, height, width).round().astype(np.uint8)

@@ -1,8 +1,7 @@
-"""Equal to the installed torchvision, from the same weights."""
+"""Parity with the installed torchvision that has the same weights."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,22 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from torchvision.models import detection
 from torchvision.transforms.functional import to_tensor
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.heads import flatten_maps
+from tests.helpers.reference_torchvision import (
+    assert_same_detections,
+    everything_of,
+    randomised,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
+    from torchvision.models import detection
 
 pytestmark = pytest.mark.parity
 
@@ -32,35 +36,8 @@ PRESETS = {
 }
 
 
-def randomised(name: str, *, class_bias: float = -3.0, **options: Any) -> Any:
-    """Build torchvision's model with random weights that keep signals of ordinary size."""
-    peer = detection.__dict__[name](weights=None, weights_backbone=None, **options)
-    generator = torch.Generator().manual_seed(1)
-    norms: list[Any] = [m for m in peer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for module in norms:
-        count = module.num_features
-        module.weight.data = 0.8 + 0.4 * torch.rand(count, generator=generator)
-        module.bias.data = 0.1 * torch.randn(count, generator=generator)
-        module.running_mean.data = 0.1 * torch.randn(count, generator=generator)
-        module.running_var.data = 0.8 + 0.8 * torch.rand(count, generator=generator)
-    head = peer.head
-    for tower in (head.classification_head.conv, head.regression_head.conv):
-        for conv in tower.modules():
-            if isinstance(conv, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(conv.weight, generator=generator)
-    head.classification_head.cls_logits.bias.data.zero_()
-    peer.eval()
-    with torch.no_grad(), everything_of(peer) as seen:
-        peer([torch.rand(3, 128, 128, generator=generator)])
-    # Logits and deltas of ordinary size: without it scores saturate, and their order means nothing.
-    head.classification_head.cls_logits.weight.data /= seen["cls_logits"].std()
-    head.regression_head.bbox_reg.weight.data *= 0.3 / seen["bbox_regression"].std()
-    head.classification_head.cls_logits.bias.data.fill_(class_bias)
-    return peer
-
-
 def ours_like(peer: detection.RetinaNet, config: RetinaNetConfig, folder: Path) -> RetinaNet:
-    """Load torchvision's weights by way of a file."""
+    """Load torchvision's weights from a file."""
     torch.save(peer.state_dict(), folder / "peer.pth")
     return RetinaNet.from_pretrained(folder / "peer.pth", config=config)
 
@@ -71,21 +48,6 @@ def pair(request: Any, tmp_path_factory: Any) -> tuple[detection.RetinaNet, Reti
     peer = randomised(name, num_classes=91, min_size=160, max_size=256)
     config = PRESETS[name]().replace(min_size=160, max_size=256, backbone_norm="batch")
     return peer, ours_like(peer, config, tmp_path_factory.mktemp("weights"))
-
-
-@contextlib.contextmanager
-def everything_of(peer: detection.RetinaNet) -> Iterator[dict[str, Any]]:
-    """Record the logits, deltas and anchors of torchvision's next forward pass."""
-    seen: dict[str, Any] = {}
-    hooks = [
-        peer.head.register_forward_hook(lambda _, __, out: seen.update(out)),
-        peer.anchor_generator.register_forward_hook(lambda _, __, out: seen.update(anchors=out)),
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def random_images(sizes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
@@ -118,25 +80,6 @@ def test_logits_deltas_anchors_and_detections_are_torchvisions(pair: Any, sizes:
     assert_same_detections(ours.detections(output), expected)
 
 
-NOISE = 2e-6  # one convolution's float32 rounding, which may differ from run to run
-
-
-def assert_same_detections(found: Any, expected: Any) -> None:
-    """Equal in number, order, label, box and score; neighbours in score's rounding may swap."""
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert len(ours) == len(theirs["scores"])
-        order = torch.arange(len(ours))
-        moved = (ours.boxes - theirs["boxes"]).abs().amax(dim=1) > 0.02
-        for i in (moved | (ours.labels != theirs["labels"])).nonzero()[:, 0].tolist():
-            tied = (ours.scores - theirs["scores"][i]).abs() <= NOISE
-            same = (ours.boxes - theirs["boxes"][i]).abs().amax(dim=1) <= 0.02
-            [order[i]] = (tied & same & (ours.labels == theirs["labels"][i])).nonzero()[:, 0]
-        assert_close(ours.labels[order], theirs["labels"], rtol=0, atol=0)
-        assert_close(ours.scores[order], theirs["scores"], rtol=0, atol=5e-5)
-        assert_close(ours.boxes[order], theirs["boxes"], rtol=0, atol=0.02)
-
-
 def test_losses_and_every_gradient_are_torchvisions(pair: Any) -> None:
     peer, ours = (model.double() for model in pair)
     try:
@@ -144,7 +87,7 @@ def test_losses_and_every_gradient_are_torchvisions(pair: Any) -> None:
         peer.train()
         for module in peer.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()  # the statistics stay
+                module.eval()  # keeps its statistics
         expected = peer(images, targets)
         sum(expected.values()).backward()
         peer.eval()
@@ -166,7 +109,7 @@ def test_losses_and_every_gradient_are_torchvisions(pair: Any) -> None:
 
 
 def peer_name(name: str) -> str:
-    """Return torchvision's name of a parameter of ours, written independently of the loader."""
+    """Return torchvision's name for a parameter of focaldet, independently of the converter."""
     group, _, rest = name.partition(".")
     if group == "backbone":
         return f"backbone.body.{rest}"
@@ -193,7 +136,7 @@ def peer_name(name: str) -> str:
 )
 def test_presets_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no weights
+        warnings.simplefilter("ignore")  # frozen norms without weights
         model = RetinaNet.from_config(PRESETS[name]())
     assert sum(p.numel() for p in model.parameters()) == count
 
@@ -206,7 +149,7 @@ def test_detections_on_real_photos_are_torchvisions(
     peer = randomised(name, class_bias=-4.5, num_classes=91)
     bias = peer.head.classification_head.cls_logits.bias.view(9, 91)
     dead = [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
-    bias.data[:, dead] = -math.inf  # channels that are no class never fire, as in trained weights
+    bias.data[:, dead] = -math.inf  # as in trained weights, channels without a class never fire
     torch.save(peer.state_dict(), tmp_path / "peer.pth")
     ours = RetinaNet.from_pretrained(tmp_path / "peer.pth")
     label_of = {c: i for i, c in enumerate(c for c in range(91) if c not in dead)}

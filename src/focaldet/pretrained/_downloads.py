@@ -1,4 +1,4 @@
-"""Published files, fetched once: resumed after a cut, checked, and named only when they are whole."""
+"""Download published files: resume after an interruption, verify, and cache."""
 
 from __future__ import annotations
 
@@ -28,55 +28,55 @@ if TYPE_CHECKING:
 
 __all__ = ["DownloadError", "cache_folder", "download", "fetch"]
 
-_CHUNK = 1 << 18
-_WORTHWHILE = 1 << 20  # a try that brought this much was not in vain
-_HOPELESS = (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be another one soon
-_RANGE_REFUSED = 416
+_CHUNK_SIZE = 1 << 18
+_PROGRESS = 1 << 20  # bytes; an attempt that received this many does not count as a failure
+_NO_CONNECTION = (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError)
+_TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_RANGE_NOT_SATISFIABLE = 416
 
 _logger = logging.getLogger(__name__)
 
 
-class _RefusedError(Exception):
-    """Trying again would not help."""
+class _PermanentError(Exception):
+    """A failure that another attempt would not change."""
 
 
 def cache_folder() -> Path:
-    """Return where published files are kept.
+    """Return the folder in which published files are cached.
 
-    It is ``$FOCALDET_HOME``, or else the folder ``checkpoints`` of torch's hub directory, where
-    torchvision and others keep theirs: what they have fetched is found.
+    This is ``$FOCALDET_HOME``, if set, or the folder ``checkpoints`` in torch's hub directory. That
+    folder is shared with torchvision and others, so files that they have downloaded are found.
     """
     home = os.environ.get("FOCALDET_HOME")
     return Path(home).expanduser() if home else Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def fetch(weights: PublishedWeights) -> Path:
-    """Return a published file's path in the cache, after downloading it if it is not there.
+    """Return the path of a published file in the cache, downloading it first if necessary.
 
-    A file in the cache needs no network. Where a hash is published the file is held against it each
-    time, so that one put there by hand is checked too.
+    A cached file needs no network. If a hash is published, the file is compared with it every time,
+    so a file that was put there by hand is checked, too.
 
     Args:
-        weights: an entry of the table.
+        weights: The entry of the table.
 
     Raises:
-        DownloadError: no network, no such file, a full disk, or a file that is not the published one.
+        DownloadError: If there is no network, no such file, a full disk, or a file that is not the
+            published one.
     """
     path = cache_folder() / weights.file_name
     if path.is_file():
         try:
             _check(path, weights.sha256_prefix, None)
-        except _RefusedError as error:
-            remedy = "Delete it, and it is downloaded anew."
+        except _PermanentError as error:
             raise DownloadError(
-                f"{str(path)!r} is not {weights.name}: {error}. {remedy}"
+                f"{str(path)!r} is not {weights.name}: {error}. Delete it to download it again."
             ) from error
         return path
     if weights.by_hand:
         raise DownloadError(
-            f"{weights.name!r} can only be fetched with a browser. "
-            f"{_by_hand(weights.url, path, weights.megabytes)}"
+            f"{weights.name!r} can only be downloaded with a browser. "
+            f"{_manual_download(weights.url, path, weights.megabytes)}"
         )
     return download(
         weights.url, path, sha256_prefix=weights.sha256_prefix, megabytes=weights.megabytes
@@ -93,42 +93,47 @@ def download(
     tries: int = 5,
     wait: float = 1.0,
 ) -> Path:
-    """Download a file; it gets its name when it is whole and has been checked.
+    """Download a file, verify it, and only then give it its name.
 
-    After a cut it goes on where it was if the server can do so, and else from the start. The part
-    that is there so far has a name of its own, so that two processes do each other no harm, and is
-    removed when the download fails. Proxies are taken from the environment.
+    An interrupted download resumes where it stopped if the server supports that, and otherwise starts
+    again. The partial file has a random name, so several processes can download the same file, and is
+    removed if the download fails. Proxies are taken from the environment.
 
     Args:
-        url: of the file, http or https.
-        path: to be; its folder is made.
-        sha256_prefix: the first hexadecimal digits of the file's SHA-256. Without, a length that the
-            server states must be kept, and the file have half of ``megabytes`` at least.
-        megabytes: the size to be expected, in 10^6 bytes, for messages.
-        timeout: seconds without a byte after which the connection counts as cut.
-        tries: attempts in a row that brought nothing new, after which it gives up.
-        wait: seconds before the second try, doubled before each further one.
+        url: The file's URL, http or https.
+        path: The path to write. Its folder is created if it does not exist.
+        sha256_prefix: The first hexadecimal digits of the file's SHA-256. Without it, the file must
+            have the length that the server reports, if any, and at least half of ``megabytes``.
+        megabytes: The expected size in 10^6 bytes. None if it is not known.
+        timeout: Seconds without data after which the connection counts as interrupted.
+        tries: Number of consecutive attempts without progress after which to give up.
+        wait: Seconds before the second attempt, doubled before each further one.
+
+    Returns:
+        The path.
 
     Raises:
-        DownloadError: with the reason, the URL, and where to put the file by hand.
+        DownloadError: If the download fails. The message says why, and how to put the file in place
+            by hand.
     """
-    _logger.info("downloading %s to %s", url, path)
+    _logger.info("Downloading %s to %s", url, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
             with part.open("wb") as file:
                 _Transfer(url, file, path, timeout).run(tries, wait)
             _check(part, sha256_prefix, megabytes)
-    except (_RefusedError, OSError, HTTPException) as error:
+    except (_PermanentError, OSError, HTTPException) as error:
         raise DownloadError(
-            f"{path.name} could not be downloaded: {_reason(error)}. {_by_hand(url, path, megabytes)}"
+            f"Could not download {path.name}: {_reason(error)}. "
+            f"{_manual_download(url, path, megabytes)}"
         ) from error
     return path
 
 
-def _by_hand(url: str, path: Path, megabytes: float | None) -> str:
-    size = "size not known" if megabytes is None else f"about {megabytes:g} MB"
-    return f"Fetch {url} ({size}) and put it at {str(path)!r}; no network is needed then."
+def _manual_download(url: str, path: Path, megabytes: float | None) -> str:
+    size = "unknown size" if megabytes is None else f"about {megabytes:g} MB"
+    return f"To use it without a network, download {url} ({size}) and save it as {str(path)!r}."
 
 
 def _reason(error: Exception) -> str:
@@ -139,27 +144,25 @@ def _reason(error: Exception) -> str:
 
 
 def _check(path: Path, sha256_prefix: str | None, megabytes: float | None) -> None:
-    """Raise unless a file has the hash or, where none is known, about the size that is wanted."""
+    """Raise unless a file has the expected hash or, if that is not known, about the expected size."""
     if sha256_prefix is not None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()[: len(sha256_prefix)]
         if found != sha256_prefix:
-            raise _RefusedError(f"the file's SHA-256 begins with {found}, not {sha256_prefix}")
+            raise _PermanentError(f"its SHA-256 begins with {found}, not {sha256_prefix}")
     elif megabytes is not None and path.stat().st_size < megabytes * 1e6 / 2:
         size = path.stat().st_size / 1e6
-        raise _RefusedError(f"the file has {size:.1f} MB, not about {megabytes:g}")
+        raise _PermanentError(f"the file has {size:.1f} MB instead of about {megabytes:g}")
 
 
 class _Transfer:
-    """One file on its way: how much has come, and how to go on after a cut."""
+    """The state of one download: what has been received, and how to resume it."""
 
     def __init__(self, url: str, file: BinaryIO, target: Path, timeout: float) -> None:
         self.url, self.file, self.target, self.timeout = url, file, target, timeout
         self.received = 0
         self.total: int | None = None
-        self.validator: str | None = (
-            None  # by which the server knows that the file is still the same
-        )
+        self.validator: str | None = None  # tells the server which version of the file we have
         self.bar = _progress_bar(target.name)
 
     def run(self, tries: int, wait: float) -> None:
@@ -170,13 +173,15 @@ class _Transfer:
                     self._try_once()
                 except (OSError, HTTPException) as error:
                     if isinstance(error, HTTPError):
-                        self._consider_answer(error)
-                    if self.received >= furthest + _WORTHWHILE:
+                        self._handle_status(error)
+                    if self.received >= furthest + _PROGRESS:
                         failures, furthest = 0, self.received
                     failures += 1
-                    if failures >= tries or (not self.received and _is_hopeless(error)):
+                    if failures >= tries or (not self.received and _has_no_connection(error)):
                         raise
-                    _logger.info("%s: %s; trying again", self.url, _reason(error))
+                    _logger.info(
+                        "Download of %s interrupted (%s); retrying", self.url, _reason(error)
+                    )
                 else:
                     return
                 time.sleep(wait * 2 ** (failures - 1))
@@ -190,14 +195,16 @@ class _Transfer:
             request.add_header("If-Range", self.validator)
         with urlopen(request, timeout=self.timeout) as response:  # noqa: S310
             self._begin(response.status, response.headers)
-            while chunk := response.read1(self._wanted):  # unlike read, loses nothing at a cut
+            while chunk := response.read1(self._max_chunk):  # read would lose a partial chunk
                 self._write(chunk)
         if self.total is not None and self.received != self.total:
-            raise ConnectionError(f"cut after {self.received} of {self.total} bytes")
+            raise ConnectionError(
+                f"the connection ended after {self.received} of {self.total} bytes"
+            )
 
     def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         if headers.get("Content-Type", "").startswith("text/html"):
-            raise _RefusedError("a web page came, perhaps the network's login")
+            raise _PermanentError("the server sent a web page, perhaps a network login")
         if status != 206:
             self._restart()
             length = headers.get("Content-Length", "")
@@ -206,16 +213,20 @@ class _Transfer:
             self.validator = etag if etag.startswith('"') else headers.get("Last-Modified")
         elif headers.get("Content-Range") != f"bytes {self.received}-{self._last}/{self.total}":
             self._restart()
-            raise ConnectionError(f"another part came: {headers.get('Content-Range')}")
+            raise ConnectionError(
+                f"the server sent a different range: {headers.get('Content-Range')}"
+            )
         self.bar.total = self.total
-        missing = (self.total or 0) - self.received
+        remaining = (self.total or 0) - self.received
         free = shutil.disk_usage(self.target.parent).free
-        if missing > free:
-            raise _RefusedError(f"{missing / 1e6:.0f} MB are missing and {free / 1e6:.0f} MB free")
+        if remaining > free:
+            raise _PermanentError(
+                f"the disk has {free / 1e6:.0f} MB free, but {remaining / 1e6:.0f} MB are needed"
+            )
 
     @property
-    def _wanted(self) -> int:
-        return _CHUNK if self.total is None else min(_CHUNK, self.total - self.received)
+    def _max_chunk(self) -> int:
+        return _CHUNK_SIZE if self.total is None else min(_CHUNK_SIZE, self.total - self.received)
 
     @property
     def _last(self) -> int | None:
@@ -230,25 +241,25 @@ class _Transfer:
     def _write(self, chunk: bytes) -> None:
         try:
             self.file.write(chunk)
-        except OSError as error:  # a full disk: not the network's fault
-            raise _RefusedError(f"writing failed: {error}") from error
+        except OSError as error:  # such as a full disk
+            raise _PermanentError(f"writing failed: {error}") from error
         self.received += len(chunk)
         self.bar.update(len(chunk))
 
-    def _consider_answer(self, error: HTTPError) -> None:
+    def _handle_status(self, error: HTTPError) -> None:
         error.close()
-        if error.code == _RANGE_REFUSED and self.received:
+        if error.code == _RANGE_NOT_SATISFIABLE and self.received:
             self._restart()
-        elif error.code not in _PASSING:
-            raise _RefusedError(_reason(error)) from error
+        elif error.code not in _TEMPORARY_STATUSES:
+            raise _PermanentError(_reason(error)) from error
 
 
-def _is_hopeless(error: Exception) -> bool:
-    return isinstance(error, URLError) and isinstance(error.reason, _HOPELESS)
+def _has_no_connection(error: Exception) -> bool:
+    return isinstance(error, URLError) and isinstance(error.reason, _NO_CONNECTION)
 
 
 class _NoBar:
-    """A progress bar that shows nothing."""
+    """Stands in for the progress bar if tqdm is not installed."""
 
     total: int | None = None
 
@@ -264,5 +275,5 @@ def _progress_bar(name: str) -> Any:
         return _NoBar()
     from tqdm.auto import tqdm
 
-    # disable=None: only where a person is watching
+    # disable=None shows the bar only on a terminal.
     return tqdm(desc=name, unit="B", unit_scale=True, disable=None)

@@ -1,26 +1,26 @@
-"""The Hugging Face Hub: repositories that hold what ``save_pretrained`` writes.
+"""Checkpoints on the Hugging Face Hub, in the files that ``save_pretrained`` writes.
 
-huggingface_hub's mixin must be a base class, and that package is optional here; so its functions
-are called instead, which obey the same environment (``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME``,
-``HF_ENDPOINT``).
+huggingface_hub is optional, so its mixin can't be a base class. Its functions are called instead.
+They follow the same environment variables: ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and
+``HF_ENDPOINT``.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import focaldet
-from focaldet.pretrained import _directory
+from focaldet._extras import import_extra
+from focaldet.pretrained._folder import save_checkpoint
 
 if TYPE_CHECKING:
     from focaldet.config import RetinaNetConfig
     from focaldet.pretrained._checkpoint import Checkpoint
 
-__all__ = ["download_repository", "is_repository", "model_card", "push"]
+__all__ = ["download_repository", "is_repository", "model_card", "push_checkpoint"]
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)
 _FILES = ("config.json", "model.safetensors")
@@ -28,7 +28,7 @@ _CARD = "README.md"
 
 
 def is_repository(name: str) -> bool:
-    """Say whether a name reads as a repository's, with or without a revision.
+    """Return whether a name has the form of a repository's, with or without a revision.
 
     >>> [is_repository(name) for name in ("me/owls", "me/owls@v1", "owls", "./owls", "a/b/c")]
     [True, True, False, False, False]
@@ -37,24 +37,27 @@ def is_repository(name: str) -> bool:
 
 
 def download_repository(name: str) -> Path:
-    """Return the folder of a repository's files in the Hub's own cache, after fetching what is new.
+    """Download what is new in a repository, and return the folder in the Hub's own cache.
 
-    Without a network, or with ``HF_HUB_OFFLINE=1``, the files in the cache are taken.
+    Without a network, or with ``HF_HUB_OFFLINE=1``, the cached files are used.
 
     Args:
-        name: "user/repo", or "user/repo@revision" with a branch, tag or commit.
+        name: The repository, "user/repo" or "user/repo@revision" with a branch, tag or commit.
 
     Raises:
-        FileNotFoundError: what the Hub says, such as no repository, or no network and no cached file.
-        ImportError: huggingface_hub is not installed.
+        FileNotFoundError: If there is no such repository, or no network and no cached file. The
+            message is the first line of the Hub's.
+        ImportError: If huggingface_hub or safetensors is not installed.
     """
-    library = _huggingface_hub(f"{name!r} is no file or folder here, and as a Hub repository")
+    hub = _import_hub(
+        f"No such file or folder: {name!r}. Loading it as a repository of the Hugging Face Hub"
+    )
     repository, _, revision = name.partition("@")
     try:
-        folder = library.snapshot_download(
+        folder = hub.snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=list(_FILES),
+            allow_patterns=[*_FILES],
             library_name="focaldet",
             library_version=focaldet.__version__,
         )
@@ -64,29 +67,29 @@ def download_repository(name: str) -> Path:
     return Path(folder)
 
 
-def push(
+def push_checkpoint(
     checkpoint: Checkpoint, repository: str, *, private: bool | None, commit_message: str
 ) -> str:
-    """Upload a checkpoint, with a model card if the repository has none.
+    """Upload a checkpoint to the Hugging Face Hub, with a model card if the repository has none.
 
     Args:
-        checkpoint: what to upload, as ``config.json`` and ``model.safetensors``.
-        repository: "user/repo"; made if it does not exist.
-        private: of a repository that is made; None takes the account's default.
-        commit_message: first line of the commit.
+        checkpoint: The checkpoint to upload, as ``config.json`` and ``model.safetensors``.
+        repository: The repository, "user/repo". It is created if it does not exist.
+        private: Whether a repository that is created is private. None uses the account's default.
+        commit_message: The first line of the commit message.
 
     Returns:
         The commit's URL.
 
     Raises:
-        ImportError: huggingface_hub or safetensors is not installed.
+        ImportError: If huggingface_hub or safetensors is not installed.
     """
-    api = _huggingface_hub("uploading").HfApi(
+    api = _import_hub("Uploading to the Hugging Face Hub").HfApi(
         library_name="focaldet", library_version=focaldet.__version__
     )
     repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        _directory.save(checkpoint, folder)
+        save_checkpoint(checkpoint, folder)
         if not api.file_exists(repository, _CARD):
             card = model_card(checkpoint.config, repository)
             (Path(folder) / _CARD).write_text(card, encoding="utf-8")
@@ -96,24 +99,18 @@ def push(
     return str(commit.commit_url)
 
 
-def _huggingface_hub(what: str) -> Any:
-    if importlib.util.find_spec("safetensors") is None:  # no pickles on the Hub
-        raise ImportError(_missing(what, "safetensors"))
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(_missing(what, "huggingface_hub")) from error
-    return huggingface_hub
-
-
-def _missing(what: str, package: str) -> str:
-    return f"{what} needs {package}: pip install 'focaldet[hub]'"
+def _import_hub(purpose: str) -> Any:
+    # Without safetensors a checkpoint is a pickle, and none is uploaded or downloaded.
+    import_extra("safetensors", purpose=purpose, install="focaldet[hub]")
+    return import_extra("huggingface_hub", purpose=purpose, install="focaldet[hub]")
 
 
 def model_card(config: RetinaNetConfig, repository: str) -> str:
-    """Return a README.md: what the model is, its classes, and how to load it."""
+    """Return a README.md that says what the model is, what it detects, and how to load it."""
     names = config.class_names
     classes = f"{config.num_classes}" + (f": {', '.join(names)}" if names else ", without names")
+    num_bands = len(config.image_mean)
+    bands = "RGB" if num_bands == 3 else f"{num_bands} channels"
     return f"""\
 ---
 library_name: focaldet
@@ -130,7 +127,7 @@ A [RetinaNet](https://arxiv.org/abs/1708.02002), saved by focaldet {focaldet.__v
 | | |
 |---|---|
 | backbone | {config.backbone} |
-| input | RGB, shorter side {config.min_size} pixels, longer side at most {config.max_size} |
+| input | {bands}, shorter side {config.min_size} pixels, longer side at most {config.max_size} |
 | anchors | {len(config.octave_scales) * len(config.aspect_ratios)} per cell |
 | classes | {classes} |
 
@@ -138,7 +135,7 @@ A [RetinaNet](https://arxiv.org/abs/1708.02002), saved by focaldet {focaldet.__v
 from focaldet import RetinaNet
 
 model = RetinaNet.from_pretrained("{repository}")
-[found] = model.predict("photo.jpg", score_threshold=0.5)
-found.draw().save("drawn.png")
+[detections] = model.predict("photo.jpg", score_threshold=0.5)
+detections.draw().save("drawn.png")
 ```
 """

@@ -1,7 +1,7 @@
-"""The RetinaNets trained on COCO that five projects have published: names, places, figures.
+"""The RetinaNets that five projects have trained on COCO and published: names, URLs and figures.
 
-Every figure is what the project itself states; none was measured here. No file could be opened when
-this table was written, so the sizes of all but torchvision's are those of the parameters.
+All figures are the projects' own; none was measured here. None of the files could be opened when this
+table was written, so all sizes except for torchvision's are those of the parameters.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ __all__ = ["PUBLISHED", "PublishedTable", "PublishedWeights", "list_published", 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """One published file.
+    """One published checkpoint file.
 
     Attributes:
-        name: by which ``RetinaNet.from_pretrained`` knows it, ``family/name``.
-        ap: box AP on COCO val2017 in percent, as published.
-        url: where it is.
-        file_name: what it is called in the cache.
-        sha256_prefix: the first hexadecimal digits of its SHA-256, or None if none is published.
-        megabytes: its size in 10^6 bytes, or None if it is not known.
-        input: the project's resizing: shorter side / limit of the longer one, and how the new size
-            is rounded.
-        licence: of the project, and of the weights if one is stated.
-        num_classes: all have COCO's 80. torchvision's files have 91 channels, of which these are kept.
-        by_hand: whether the file can only be fetched with a browser.
+        name: The name for ``RetinaNet.from_pretrained``, ``family/name``.
+        ap: The box AP on COCO val2017 in percent, as published.
+        url: The file's URL.
+        file_name: The file's name in the cache.
+        sha256_prefix: The first hexadecimal digits of its SHA-256, or None if it is not published.
+        megabytes: Its size in 10^6 bytes, or None if it is not known.
+        input: How the project resizes images: shorter side / limit of the longer side, and how the
+            new size is rounded.
+        licence: The licence of the project, and of the weights if one is stated.
+        num_classes: The number of classes, COCO's 80. torchvision's files have 91 channels, of which
+            80 are kept.
+        by_hand: Whether the file can only be downloaded with a browser.
     """
 
     name: str
@@ -46,15 +47,15 @@ class PublishedWeights:
 
     @property
     def family(self) -> str:
-        """The project."""
+        """The name of the project."""
         return self.name.partition("/")[0]
 
 
 class PublishedTable(tuple[PublishedWeights, ...]):
-    """Published files; a tuple that shows itself as a table.
+    """A tuple of published files that prints as a table.
 
     >>> print(PublishedTable(PUBLISHED[:2]))
-    2 published RetinaNets of COCO's 80 classes; AP on val2017 as published, size in MB
+    2 published RetinaNets for COCO's 80 classes; AP on val2017 as published, size in MB
     <BLANKLINE>
     torchvision: input 800/1333, rounded down
       name                                         AP   MB  sha256
@@ -68,7 +69,7 @@ class PublishedTable(tuple[PublishedWeights, ...]):
     def __repr__(self) -> str:
         width = max((len(one.name) for one in self), default=0)
         lines = [
-            f"{len(self)} published RetinaNets of COCO's 80 classes; AP on val2017 as published, size in MB"
+            f"{len(self)} published RetinaNets for COCO's 80 classes; AP on val2017 as published, size in MB"
         ]
         for family, members in groupby(self, key=lambda one: one.family):
             group = tuple(members)
@@ -82,7 +83,7 @@ class PublishedTable(tuple[PublishedWeights, ...]):
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
-        """Return the table for a page of documentation."""
+        """Return the table in Markdown."""
         lines: list[str] = []
         for family, members in groupby(self, key=lambda one: one.family):
             group = tuple(members)
@@ -129,7 +130,7 @@ def _detectron2() -> list[PublishedWeights]:
             ap=ap,
             url=f"{base}/{name}/{run}/{file_name}",
             file_name=file_name,
-            sha256_prefix=None,  # what the six digits in the name are is not stated
+            sha256_prefix=None,  # the meaning of the six digits in the name is not documented
             megabytes=megabytes,
             input="800/1333, rounded to the nearest, antialiased",
             licence="CC BY-SA 3.0 for the weights, Apache-2.0 for the code",
@@ -187,7 +188,7 @@ def _odtk() -> list[PublishedWeights]:
             url=f"{base}/{release}/{file_name}",
             file_name=file_name,
             sha256_prefix=None,
-            megabytes=None,  # an archive, of which it is not known what else it holds
+            megabytes=None,  # an archive whose other contents are not known
             input="800/1333, rounded down, antialiased; padded to multiples of 128",
             licence="BSD-3-Clause for the code; none stated for the weights",
         )
@@ -219,17 +220,17 @@ def _yhenon() -> list[PublishedWeights]:
 
 
 PUBLISHED = PublishedTable([*_torchvision(), *_detectron2(), *_mmdet(), *_odtk(), *_yhenon()])
-"""All of them, by family."""
+"""All published files, by family."""
 
 
 def list_published(family: str | None = None) -> PublishedTable:
     """Return the published RetinaNets that ``RetinaNet.from_pretrained`` loads by name.
 
     Args:
-        family: "torchvision", "detectron2", "mmdet", "odtk" or "yhenon"; None for all.
+        family: "torchvision", "detectron2", "mmdet", "odtk" or "yhenon". None returns all.
 
     Raises:
-        ValueError: another family.
+        ValueError: If the family is unknown.
 
     >>> import focaldet.pretrained
     >>> [one.name for one in focaldet.pretrained.list("torchvision") if one.ap > 40]
@@ -242,7 +243,7 @@ def list_published(family: str | None = None) -> PublishedTable:
 
 
 def suggestions(name: str) -> list[str]:
-    """Return the published names that come nearest to a mistyped one, best first.
+    """Return up to three published names similar to a mistyped one, the most similar first.
 
     >>> suggestions("torchvison/retinanet_resnet50_fpn")[0]
     'torchvision/retinanet_resnet50_fpn_coco'

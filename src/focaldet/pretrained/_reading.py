@@ -1,4 +1,4 @@
-"""Tensors out of files that may be damaged, or made to do harm: no code in them is ever run."""
+"""Read tensors from files that may be damaged or malicious, without running any code in them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from focaldet._checks import must_be
+from focaldet._checks import existing_file, shortened
+from focaldet._extras import import_extra
+from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import CheckpointFile
-from focaldet.pretrained._unpickling import RefusedError, unpickle_arrays
+from focaldet.pretrained._state_dict import find_state_dict
+from focaldet.pretrained._unpickling import UnsafePickleError, unpickle_arrays
 
 if TYPE_CHECKING:
     import os
@@ -26,58 +29,71 @@ if TYPE_CHECKING:
 
 __all__ = ["read_checkpoint", "read_tensors"]
 
-_WRAPPERS = ("model", "state_dict")  # under which training scripts keep the state dict
-_GREATEST_MEMBER = 2**33  # bytes; no published RetinaNet has a sixteenth of it
+_MAX_MEMBER_SIZE = 2**33  # bytes; the largest published RetinaNet has less than a sixteenth of it
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, on the CPU: what :func:`read_checkpoint` says, without the rest."""
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict in a file, without running any code in it.
+
+    Args:
+        path: A ``.safetensors`` file; a ``torch.save`` file with a state dict, either alone or as the
+            entry "model" or "state_dict" of a dictionary; a zip archive of one such file; or a
+            ``.pkl`` file of NumPy arrays.
+
+    Returns:
+        The tensors by the file's own key names, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged, would run code, or contains no state dict.
+        ImportError: If a ``.safetensors`` file is given and safetensors is not installed.
+
+    .. versionadded:: 0.3.0
+    """
     return dict(read_checkpoint(path).tensors)
 
 
-def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read a state dict and what else lies in the file, on the CPU.
+def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
+    """Read the state dict in a file, and the other entries of the file.
 
-    Args:
-        path: a ``.safetensors`` file; a ``torch.save`` file that holds a state dict, alone or as
-            "model" or "state_dict" of a dictionary; a zip archive of one such file; or a ``.pkl`` file
-            of NumPy arrays.
-
-    Raises:
-        ImportError: a safetensors file without the package safetensors.
-        ValueError: a damaged file, one that would run code, or one that holds no state dict.
+    See :func:`read_tensors` for the formats and the errors.
     """
+    path = existing_file("path", path)
     if path.suffix.lower() == ".safetensors":
         return CheckpointFile(_read_safetensors(path), {}, path.name)
     try:
-        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
-    except RefusedError as error:
-        got = f"{str(path)!r}, which asks for {error}"
-        raise ValueError(must_be("source", "a pickle of NumPy arrays", got, _NOT_OPENED)) from error
+        contents = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
+    except UnsafePickleError as error:
+        raise CheckpointError(
+            f"{str(path)!r} was not opened: it asks for {error}, but a .pkl file may only contain "
+            f"NumPy arrays. {_SAVE_STATE_DICT}"
+        ) from error
     except pickle.UnpicklingError as error:
         name = _IMPORTED.search(str(error))
-        if name is None:  # not even a pickle of such objects
-            raise ValueError(_damaged(path, error)) from error
-        remedy = f"{_NOT_OPENED} Save its state dict alone: torch.save(model.state_dict(), path)."
-        got = f"{str(path)!r}, which asks for {name[1]}: only running its code would restore it"
-        raise ValueError(must_be("source", "a file of plain tensors", got, remedy)) from error
+        if name is None:
+            raise _damaged(path, error) from error
+        raise CheckpointError(
+            f"{str(path)!r} was not opened: it asks for {name[1]}, which could run code. "
+            f"{_SAVE_STATE_DICT}"
+        ) from error
     except _BROKEN as error:
-        raise ValueError(_damaged(path, error)) from error
-    found = _state_dict_in(content)
+        raise _damaged(path, error) from error
+    found = find_state_dict(contents)
     if found is None:
-        got = f"{str(path)!r} holding a {type(content).__name__}"
-        raise ValueError(must_be("source", "a file with a state dict", got))
+        raise CheckpointError(
+            f"{str(path)!r} contains no state dict, but {_describe(contents)}. {_SAVE_STATE_DICT}"
+        )
     return CheckpointFile(*found, path.name)
 
 
-_NOT_OPENED = "It was not opened."
+_SAVE_STATE_DICT = "Save the state dict alone: torch.save(model.state_dict(), path)."
 _IMPORTED = re.compile(r"GLOBAL ([\w.]*\w)")  # in torch's message
-_OPERAND = re.compile(r"Unsupported operand \d+")  # likewise
-_LONG_ENOUGH = 200  # letters of a message that may repeat a damaged file's bytes
-_BEGINNINGS = {
-    b"<": "a web page, it seems",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
-    b"": "empty",
+_OPERAND = re.compile(r"Unsupported operand \d+")  # in torch's message, too
+_MAX_DETAIL = 200  # characters of a message that may repeat a damaged file's bytes
+_OTHER_CONTENTS = {
+    b"<": "it is a web page, perhaps a login or error page",
+    b"version https://git-lfs": "it is a Git LFS pointer; fetch the file itself with git lfs pull",
+    b"": "it is empty",
 }
 _BROKEN = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AssertionError),
@@ -95,10 +111,10 @@ def _read_torch(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         members = _checked_members(archive)
         if any(PurePosixPath(name).name == "data.pkl" for name in members):
-            return _load(path)  # torch.save's own archive
+            return _load(path)  # an archive that torch.save wrote
         inner = [name for name in members if name.endswith((".pth", ".pt"))]
         if len(inner) != 1:
-            raise ValueError(f"a zip archive with {len(inner)} files of weights")
+            raise ValueError(f"a zip archive with {len(inner)} .pth or .pt files instead of one")
         return _load(io.BytesIO(archive.read(inner[0])))
 
 
@@ -107,61 +123,49 @@ def _checked_members(archive: zipfile.ZipFile) -> list[str]:
     for info in archive.infolist():
         name = info.filename
         odd = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
-        if odd or names.count(name) > 1 or info.flag_bits & 1 or info.file_size > _GREATEST_MEMBER:
+        if odd or names.count(name) > 1 or info.flag_bits & 1 or info.file_size > _MAX_MEMBER_SIZE:
             raise ValueError(f"a zip archive with an unsafe member {name!r}")
     return names
 
 
 def _load(file: str | os.PathLike[str] | IO[bytes]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about pickles of other making
+        warnings.simplefilter("ignore")  # torch warns about pickles that others wrote
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _state_dict_in(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the state dict in a file's content, and the entries beside it."""
-    extras: dict[str, Any] = {}
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            extras |= {key: value for key, value in content.items() if key != wrapper}
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        return None
-    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-        return None
-    return dict(content), extras
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            f"{str(path)!r} needs the package safetensors: pip install safetensors"
-        ) from error
+    import_extra("safetensors", purpose=f"Reading {str(path)!r}", install="safetensors")
+    import safetensors.torch
+
     try:
         return dict(safetensors.torch.load_file(path, device="cpu"))
     except (safetensors.SafetensorError, *_BROKEN) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: BaseException) -> str:
-    got = f"{str(path)!r} ({_reason(path, error)})"
-    return must_be("source", "a readable checkpoint", got, "It is damaged or of another kind.")
+def _describe(contents: object) -> str:
+    if isinstance(contents, dict) and contents:
+        return f"a dict with the keys {', '.join(map(shortened, list(contents)[:5]))}"
+    return "an empty dict" if contents == {} else f"an object of type {type(contents).__name__}"
 
 
-def _reason(path: Path, error: BaseException) -> str:
-    """Say why a file could not be read, but never repeat torch's advice to trust it."""
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    """Build the error for an unreadable file, without repeating torch's advice to trust it."""
     try:
         with path.open("rb") as file:
             beginning = file.read(64).lstrip()
     except OSError:
         beginning = b"?"
-    for known, kind in _BEGINNINGS.items():
+    for known, description in _OTHER_CONTENTS.items():
         if beginning.startswith(known) if known else not beginning:
-            return kind
+            return CheckpointError(f"Cannot read {str(path)!r}: {description}.")
     text = str(error).strip()
     if "weights_only" in text:
         operand = _OPERAND.search(text)
-        return f"not as torch.save writes it{f': {operand[0]}' if operand else ''}"
-    return text.splitlines()[0][:_LONG_ENOUGH] if text else type(error).__name__
+        detail = f"torch.save did not write it{f': {operand[0]}' if operand else ''}"
+    else:
+        detail = text.splitlines()[0][:_MAX_DETAIL] if text else type(error).__name__
+    return CheckpointError(
+        f"Cannot read {str(path)!r}: it is damaged or not a checkpoint ({detail})."
+    )

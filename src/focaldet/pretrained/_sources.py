@@ -1,4 +1,4 @@
-"""From what a person names - a path, a published file, a repository - to a path."""
+"""Find a checkpoint by path, published name or Hub repository, and download it if necessary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focaldet._checks import must_be
 from focaldet.pretrained._downloads import fetch
 from focaldet.pretrained._hub import download_repository, is_repository
 from focaldet.pretrained._published import PUBLISHED, suggestions
@@ -20,51 +19,49 @@ _FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors")
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint, after downloading it if it has to be.
+    """Return the path of a checkpoint, downloading it first if necessary.
 
-    A string is looked up in this order; anything else is a path:
+    A path object must exist. A string is looked up in this order:
 
     1. a folder or file that exists;
-    2. a published name; one that begins (nearly) with a family's is not looked for further;
+    2. a published name; a string that begins with a family's name, or nearly so, is not looked up
+       further;
     3. a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
 
     Raises:
-        FileNotFoundError: it is none of them; published names that come near are suggested.
-        DownloadError: a published file that could not be fetched.
-        ImportError: what may be a repository, without the package huggingface_hub.
+        FileNotFoundError: If the source is none of these. Similar published names are suggested.
+        DownloadError: If a published file could not be downloaded.
+        ImportError: If the source may be a repository, but huggingface_hub is not installed.
     """
     path = Path(source)
     if path.exists():
         return path
     if not isinstance(source, str):
-        condition = "a folder written by save_pretrained or a checkpoint file"
-        got = f"{str(path)!r}, which does not exist"
-        raise FileNotFoundError(must_be("source", condition, got))
+        raise FileNotFoundError(f"No such file or folder: {str(path)!r} (source).")
     for weights in PUBLISHED:
         if weights.name == source:
             return fetch(weights)
-    got = f"{source!r}, which does not exist"
-    if is_repository(source) and not _means_a_file_or_family(source):
+    if is_repository(source) and not _resembles_file_or_family(source):
         try:
             return download_repository(source)
         except OSError as error:
-            got = f"{source!r}: no such file, and from the Hub: {error}"
-            raise FileNotFoundError(_message(source, got)) from error
-    raise FileNotFoundError(_message(source, got))
+            raise FileNotFoundError(
+                f"No such file, folder or published name: {source!r}. It could not be loaded from the "
+                f"Hugging Face Hub either: {error}. {_published_names(source)}"
+            ) from error
+    raise FileNotFoundError(
+        f"No such file, folder, published name or Hub repository: {source!r}. "
+        f"{_published_names(source)}"
+    )
 
 
-def _means_a_file_or_family(source: str) -> bool:
+def _resembles_file_or_family(source: str) -> bool:
     families = {weights.family for weights in PUBLISHED}
     near = difflib.get_close_matches(source.partition("/")[0].lower(), families, cutoff=0.8)
     return bool(near) or Path(source).suffix.lower() in _FILE_SUFFIXES
 
 
-def _message(source: str, got: str) -> str:
+def _published_names(source: str) -> str:
     near = suggestions(source)
-    remedy = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return must_be(
-        "source",
-        "a folder or file that exists, a published name, or a Hub repository 'user/repo'",
-        got,
-        f"{remedy}print(focaldet.pretrained.list()) shows the published names.",
-    )
+    question = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{question}focaldet.pretrained.list() shows the published names."

@@ -1,8 +1,8 @@
-"""Arrays out of a pickle, of which nothing is ever run.
+"""Read arrays from a pickle without running anything in it.
 
-Detectron2 publishes pickles of NumPy arrays. A pickle is a program that may call whatever it can
-import; here it can import nothing. The few names by which NumPy's arrays are pickled stand for
-records that only keep what they are told, and every other name is refused.
+Detectron2 publishes pickles of NumPy arrays. A pickle is a program that can call whatever it imports,
+so here it can import nothing: the few names that pickled NumPy arrays use are replaced by classes and
+functions that only record their arguments, and any other name raises an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["RefusedError", "unpickle_arrays"]
+__all__ = ["UnsafePickleError", "unpickle_arrays"]
 
 _DTYPES: dict[str, torch.dtype] = {
     "b1": torch.bool,
@@ -36,22 +36,22 @@ _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before N
 _NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 
 
-class RefusedError(Exception):
-    """A pickle asks for something to be imported. The message is its name."""
+class UnsafePickleError(Exception):
+    """A pickle asks for something other than NumPy arrays. The message is the name it asks for."""
 
 
 def unpickle_arrays(data: bytes) -> Any:
     """Read a pickle made of dictionaries, lists, numbers, strings and NumPy arrays.
 
     Args:
-        data: the whole pickle, of any protocol, by Python 2 or 3.
+        data: The whole pickle, in any protocol, written by Python 2 or 3.
 
     Returns:
-        What it holds, with tensors for the arrays.
+        Its contents, with tensors in place of the arrays.
 
     Raises:
-        RefusedError: it asks for anything else.
-        pickle.UnpicklingError: it is damaged.
+        UnsafePickleError: If it asks for anything else.
+        pickle.UnpicklingError: If it is damaged.
     """
     try:
         return _with_tensors(_Unpickler(data).load())
@@ -61,34 +61,38 @@ def unpickle_arrays(data: bytes) -> Any:
 
 _BROKEN = (
     *(AttributeError, EOFError, ImportError, IndexError, KeyError, MemoryError, OverflowError),
-    *(RecursionError, TypeError, ValueError),  # of which UnicodeDecodeError is one
+    *(RecursionError, TypeError, ValueError),  # UnicodeDecodeError is a ValueError
 )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives records for the names of NumPy's arrays, made anew so that no pickle changes them."""
+    """Replaces the names of NumPy's arrays by stand-ins.
+
+    Each unpickler has its own, so a pickle that modifies them does not affect the next one.
+    """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
-        self._known = _records()
+        self._known = _stand_ins()
 
     def find_class(self, module: str, name: str, /) -> Any:
         try:
             return self._known[module, name]
         except KeyError:
-            raise RefusedError(f"{module}.{name}") from None
+            raise UnsafePickleError(f"{module}.{name}") from None
 
 
 class _Array:
-    """What a pickle says of an array."""
+    """An array as a pickle describes it: shape, dtype, whether in Fortran order, and data."""
 
     parts: tuple[Any, ...] = ()
 
     def to_tensor(self) -> Tensor:
-        """Return the array.
+        """Convert the array.
 
         Raises:
-            pickle.UnpicklingError: it is not one of numbers, or not as long as its shape says.
+            pickle.UnpicklingError: If it is not numeric, or its data does not have the length that
+                its shape and dtype require.
         """
         try:
             shape, dtype, fortran, data = self.parts
@@ -96,9 +100,9 @@ class _Array:
             data = data.encode("latin1") if isinstance(data, str) else data
             count = math.prod(shape)
         except (TypeError, ValueError, AttributeError) as error:
-            raise pickle.UnpicklingError(f"an array that is not one of numbers: {error}") from error
+            raise pickle.UnpicklingError(f"an array that is not numeric: {error}") from error
         if code not in _DTYPES or not isinstance(data, bytes | bytearray):
-            raise pickle.UnpicklingError(f"an array of the dtype {code!r}, which is not a number's")
+            raise pickle.UnpicklingError(f"an array of dtype {code!r}, which is not numeric")
         size = int(code[1:])
         if min(shape, default=0) < 0 or len(data) != count * size:
             got = f"an array of shape {tuple(shape)} and dtype {code!r} in {len(data)} bytes"
@@ -118,7 +122,7 @@ class _Array:
         return values.view(tuple(shape))
 
 
-def _records() -> dict[tuple[str, str], Any]:
+def _stand_ins() -> dict[tuple[str, str], Any]:
     class Array(_Array):
         def __setstate__(self, state: tuple[Any, ...]) -> None:
             _version, *parts = state
@@ -147,12 +151,12 @@ def _records() -> dict[tuple[str, str], Any]:
         array.parts = ((), dtype, False, data)
         return array
 
-    def encode(text: str, encoding: str = "latin1") -> bytes:  # how protocol 2 writes bytes
+    def encode(text: str, encoding: str = "latin1") -> bytes:  # how protocol 2 stores bytes
         if encoding not in ("latin1", "latin-1"):
-            raise RefusedError(f"_codecs.encode to {encoding!r}")
+            raise UnsafePickleError(f"_codecs.encode to {encoding!r}")
         return text.encode("latin1")
 
-    def no_bytes() -> bytes:  # how it writes none
+    def no_bytes() -> bytes:  # how protocol 2 stores empty bytes
         return b""
 
     known: dict[tuple[str, str], Callable[..., Any]] = {
@@ -169,7 +173,7 @@ def _records() -> dict[tuple[str, str], Any]:
 
 
 def _with_tensors(content: Any) -> Any:
-    """Replace the arrays in a dictionary, and in those within it."""
+    """Convert the arrays in a dictionary and in the dictionaries within it."""
     if isinstance(content, _Array):
         return content.to_tensor()
     if isinstance(content, dict):

@@ -1,9 +1,9 @@
 """The checkpoint formats that focaldet can read, one module per project.
 
-A family (:class:`Family`) is a module with a ``NAME``, a function ``missing(tensors)`` that returns
-the characteristic keys a file lacks (none: the file belongs to the family), and a function
-``convert(file, config)`` that returns a :class:`~focaldet.pretrained.Checkpoint`. To add a family,
-write its module and list it in ``FAMILIES``.
+A family (:class:`~focaldet.pretrained.Family`) is a module with a ``NAME``, a function
+``missing(tensors)`` that returns the characteristic keys a file lacks (none: the file belongs to the
+family), and a function ``convert(file, config)`` that returns a
+:class:`~focaldet.pretrained.Checkpoint`. To add a family, write its module and list it in ``FAMILIES``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What the converters of several families share: renaming, recognising, and exact folds.
+"""Functions that the converters of several families share.
 
-A fold changes weights so that a network computes with another convention, but the same numbers.
+They rename tensors, recognise an architecture by its shapes, and fold differences into the weights. A
+fold changes the weights so that the network follows focaldet's conventions and computes exactly the
+same results.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import must_be
 from focaldet.class_names import COCO_CLASS_NAMES
+from focaldet.errors import CheckpointError
 
 if TYPE_CHECKING:
     import re
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CLASS_LAYER",
     "DELTA_LAYER",
+    "NUM_ANCHORS",
+    "OTHER_ANCHORS",
     "class_names_of",
     "depth_of_head",
     "fold_bgr_input",
@@ -37,10 +41,11 @@ __all__ = [
 ]
 
 CLASS_LAYER, DELTA_LAYER = "head.class_logits", "head.box_deltas"
+OTHER_ANCHORS = "For other anchors, pass config= with their octave_scales and aspect_ratios."
 _FIRST_CONV = "backbone.conv1.weight"
-_NUM_ANCHORS = 9
+NUM_ANCHORS = 9
 
-# (blocks in each stage, shape of the first block's second convolution) -> builder
+# (blocks per stage, first two dimensions of the first block's second convolution) -> backbone
 _RESNETS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((2, 2, 2, 2), (64, 64)): "resnet18",
     ((3, 4, 6, 3), (64, 64)): "resnet50",
@@ -59,16 +64,16 @@ def rename(
     renames: Iterable[tuple[re.Pattern[str], str]],
     ignored: re.Pattern[str],
 ) -> dict[str, Tensor]:
-    """Give every tensor focaldet's name for it.
+    """Rename a family's tensors to focaldet's key names.
 
     Args:
-        tensors: in the family's names.
-        family: what a message calls it.
-        renames: patterns of whole names, and what becomes of them.
-        ignored: pattern of the names of what a detector does not need.
+        tensors: The tensors by the family's key names.
+        family: The family's name, for messages.
+        renames: Patterns that match whole keys, each with the template of the new key.
+        ignored: The pattern of keys that a detector does not need.
 
     Raises:
-        ValueError: names that are neither.
+        CheckpointError: If a key matches no pattern.
     """
     renames = tuple(renames)
     renamed: dict[str, Tensor] = {}
@@ -81,17 +86,19 @@ def rename(
         elif not ignored.fullmatch(key):
             unknown.append(key)
     if unknown:
-        few = ", ".join(repr(key) for key in sorted(unknown)[:3])
-        got = f"{len(unknown)} unknown ({few}{', …' if len(unknown) > 3 else ''})"
-        raise ValueError(must_be("source", f"made of the tensors of {family}'s RetinaNet", got))
+        some = ", ".join(repr(key) for key in sorted(unknown)[:3])
+        raise CheckpointError(
+            f"{len(unknown)} unknown tensor{'s' * (len(unknown) != 1)} in a RetinaNet of {family}: {some}"
+            f"{', …' if len(unknown) > 3 else '.'} Remove what does not belong to the detector."
+        )
     return renamed
 
 
 def resnet_of(renamed: Mapping[str, Tensor], family: str) -> str:
-    """Return the name of the ResNet or ResNeXt that a state dict is of.
+    """Return the name of a state dict's ResNet or ResNeXt.
 
     Raises:
-        ValueError: it is none of those of :data:`focaldet.backbones.BACKBONES`.
+        CheckpointError: If it is not one of :data:`focaldet.backbones.BACKBONES`.
     """
     blocks = tuple(
         len({key.split(".")[2] for key in renamed if key.startswith(f"backbone.layer{i}.")})
@@ -100,48 +107,59 @@ def resnet_of(renamed: Mapping[str, Tensor], family: str) -> str:
     second = renamed.get("backbone.layer1.0.conv2.weight", torch.empty(0, 0))
     name = _RESNETS.get((blocks, tuple(second.shape[:2])))
     if name == "resnet50" and "backbone.layer1.0.conv3.weight" not in renamed:
-        return "resnet34"  # the same blocks, each of two convolutions
+        return "resnet34"  # the same number of blocks, but of two convolutions each
     if name is None:
-        got = f"stages of {blocks} blocks"
-        raise ValueError(must_be("source", f"a RetinaNet over a ResNet of {family}", got))
+        raise CheckpointError(
+            f"The backbone of this {family} RetinaNet is not a known ResNet or ResNeXt: its stages have "
+            f"{', '.join(map(str, blocks))} blocks."
+        )
     return name
 
 
-def num_classes_of(renamed: Mapping[str, Tensor], family: str, anchors: int = _NUM_ANCHORS) -> int:
+def num_classes_of(
+    renamed: Mapping[str, Tensor], family: str, anchors: int = NUM_ANCHORS, *, remedy: str = ""
+) -> int:
     """Return the number of classes of a head.
 
+    Args:
+        renamed: The tensors by focaldet's key names.
+        family: The family's name, for messages.
+        anchors: The number of anchors per cell that the head should have.
+        remedy: What to do about other anchors, for the message.
+
     Raises:
-        ValueError: a head of another number of anchors than the family's.
+        CheckpointError: If the head has a different number of anchors.
     """
     shapes = [
         renamed[f"{layer}.weight"].shape[0] if f"{layer}.weight" in renamed else 0
         for layer in (CLASS_LAYER, DELTA_LAYER)
     ]
     if shapes[1] != 4 * anchors or shapes[0] % anchors or not shapes[0]:
-        condition = f"a RetinaNet of {family} with {anchors} anchors per cell"
-        got = f"{shapes[0]} class channels and {shapes[1]} box channels"
-        raise ValueError(must_be("source", condition, got, "Hand in its parts yourself."))
+        raise CheckpointError(
+            f"The head of this {family} RetinaNet does not have {anchors} anchors per cell: it has "
+            f"{shapes[0]} class channels and {shapes[1]} box channels. {remedy}".rstrip()
+        )
     return shapes[0] // anchors
 
 
 def class_names_of(num_classes: int) -> tuple[str, ...] | None:
-    """Return COCO's names for a head of 80 classes, which all families have in COCO's order."""
+    """Return COCO's class names for 80 classes, which all families have in COCO's order."""
     return COCO_CLASS_NAMES if num_classes == len(COCO_CLASS_NAMES) else None
 
 
 def depth_of_head(renamed: Mapping[str, Tensor]) -> int:
-    """Return how many convolutions a tower has."""
+    """Return the number of convolutions of a tower."""
     return sum(key.startswith("head.class_tower.") and key.endswith("weight") for key in renamed)
 
 
 def p6_source_of(renamed: Mapping[str, Tensor]) -> Literal["c5", "p5"]:
-    """Return what P6 is made of, by its number of channels."""
-    wanted = renamed["fpn.p6.weight"].shape[1]
-    return "c5" if wanted == renamed["fpn.lateral.2.weight"].shape[1] else "p5"
+    """Return which level P6 is computed from, by its number of input channels."""
+    channels = renamed["fpn.p6.weight"].shape[1]
+    return "c5" if channels == renamed["fpn.lateral.2.weight"].shape[1] else "p5"
 
 
 def with_norm_of(renamed: dict[str, Tensor], config: RetinaNetConfig) -> dict[str, Tensor]:
-    """Return the tensors with the counters that a BatchNorm has if it trains, at 0."""
+    """Return the tensors, with batch counters of 0 if the config's BatchNorm trains."""
     if config.backbone_norm == "frozen":
         return renamed
     norms = [key.removesuffix("running_mean") for key in renamed if key.endswith("running_mean")]
@@ -149,10 +167,15 @@ def with_norm_of(renamed: dict[str, Tensor], config: RetinaNetConfig) -> dict[st
 
 
 def fold_bgr_input(renamed: dict[str, Tensor], std: Sequence[float]) -> None:
-    """Let a network for blue, green, red in 0-255, less their mean, take red, green, blue in 0-1.
+    """Make a network trained on BGR images in [0, 255] minus their mean take RGB in [0, 1].
 
-    These are normalised by the same mean, and by ``std``. The first convolution's weights are turned
-    round and multiplied by ``255 std``; images are padded after normalisation, so this is exact.
+    The RGB images are normalised with the same mean and with ``std``, so the input channels of the
+    first convolution are reversed and multiplied by ``255 * std``. Images are padded after they are
+    normalised, so this is exact.
+
+    Args:
+        renamed: The tensors by focaldet's key names, changed in place.
+        std: The standard deviation of each RGB channel, for values in [0, 1].
     """
     weight = renamed[_FIRST_CONV]
     factor = 255 * torch.tensor(std, dtype=torch.float64, device=weight.device)
@@ -161,7 +184,7 @@ def fold_bgr_input(renamed: dict[str, Tensor], std: Sequence[float]) -> None:
 
 
 def fold_delta_scales(renamed: dict[str, Tensor], scales: Sequence[float]) -> None:
-    """Let a box layer give what its family multiplies by ``scales`` (of dx, dy, dw, dh)."""
+    """Multiply the output of the box layer by ``scales`` (of dx, dy, dw, dh), as its family does."""
     for kind in ("weight", "bias"):
         values = renamed[f"{DELTA_LAYER}.{kind}"]
         factor = torch.tensor(scales, dtype=torch.float64, device=values.device)
@@ -171,11 +194,11 @@ def fold_delta_scales(renamed: dict[str, Tensor], scales: Sequence[float]) -> No
 
 
 def reorder_anchors(renamed: dict[str, Tensor], order: Sequence[int]) -> None:
-    """Put the channels of a cell's anchors in another order.
+    """Reorder the output channels of the head by anchor.
 
     Args:
-        renamed: changed in place.
-        order: for each of our anchors, its place in the family.
+        renamed: The tensors by focaldet's key names, changed in place.
+        order: For each of focaldet's anchors of a cell, its index in the family's order.
     """
     for layer in (CLASS_LAYER, DELTA_LAYER):
         for kind in ("weight", "bias"):

@@ -1,8 +1,8 @@
-"""Detectron2's RetinaNets: its model zoo's pickles, and the files that its training writes.
+"""Detectron2 RetinaNets: the pickles of its model zoo and the files that its training writes.
 
-Folded exactly: images in blue, green, red and 0-255; anchors with the ratio running fastest. Options
-of the architecture for the rest: strides in the 1x1 convolutions of the ResNet, anchors centred on
-the corners of cells, clipping after suppression, sizes rounded to the nearest, Pillow's resizing.
+Folded into the weights: BGR images in [0, 255], and anchors whose ratio varies fastest. Set in the
+config: strides in the 1x1 convolutions of the ResNet, anchors centred on the corners of cells, clipping
+after suppression, sizes rounded to the nearest integer, and Pillow's resizing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import must_be
+from focaldet._checks import shortened
 from focaldet.anchors import AnchorGenerator
 from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
     class_names_of,
@@ -43,7 +44,7 @@ _CHARACTERISTIC = (
     "head.cls_score.weight",
     "head.bbox_pred.weight",
 )
-_RESNETS = ("resnet50", "resnet101", "resnet152")  # whose strides lie in 1x1 convolutions there
+_RESNETS = ("resnet50", "resnet101", "resnet152")  # their strides are in 1x1 convolutions
 _NORM = r"(weight|bias|running_mean|running_var)"
 
 _RENAMES = tuple(
@@ -98,28 +99,31 @@ _IGNORED = re.compile(
     r"pixel_(mean|std)|anchor_generator\.cell_anchors\.\d|.*\.num_batches_tracked"
 )
 
-# Theirs run scale by scale, ratio within; ours ratio by ratio, scale within.
+# In Detectron2 the ratio varies fastest, in focaldet the scale.
 _ORDER = (0, 3, 6, 1, 4, 7, 2, 5, 8)
 _PIXEL_MEAN = (103.53, 116.28, 123.675)  # blue, green, red
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the family's characteristic keys that a file lacks."""
+    """Return the characteristic keys of the family that a file lacks."""
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Turn a Detectron2 RetinaNet into a checkpoint.
+    """Convert a Detectron2 RetinaNet.
+
+    The file does not record where the strides are, nor always the scale of the pixels. As in all three
+    published files, strides are assumed to be in the 1x1 convolutions and pixels not to be divided by
+    a standard deviation. Pass a config if the strides are elsewhere.
 
     Args:
-        file: its state dict. What it says of its input and its anchors is checked.
-        config: instead of the one that the file suggests.
-
-    The file does not say everything. Strides are taken to lie in the 1x1 convolutions and pixels not
-    to be divided, as for all three published files; hand in a config of other strides if need be.
+        file: The state dict. Its pixel mean and standard deviation and its anchors are checked, if it
+            has them.
+        config: The configuration to use. None uses the one that the file suggests.
 
     Raises:
-        ValueError: tensors of another model, or pixels or anchors that the model zoo's don't have.
+        CheckpointError: If tensors belong to a different model, or pixels or anchors differ from the
+            model zoo's.
     """
     _check_input(file.tensors)
     renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
@@ -130,15 +134,17 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
     fold_bgr_input(renamed, config.image_std)
     reorder_anchors(renamed, _ORDER)
     if config.normalizer == "ema":
-        renamed["criterion.positives_average"] = torch.tensor(100.0)  # which it does not save
+        renamed["criterion.positives_average"] = torch.tensor(100.0)  # not saved by Detectron2
     return Checkpoint(config, with_norm_of(renamed, config))
 
 
 def _config_of(renamed: Mapping[str, Tensor], num_classes: int) -> RetinaNetConfig:
     backbone = resnet_of(renamed, NAME)
     if backbone not in _RESNETS:
-        condition = f"a RetinaNet of {NAME} over one of {', '.join(_RESNETS)}"
-        raise ValueError(must_be("source", condition, backbone))
+        raise CheckpointError(
+            f"The backbone of this {NAME} RetinaNet is a {backbone}, but only {', '.join(_RESNETS)} are "
+            "recognised. Pass config= to describe it."
+        )
     return RetinaNetConfig(
         num_classes=num_classes,
         class_names=class_names_of(num_classes),
@@ -164,7 +170,9 @@ def _check_input(tensors: Mapping[str, Tensor]) -> None:
         if len(values) != 3 or any(
             abs(a - b) > 1e-2 for a, b in zip(values, expected, strict=True)
         ):
-            raise ValueError(must_be(name, f"{expected} as in the model zoo", values))
+            raise CheckpointError(
+                f"{name} is {values}, but only {list(expected)} as in {NAME}'s model zoo is supported."
+            )
 
 
 def _check_anchors(tensors: Mapping[str, Tensor], config: RetinaNetConfig) -> None:
@@ -175,5 +183,7 @@ def _check_anchors(tensors: Mapping[str, Tensor], config: RetinaNetConfig) -> No
             continue
         ours, theirs = generator.cell_anchors(level), tensors[key].float()
         if theirs.shape != ours.shape or (theirs[list(_ORDER)] - ours).abs().max() > 0.1:
-            condition = f"the model zoo's anchors of {config.anchor_sizes[level]} pixels"
-            raise ValueError(must_be(key, condition, tensors[key].tolist(), "Hand in a config."))
+            raise CheckpointError(
+                f"{key} is {shortened(tensors[key].tolist())}, which differs from the model zoo's anchors "
+                f"of {config.anchor_sizes[level]} pixels. Pass config= with the file's anchors."
+            )

@@ -1,9 +1,9 @@
-"""MMDetection's RetinaNets, of its versions 1 to 3, over ResNets of either style and ResNeXts.
+"""MMDetection RetinaNets, versions 1 to 3, with ResNets of either style or ResNeXts.
 
-Folded exactly: the images in blue, green, red and 0-255 of the caffe style. Options of the
-architecture for the rest: no ReLU before P7, box sizes held from both sides, empty boxes dropped,
-anchors centred on the corners of cells, sizes rounded to the nearest, OpenCV's resizing, and strides
-in the 1x1 convolutions of the caffe style.
+Folded into the weights: the caffe style's BGR images in [0, 255]. Set in the config: no ReLU before
+P7, box sizes clamped above and below, empty boxes dropped, anchors centred on the corners of cells,
+sizes rounded to the nearest integer, OpenCV's resizing, and the caffe style's strides in 1x1
+convolutions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from focaldet.config import RetinaNetConfig
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
+    OTHER_ANCHORS,
     class_names_of,
     depth_of_head,
     fold_bgr_input,
@@ -67,15 +68,16 @@ _STYLE = re.compile(r"style\s*=\s*['\"](caffe|pytorch)['\"]")
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the family's characteristic keys that a file lacks."""
+    """Return the characteristic keys of the family that a file lacks."""
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
 def is_caffe_style(file: CheckpointFile) -> bool:
-    """Tell whether a file is of the caffe style.
+    """Return whether a file's ResNet is of the caffe style.
 
-    Both styles have the same tensors. What the file's ``meta`` holds of its configuration decides;
-    where it holds none, "caffe" in the file's name, which all published files of that style have.
+    Both styles have the same tensors. The style is read from the configuration in the file's ``meta``.
+    Without one, it is caffe if the file's name contains "caffe", as in all published files of that
+    style.
     """
     meta = file.extras.get("meta")
     described = meta.get("config") if isinstance(meta, dict) else None
@@ -87,15 +89,15 @@ def is_caffe_style(file: CheckpointFile) -> bool:
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Turn an MMDetection RetinaNet into a checkpoint.
+    """Convert an MMDetection RetinaNet.
 
     Args:
-        file: its state dict, its ``meta`` if it has one, and its name, which tell the style.
-        config: instead of the one that the file suggests. One with ``stride_in_1x1`` says that the
-            file is of the caffe style, one without that it is not.
+        file: The state dict, with the ``meta`` entry and the file name, which show the style.
+        config: The configuration to use. None uses the one that the file suggests. Its
+            ``stride_in_1x1`` decides whether the file is treated as caffe style.
 
     Raises:
-        ValueError: tensors of another model.
+        CheckpointError: If tensors belong to a different model.
     """
     renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
     caffe = is_caffe_style(file)
@@ -112,7 +114,7 @@ _BASIC = ("resnet18", "resnet34")
 
 
 def _config_of(renamed: Mapping[str, Tensor], *, caffe: bool) -> RetinaNetConfig:
-    num_classes = num_classes_of(renamed, NAME)
+    num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
     backbone = resnet_of(renamed, NAME)
     return RetinaNetConfig(
         num_classes=num_classes,

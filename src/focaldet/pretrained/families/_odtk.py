@@ -1,9 +1,9 @@
-"""NVIDIA's Object Detection Toolkit (retinanet-examples): its files, and the zips of its releases.
+"""RetinaNets of NVIDIA's Object Detection Toolkit (retinanet-examples), and its released zip files.
 
-Folded exactly: the order of the anchors. Options of the architecture for the rest: anchors centred
-in cells, rounded in older versions and a pixel larger in newer; no clamp of box sizes; boxes that
-include their last pixel, clipped to the padded batch and scaled back by one factor; Pillow's
-resizing; batches padded to multiples of 128.
+Folded into the weights: the order of the anchors. Set in the config: anchors centred in cells, rounded
+in older versions and one pixel larger in newer ones; no clamp of box sizes; boxes that include their
+last pixel, clipped to the padded batch and scaled back by one factor; Pillow's resizing; and batches
+padded to multiples of 128.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from focaldet._checks import must_be
+from focaldet._checks import shortened
 from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
     class_names_of,
@@ -52,7 +53,7 @@ _RENAMES = tuple(
             rf"features\.layer(\d\.\d+)\.downsample\.([01])\.{_NORM}",
             r"backbone.layer\1.downsample.\2.\3",
         ),
-        # MobileNetV2, of which all but the last of 19 blocks are used.
+        # MobileNetV2: all of its 19 blocks except the last are used.
         (rf"features\.features\.((?:\d|1[0-7])\.[\d.a-z]+\.{_NORM})", r"backbone.features.\1"),
         *(
             row
@@ -83,29 +84,31 @@ _SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the family's characteristic keys that a file lacks."""
+    """Return the characteristic keys of the family that a file lacks."""
     known = {_BACKBONE.sub("backbones.….", key) for key in tensors}
     return [key for key in _CHARACTERISTIC if key not in known]
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Turn an ODTK file into a checkpoint.
+    """Convert an ODTK RetinaNet.
 
     Args:
-        file: its state dict, and the "ratios" and "scales" beside it. Files without these were
-            written before the project stopped rounding its anchors, and have rounded ones.
-        config: instead of the one that the file suggests.
+        file: The state dict, with the entries "ratios" and "scales". A file without these was written
+            before the project stopped rounding its anchors, so its anchors are rounded.
+        config: The configuration to use. None uses the one that the file suggests.
 
     Raises:
-        ValueError: tensors of another model, several backbones, or rotated boxes.
+        CheckpointError: If tensors belong to a different model, or the model has several backbones or
+            rotated boxes.
     """
     if "angles" in file.extras:
-        raise ValueError(
-            must_be("source", "an ODTK model of upright boxes", "one of rotated boxes")
-        )
+        raise CheckpointError(f"This {NAME} model detects rotated boxes, which are not supported.")
     backbones = {match[0] for key in file.tensors if (match := _BACKBONE.match(key))}
     if len(backbones) != 1:
-        raise ValueError(must_be("source", "an ODTK model of one backbone", sorted(backbones)))
+        names = ", ".join(backbone.split(".")[1] for backbone in sorted(backbones))
+        raise CheckpointError(
+            f"This {NAME} model has {len(backbones)} backbones ({names}), but only one is supported."
+        )
     tensors = {_BACKBONE.sub("", key): value for key, value in file.tensors.items()}
     renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
     ratios = _numbers(file.extras, "ratios", _RATIOS)
@@ -148,10 +151,12 @@ def _numbers(extras: Mapping[str, Any], name: str, default: Sequence[float]) -> 
     if not isinstance(values, list | tuple) or not all(
         isinstance(value, int | float) for value in values
     ):
-        raise ValueError(must_be(name, "a list of numbers beside the tensors", values))
+        raise CheckpointError(
+            f"The entry {name!r} of an {NAME} file must be a list of numbers, got {shortened(values)}."
+        )
     return tuple(float(value) for value in values)
 
 
 def _anchor_order(ratios: int, scales: int) -> list[int]:
-    """Theirs run scale by scale, ratio within; ours ratio by ratio, scale within."""
+    """Return where ODTK has each of focaldet's anchors: its ratio varies fastest, ours the scale."""
     return [scale * ratios + ratio for ratio in range(ratios) for scale in range(scales)]

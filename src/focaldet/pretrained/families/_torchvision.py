@@ -1,8 +1,8 @@
-"""torchvision's RetinaNets: state dicts of ``retinanet_resnet50_fpn`` and ``_v2`` and their kin.
+"""torchvision RetinaNets: state dicts of ``retinanet_resnet50_fpn``, its ``_v2`` and variants.
 
-Both spellings of the keys are known (the published V1 file predates torchvision's renaming), and
-any ResNet or ResNeXt of torchvision as the backbone. A head of 91 classes is COCO's: its channels
-are numbered by category id, and those of the 80 real classes are kept.
+The backbone can be any ResNet or ResNeXt of torchvision. Both spellings of the keys are supported,
+because the published V1 file predates a renaming in torchvision. A head of 91 classes is COCO's: its
+channels are numbered by category id, and those of the 80 actual classes are kept.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from focaldet._checks import must_be
 from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
-from focaldet.pretrained.families._conversion import resnet_of
+from focaldet.pretrained.families._conversion import NUM_ANCHORS, OTHER_ANCHORS, resnet_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,6 @@ __all__ = ["NAME", "convert", "missing"]
 
 NAME = "torchvision"
 
-_NUM_ANCHORS = 9
 _COCO_CHANNELS = 91
 _CHARACTERISTIC = (
     "backbone.body.conv1.weight",
@@ -48,30 +47,30 @@ _RENAMES = tuple(
         (r"head\.regression_head\.conv\.(\d)\.1\.", r"head.box_tower.\1.norm."),
     )
 )
-# Before the renaming, convolutions and ReLUs were counted together: 0, 2, 4, 6.
+# Before the renaming, convolutions and ReLUs were numbered together: 0, 2, 4, 6.
 _OLD_TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.(weight|bias)")
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the family's characteristic keys that a file lacks."""
+    """Return the characteristic keys of the family that a file lacks."""
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Turn a torchvision RetinaNet's state dict into a checkpoint.
+    """Convert a torchvision RetinaNet's state dict.
+
+    The file does not record everything. With GroupNorm in the head it is treated as a V2, otherwise as
+    a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
+    need an eps of 0 in their frozen BatchNorm, and every 91-class V1 with frozen BatchNorm is treated
+    as one of them; pass a config to override this.
 
     Args:
-        file: the state dict.
-        config: instead of the one that the file suggests. With 91 classes it keeps all channels of
-            a COCO head.
-
-    The file does not say everything. GroupNorm in the head makes it a V2 (else V1), counters of
-    batches make its BatchNorm one that trains (else frozen). The published V1 weights want an eps of
-    0 in their frozen BatchNorm, and any other 91-class V1 with frozen BatchNorm is taken for one of
-    them; hand in a config to have it otherwise.
+        file: The state dict.
+        config: The configuration to use. None uses the one that the file suggests. With 91 classes it
+            keeps all channels of a COCO head.
 
     Raises:
-        ValueError: a backbone or a number of anchors that is not one of torchvision's own.
+        CheckpointError: If the backbone or the number of anchors is not one of torchvision's own.
     """
     renamed = {_rename(key): value for key, value in file.tensors.items()}
     channels = len(renamed["head.class_logits.bias"])
@@ -79,7 +78,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
         config = _config_of(renamed)
     if config.backbone_norm == "frozen":
         renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
-    if channels == _NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
+    if channels == NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
             renamed[key] = _coco_rows(renamed[key])
     return Checkpoint(config, renamed)
@@ -98,9 +97,11 @@ def _rename(key: str) -> str:
 
 def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
     num_anchors = len(renamed["head.box_deltas.weight"]) // 4
-    if num_anchors != _NUM_ANCHORS:
-        condition = f"a torchvision RetinaNet with {_NUM_ANCHORS} anchors per cell"
-        raise ValueError(must_be("source", condition, num_anchors, "Hand in its parts yourself."))
+    if num_anchors != NUM_ANCHORS:
+        raise CheckpointError(
+            f"The head of this {NAME} RetinaNet has {num_anchors} anchors per cell instead of "
+            f"{NUM_ANCHORS}. {OTHER_ANCHORS}"
+        )
     second = "head.class_tower.0.norm.weight" in renamed
     trains = "backbone.bn1.num_batches_tracked" in renamed
     num_classes = len(renamed["head.class_logits.weight"]) // num_anchors
@@ -108,7 +109,7 @@ def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
     published_v1 = not second and not trains and num_classes == _COCO_CHANNELS
     names = COCO_CLASS_NAMES if num_classes == _COCO_CHANNELS else None
     return preset(len(names) if names else num_classes, names).replace(
-        backbone=resnet_of(renamed, "torchvision"),
+        backbone=resnet_of(renamed, NAME),
         backbone_norm="batch" if trains else "frozen",
         backbone_norm_eps=0.0 if published_v1 else None,
         fpn_channels=len(renamed["fpn.p7.weight"]),
@@ -116,5 +117,5 @@ def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
 
 
 def _coco_rows(values: Tensor) -> Tensor:
-    rows = values.view(_NUM_ANCHORS, _COCO_CHANNELS, *values.shape[1:])
+    rows = values.view(NUM_ANCHORS, _COCO_CHANNELS, *values.shape[1:])
     return rows[:, list(COCO_CATEGORY_IDS)].flatten(0, 1).clone()

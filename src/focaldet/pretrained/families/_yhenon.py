@@ -1,8 +1,8 @@
-"""The RetinaNets of yhenon/pytorch-retinanet: its published state dict and those of its training.
+"""RetinaNets of yhenon/pytorch-retinanet: its published state dict and those that its training writes.
 
-Folded exactly: the factors of the box deltas. Options of the architecture for the rest: no clamp of
-box sizes, boxes clipped to the padded batch and scaled back by one factor, no limits on the numbers
-of candidates and detections, at least one pixel of padding.
+Folded into the weights: the factors of the box deltas. Set in the config: no clamp of box sizes, boxes
+clipped to the padded batch and scaled back by one factor, no limits on the numbers of candidates and
+detections, and at least one pixel of padding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from focaldet.config import RetinaNetConfig
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
 from focaldet.pretrained.families._conversion import (
+    OTHER_ANCHORS,
     class_names_of,
     depth_of_head,
     fold_delta_scales,
@@ -67,26 +68,26 @@ _DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the family's characteristic keys that a file lacks."""
+    """Return the characteristic keys of the family that a file lacks."""
     known = {key.removeprefix("module.") for key in tensors}
     return [key for key in _CHARACTERISTIC if key not in known]
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Turn a state dict of yhenon/pytorch-retinanet into a checkpoint.
+    """Convert a state dict of yhenon/pytorch-retinanet.
 
     Args:
-        file: the state dict, with or without the prefix "module." of a model trained in parallel.
-        config: instead of the one that the file suggests.
+        file: The state dict, with or without the prefix "module." that DataParallel adds.
+        config: The configuration to use. None uses the one that the file suggests.
 
     Raises:
-        ValueError: tensors of another model.
+        CheckpointError: If tensors belong to a different model.
     """
     tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
     renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
     fold_delta_scales(renamed, _DELTA_SCALES)
     if config is None:
-        num_classes = num_classes_of(renamed, NAME)
+        num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
         config = RetinaNetConfig(
             num_classes=num_classes,
             class_names=class_names_of(num_classes),

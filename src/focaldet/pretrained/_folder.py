@@ -1,0 +1,108 @@
+"""focaldet's own checkpoints: a folder with ``config.json`` and the tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from focaldet._atomic import atomic_write
+from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
+from focaldet.pretrained._checkpoint import Checkpoint
+from focaldet.pretrained._reading import read_tensors
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["load_folder", "save_checkpoint"]
+
+_CONFIG = "config.json"
+_SAFE, _TORCH = "model.safetensors", "model.pth"
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (``model.pth`` without that package).
+
+    Each file is written under a temporary name and then renamed, so a failure leaves the old files
+    in place.
+
+    Args:
+        checkpoint: The checkpoint to write.
+        folder: The folder, which is created if it does not exist. Files with these names are
+            replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
+
+    def write_tensors(path: Path) -> None:
+        if name == _SAFE:
+            import safetensors.torch
+
+            safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, path)
+
+    def write_config(path: Path) -> None:
+        path.write_text(checkpoint.config.to_json() + "\n", encoding="utf-8")
+
+    name = _SAFE if _safetensors_installed() else _TORCH
+    with (
+        atomic_write(folder / name) as tensor_file,
+        atomic_write(folder / _CONFIG) as config_file,
+    ):
+        write_tensors(tensor_file)
+        write_config(config_file)
+        shutil.copymode(config_file, tensor_file)  # safetensors makes its file private to the owner
+    # A file in the other format would hold the previous weights.
+    (folder / (_TORCH if name == _SAFE else _SAFE)).unlink(missing_ok=True)
+
+
+def _safetensors_installed() -> bool:
+    return importlib.util.find_spec("safetensors") is not None
+
+
+def load_folder(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
+    """Read a folder that :func:`save_checkpoint` wrote.
+
+    Args:
+        folder: The folder.
+        config: The configuration to use. None uses the folder's own.
+
+    Raises:
+        FileNotFoundError: If ``config.json`` or the tensors are missing.
+        CheckpointError: If a file is damaged or the configuration is invalid.
+    """
+    if not (folder / _CONFIG).is_file():
+        raise FileNotFoundError(
+            f"No {_CONFIG} in {str(folder)!r}, so it was not written by save_pretrained."
+            f"{_models_within(folder)}"
+        )
+    for name in (_SAFE, _TORCH):
+        if (folder / name).is_file():
+            written = _read_config(folder / _CONFIG)
+            return Checkpoint(config or written, read_tensors(folder / name))
+    raise FileNotFoundError(f"No {_SAFE} or {_TORCH} in {str(folder)!r}.{_models_within(folder)}")
+
+
+def _models_within(folder: Path) -> str:
+    """Return a sentence that names the models in a folder's subfolders, such as those of a run."""
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{_CONFIG}"))
+    if not inside:
+        return ""
+    return f" Pass one of its subfolders with a model: {', '.join(map(repr, inside))}."
+
+
+def _read_config(path: Path) -> RetinaNetConfig:
+    try:
+        return RetinaNetConfig.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"Cannot read {str(path)!r}: it is not UTF-8 text ({error})."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"Cannot read {str(path)!r}. {error}") from error
