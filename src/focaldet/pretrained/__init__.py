@@ -14,7 +14,7 @@ from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile, check_fi
 from focaldet.pretrained._downloads import cache_folder
 from focaldet.pretrained._hub import push
 from focaldet.pretrained._published import PublishedTable, PublishedWeights, list_published
-from focaldet.pretrained._reading import read_checkpoint
+from focaldet.pretrained._reading import read_checkpoint, read_tensors
 from focaldet.pretrained._sources import locate
 from focaldet.pretrained._transfer import LoadingReport, for_other_classes, load_into
 from focaldet.pretrained.families import FAMILIES, Family
@@ -42,6 +42,7 @@ __all__ = [
     "load_checkpoint",
     "load_into",
     "push_checkpoint",
+    "read_tensors",
     "save_checkpoint",
 ]
 
