@@ -6,6 +6,7 @@ Code that users copy, here and in the examples, imports public names only.
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import importlib.util
 import re
@@ -154,7 +155,9 @@ def test_an_example_imports_public_names_only(path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_blocks_of_a_page_import_public_names_only(page: Path) -> None:
     for block in blocks_of(page.read_text(encoding="utf-8"), marked=True):
-        assert private_imports(block.code) == [], f"{page.name}:{block.line}"
+        is_session = block.code.startswith(">>>")
+        code = doctest.script_from_examples(block.code) if is_session else block.code
+        assert private_imports(code) == [], f"{page.name}:{block.line}"
 
 
 def test_private_imports_are_found() -> None:
