@@ -1,17 +1,18 @@
-"""Measure a detector on COCO 2017, or on data of your own: AP, AR, and a row for each class.
+"""Evaluate a detector on COCO 2017 or on your own dataset: AP, AR, and AP per class.
 
     python examples/evaluate_coco.py runs/r50 --data coco2017
     python examples/evaluate_coco.py runs/mine/best --annotations val.json --images photos
     python examples/evaluate_coco.py --results results.json --annotations val.json
 
-It writes results.json (COCO's form), evaluation.json and precision_recall.png into --output.
+Writes results.json (in COCO format), evaluation.json and precision_recall.png to the --output folder.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: before torch
+# Waiting threads sleep instead of spinning; this must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import json
@@ -31,29 +32,37 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", nargs="?", help="folder of a run (its best model is taken) or of a model")
-    add("--results", type=Path, help="instead of a model: a results file in COCO's form")
-    add("--data", type=Path, help="folder of COCO 2017; val2017 is measured")
+    add("model", nargs="?",
+        help="folder of a training run, whose best model is used, or of a saved model")  # fmt: skip
+    add("--results", type=Path, metavar="FILE",
+        help="evaluate a results file in COCO format instead of a model")  # fmt: skip
+    add("--data", type=Path, metavar="FOLDER", help="folder of COCO 2017, whose val2017 is used")
     add("--annotations", type=Path, metavar="PATH",
-        help="your own annotations: a COCO .json, a .csv, a YOLO data.yaml, or a folder of Pascal VOC")  # fmt: skip
-    add("--split", help="which part of a folder or data.yaml, such as val")
-    add("--images", type=Path, help="folder of your own images (COCO and CSV)")
-    add("--batch-size", type=int, default=1, help="default: 1")
+        help="annotations of your own dataset: a COCO .json file, a .csv file, a YOLO data.yaml, or a "
+        "Pascal VOC folder")  # fmt: skip
+    add("--split", metavar="NAME",
+        help="split of a data.yaml or Pascal VOC folder to evaluate, e.g. val")  # fmt: skip
+    add("--images", type=Path, metavar="FOLDER",
+        help="folder of the images, for COCO and CSV annotations (default: looked for near the file)")  # fmt: skip
+    add("--batch-size", type=int, default=1, metavar="N",
+        help="images per forward pass (default: 1)")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"default: {device}")
+    add("--device", default=device, help=f"PyTorch device of the model (default: {device})")
     add("--backend", default="auto", choices=["auto", "pycocotools", "hotcoco", "faster-coco-eval"],
-        help="who counts (default: hotcoco if it is installed, else pycocotools)")  # fmt: skip
-    add("--output", type=Path, default=Path("evaluation"), help="default: evaluation")
+        help="library that computes the AP (default: auto, which is hotcoco if installed, otherwise "
+        "pycocotools)")  # fmt: skip
+    add("--output", type=Path, default=Path("evaluation"), metavar="FOLDER",
+        help="folder to write to (default: evaluation)")  # fmt: skip
     options = parser.parse_args()
     if (options.model is None) == (options.results is None):
-        parser.error("give either a model or --results")
+        parser.error("pass either a model or --results")
     if (options.data is None) == (options.annotations is None):
-        parser.error("give either --data or --annotations")
+        parser.error("pass either --data or --annotations")
     return options
 
 
 def read_truth(options: argparse.Namespace) -> AnnotationTable:
-    """Read the annotations."""
+    """Read the ground truth."""
     if options.data is None:
         return read_annotations(options.annotations, options.images, split=options.split)
     annotations = options.data / "annotations" / "instances_val2017.json"
@@ -61,7 +70,7 @@ def read_truth(options: argparse.Namespace) -> AnnotationTable:
 
 
 def find_objects(options: argparse.Namespace, truth: AnnotationTable) -> list[dict]:
-    """Run the model on all images; return entries of a results file."""
+    """Run the model on all images and return the entries of a results file."""
     folder = Path(options.model)
     if (folder / "run.json").is_file():
         folder = folder / ("best" if (folder / "best").is_dir() else "last")
@@ -69,7 +78,9 @@ def find_objects(options: argparse.Namespace, truth: AnnotationTable) -> list[di
     names = model.config.class_names or truth.class_names
     unknown = sorted(set(names) - set(truth.class_names))
     if unknown:
-        raise ValueError(f"The annotations don't have these classes of the model: {unknown}.")
+        raise ValueError(
+            f"The model has classes that are missing from the annotations: {', '.join(unknown)}."
+        )
     ids = dict(zip(truth.class_names, truth.category_ids, strict=True))
     category_ids = [ids[name] for name in names]
     paths = [truth.image_path(index) for index in range(len(truth))]
@@ -82,7 +93,7 @@ def find_objects(options: argparse.Namespace, truth: AnnotationTable) -> list[di
 
 
 def main() -> None:
-    """Run it."""
+    """Evaluate a model or a results file."""
     options = parse()
     try:
         truth = read_truth(options)
@@ -99,7 +110,8 @@ def main() -> None:
     print(result.table())
     print()
     print(result)
-    print(f"{result.num_images} images, counted by {result.backend}. Written to {options.output}.")
+    images = "1 image" if result.num_images == 1 else f"{result.num_images} images"
+    print(f"Evaluated {images} with {result.backend}; wrote the results to {options.output}.")
 
 
 if __name__ == "__main__":

@@ -12,22 +12,23 @@ import torchvision
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import AnnotationTable, DetectionDataset, read_annotations, train_transform
 from focaldet.datasets.readers import find_reader
-from focaldet.pretrained._reading import read_tensors
+from focaldet.pretrained import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
 parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-parser.add_argument("train", type=Path, help="a .json, .csv or data.yaml, or a folder of VOC")
-parser.add_argument("val", type=Path, help="likewise; of a data.yaml or folder, its split 'val'")
-parser.add_argument("--images", type=Path, help="folder of the images (COCO and CSV)")
-parser.add_argument("--start", help="a pretrained detector; all but its class layer is kept")
-parser.add_argument("--backbone-weights", type=Path, help="of MobileNetV2, in a file")
-parser.add_argument("--epochs", type=int, default=24, help="default: 24")
-parser.add_argument("--size", type=int, default=480, help="short side, without --start (480)")
-parser.add_argument("--output", type=Path, default=Path("finetuned"), help="default: finetuned")
+add = parser.add_argument
+add("train", type=Path, help="training data: a .json, .csv or data.yaml file, or a VOC folder")
+add("val", type=Path, help="validation data; the split 'val' of a data.yaml or VOC folder is used")
+add("--images", type=Path, metavar="FOLDER", help="folder of the images, for COCO and CSV files")
+add("--start", metavar="MODEL", help="detector to start from (default: an ImageNet MobileNetV2)")
+add("--backbone-weights", type=Path, metavar="FILE", help="MobileNetV2 weights (default: download)")
+add("--epochs", type=int, default=24, metavar="N", help="passes over the data (default: 24)")
+add("--size", type=int, default=480, help="short side in pixels, without --start (default: 480)")
+add("--output", default="finetuned", metavar="RUN", help="run folder (default: finetuned)")
 
 
 def build(args: Namespace, names: tuple[str, ...]) -> tuple[RetinaNet, float]:
-    """Return the detector, and the learning rate that suits it."""
+    """Build the detector; return it with a suitable learning rate."""
     if args.start:
         return RetinaNet.from_pretrained(args.start, class_names=names), 1e-4
     config = RetinaNetConfig(num_classes=len(names), class_names=names, backbone="mobilenet_v2")

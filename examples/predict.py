@@ -1,13 +1,16 @@
-"""Find objects in photos: print them, draw them, and write them to one JSON file.
+"""Detect objects in photos: print them, draw them, and write them to a JSON file.
 
-python examples/predict.py runs/r50 photo.jpg holidays/ --output found
+    python examples/predict.py runs/r50 photo.jpg holidays/ --output found
+
+Writes a picture per photo and detections.json to the --output folder.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: before torch
+# Waiting threads sleep instead of spinning; this must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import json
@@ -26,18 +29,22 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", type=Path, help="folder of a run (its best model is taken) or of a model")
+    add("model", type=Path,
+        help="folder of a training run, whose best model is used, or of a saved model")  # fmt: skip
     add("sources", type=Path, nargs="+", help="images, or folders of images")
-    add("--score-threshold", type=float, default=0.5, help="default: 0.5")
-    add("--batch-size", type=int, default=1, help="default: 1")
+    add("--score-threshold", type=float, default=0.5, metavar="SCORE",
+        help="keep detections that score above this, between 0 and 1 (default: 0.5)")  # fmt: skip
+    add("--batch-size", type=int, default=1, metavar="N",
+        help="images per forward pass (default: 1)")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"default: {device}")
-    add("--output", type=Path, default=Path("predictions"), help="default: predictions")
+    add("--device", default=device, help=f"PyTorch device of the model (default: {device})")
+    add("--output", type=Path, default=Path("predictions"), metavar="FOLDER",
+        help="folder to write to (default: predictions)")  # fmt: skip
     return parser.parse_args()
 
 
 def list_images(sources: list[Path]) -> list[Path]:
-    """Replace folders by their images."""
+    """Replace each folder with the images in it."""
     found = []
     for source in sources:
         if source.is_dir():
@@ -49,7 +56,7 @@ def list_images(sources: list[Path]) -> list[Path]:
 
 
 def show(found: Detections) -> None:
-    """Print an image's objects."""
+    """Print the objects in an image."""
     print(f"{found.source}: {len(found)} object{'' if len(found) == 1 else 's'}")
     for name, score, box in zip(
         found.label_names, found.scores.tolist(), found.boxes.tolist(), strict=True
@@ -59,14 +66,14 @@ def show(found: Detections) -> None:
 
 
 def main() -> None:
-    """Run it."""
+    """Detect, print, draw and write."""
     options = parse()
     folder = options.model
     if (folder / "run.json").is_file():
         folder = folder / ("best" if (folder / "best").is_dir() else "last")
     paths = list_images(options.sources)
     if not paths:
-        sys.exit("error: there are no images in these folders")
+        sys.exit("error: no images in these folders")
     try:
         model = RetinaNet.from_pretrained(folder).to(options.device)
         results = model.predict(
@@ -75,14 +82,14 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         for number, (path, found) in enumerate(zip(paths, results, strict=True)):
             show(found)
-            twice = [p.stem for p in paths].count(path.stem) > 1  # cat.jpg in two folders
+            twice = [p.stem for p in paths].count(path.stem) > 1  # as cat.jpg in two folders
             name = f"{path.stem}_{number}.png" if twice else f"{path.stem}.png"
             found.draw().save(options.output / name)
         text = json.dumps([found.to_dict() for found in results], indent=1)
         (options.output / "detections.json").write_text(text)
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(f"Pictures and detections.json are in {options.output}.")
+    print(f"Wrote the pictures and detections.json to {options.output}.")
 
 
 if __name__ == "__main__":

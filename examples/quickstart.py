@@ -1,7 +1,7 @@
-"""Train a small RetinaNet on drawn shapes, measure it, save it, load it, draw what it finds.
+"""Train a small RetinaNet on synthetic shapes, then evaluate it, save it, load it and draw detections.
 
-It is also the shortest honest example of training with a plain PyTorch loop: everything that a
-detector needs, nothing hidden. It needs no download and two minutes or so on two CPU cores.
+This is also the shortest complete example of training with a plain PyTorch loop. It downloads nothing
+and takes about two minutes on two CPU cores.
 
     pip install '.[train]' && python examples/quickstart.py
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 
-# Threads that wait sleep instead of spinning: on a machine that is busy otherwise, spinning makes a
-# step take tens of times as long. It must be set before torch is imported.
+# Make waiting threads sleep instead of spin: on a machine that is busy with other work, spinning slows a
+# step down tens of times. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
@@ -28,11 +28,11 @@ from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.evaluation import evaluate_coco
 
 CLASSES = ("circle", "square", "triangle")
-SIDE = 128  # pixels of an image
+SIDE = 128  # width and height of an image in pixels
 
 
 def draw_scene(rng: random.Random) -> tuple[Image.Image, list[list[float]], list[int]]:
-    """Draw one to four shapes that hardly overlap; return image, boxes (xyxy) and labels."""
+    """Draw one to four shapes without overlap; return the image, boxes (xyxy) and labels."""
     noise = bytes(rng.choices(range(90, 166), k=3 * SIDE * SIDE))
     image = Image.frombytes("RGB", (SIDE, SIDE), noise)
     draw = ImageDraw.Draw(image)
@@ -46,7 +46,7 @@ def draw_scene(rng: random.Random) -> tuple[Image.Image, list[list[float]], list
             continue
         color = tuple(rng.randint(0, 255) for _ in range(3))
         label = rng.randrange(len(CLASSES))
-        inside = (x, y, x + size - 1, y + size - 1)  # Pillow's corners are pixels, ours are edges
+        inside = (x, y, x + size - 1, y + size - 1)  # Pillow includes the last pixel
         if label == 0:
             draw.ellipse(inside, fill=color)
         elif label == 1:
@@ -61,7 +61,7 @@ def draw_scene(rng: random.Random) -> tuple[Image.Image, list[list[float]], list
 
 
 class Shapes(torch.utils.data.Dataset):
-    """Images and targets as RetinaNet takes them, drawn beforehand."""
+    """Synthetic images and targets, drawn in advance."""
 
     def __init__(self, count: int, seed: int) -> None:
         rng = random.Random(seed)
@@ -76,7 +76,7 @@ class Shapes(torch.utils.data.Dataset):
         return pil_to_tensor(image).float() / 255, target
 
     def to_coco(self) -> dict:
-        """Return the ground truth in COCO's form, which the evaluation takes."""
+        """Return the ground truth in COCO format, for the evaluation."""
         annotations = [
             {
                 "id": 1000 * image_id + i + 1,
@@ -103,9 +103,8 @@ def train(model: RetinaNet, data: Shapes, epochs: int, batch_size: int) -> None:
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=lambda items: tuple(
-            zip(*items, strict=True)
-        ),  # images differ in size in general
+        # The default would stack the images, which in general differ in size.
+        collate_fn=lambda items: tuple(zip(*items, strict=True)),
     )
     steps = epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
@@ -126,15 +125,19 @@ def train(model: RetinaNet, data: Shapes, epochs: int, batch_size: int) -> None:
 
 
 def main() -> None:
-    """Run it all."""
+    """Train, evaluate, save, load and draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--train-images", type=int, default=480)
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("quickstart-output"), metavar="FOLDER",
+        help="folder to write to (default: quickstart-output)")  # fmt: skip
+    add("--epochs", type=int, default=5, metavar="N",
+        help="passes over the training images (default: 5)")  # fmt: skip
+    add("--batch-size", type=int, default=4, metavar="N", help="images per step (default: 4)")
+    add("--train-images", type=int, default=480, metavar="N",
+        help="number of training images (default: 480)")  # fmt: skip
+    add("--seed", type=int, default=0, help="random seed (default: 0)")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -145,10 +148,10 @@ def main() -> None:
             num_classes=len(CLASSES),
             class_names=CLASSES,
             backbone="resnet18",
-            backbone_norm="batch",  # from scratch: there is nothing yet to freeze
+            backbone_norm="batch",  # the backbone is not pretrained
             fpn_channels=64,
             head_depth=2,
-            anchor_sizes=(16, 32, 64, 128, 256),  # half the usual, for small images
+            anchor_sizes=(16, 32, 64, 128, 256),  # half the default sizes, for small images
             min_size=SIDE,
             max_size=SIDE,
         )
@@ -171,9 +174,8 @@ def main() -> None:
     for i, tile in enumerate(tiles):
         picture.paste(tile, (i % 4 * SIDE, i // 4 * SIDE))
     picture.save(options.output / "detections.png")
-    print(
-        f"Saved the model in {options.output / 'model'} and a picture as {options.output / 'detections.png'}."
-    )
+    print(f"Saved the model to {options.output / 'model'}.")
+    print(f"Saved a picture of the detections to {options.output / 'detections.png'}.")
 
 
 if __name__ == "__main__":

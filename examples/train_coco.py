@@ -1,21 +1,24 @@
-"""Train RetinaNet on COCO 2017, or on data of your own in COCO, Pascal VOC, YOLO or CSV form.
+"""Train RetinaNet on COCO 2017, or on your own dataset in COCO, Pascal VOC, YOLO or CSV format.
 
     pip install '.[train]'
     python examples/train_coco.py --data coco2017 --output runs/r50
 
-COCO is expected as coco2017/{annotations,train2017,val2017}. For other data:
+COCO is expected in coco2017/{annotations,train2017,val2017}. For your own dataset:
 
     python examples/train_coco.py --train train.json --val val.json --images photos --output runs/mine
 
-The defaults are the paper's: ResNet-50, 800 pixels, SGD, a learning rate of 0.01 for 16 images that
-is scaled with the batch. On several GPUs: torchrun --nproc-per-node 8 examples/train_coco.py ...
+The defaults are the paper's: ResNet-50, 800 pixels, SGD, and a learning rate of 0.01 for 16 images
+per update, scaled with their number. On several GPUs:
+
+    torchrun --nproc-per-node 8 examples/train_coco.py --data coco2017 --output runs/r50
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: before torch
+# Waiting threads sleep instead of spinning; this must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import sys
@@ -34,7 +37,7 @@ from focaldet.datasets import (
     train_transform,
 )
 from focaldet.datasets.readers import find_reader
-from focaldet.pretrained._reading import read_tensors
+from focaldet.pretrained import read_tensors
 from focaldet.training import TrainingError, TrainingOptions, train
 
 
@@ -44,72 +47,89 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("data").add_argument
-    add("--data", type=Path, help="folder of COCO 2017")
+    add("--data", type=Path, metavar="FOLDER", help="folder of COCO 2017")
     add("--train", type=Path, metavar="PATH",
-        help="your own annotations to train on: a COCO .json, a .csv, a YOLO data.yaml, or a folder "
-        "of Pascal VOC")  # fmt: skip
-    add("--val", type=Path, metavar="PATH", help="your own annotations to validate on")
+        help="training annotations of your own dataset: a COCO .json file, a .csv file, a YOLO "
+        "data.yaml, or a Pascal VOC folder")  # fmt: skip
+    add("--val", type=Path, metavar="PATH",
+        help="validation annotations of your own dataset (default: no validation)")  # fmt: skip
     add("--splits", nargs=2, default=("train", "val"), metavar=("TRAIN", "VAL"),
-        help="what the two parts of a folder or data.yaml are called (default: train val)")  # fmt: skip
-    add("--images", type=Path, help="folder of your own images (COCO and CSV)")
+        help="names of the splits of a data.yaml or Pascal VOC folder (default: train val)")  # fmt: skip
+    add("--images", type=Path, metavar="FOLDER",
+        help="folder of the images of your own dataset, for COCO and CSV files")  # fmt: skip
     workers = min(4, os.cpu_count() or 1)
-    add("--workers", type=int, default=workers,
-        help=f"processes a GPU that read images (default: {workers}; at most 4, one a core)")  # fmt: skip
+    add("--workers", type=int, default=workers, metavar="N",
+        help=f"processes per GPU that read images (default: {workers}, the number of CPU cores up to "
+        "4)")  # fmt: skip
 
     add = parser.add_argument_group("model").add_argument
     add("--backbone", default="resnet50", choices=sorted(BACKBONES), metavar="NAME",
         help=f"one of {', '.join(sorted(BACKBONES))} (default: resnet50)")  # fmt: skip
     add("--backbone-weights", default="imagenet", metavar="FILE",
-        help="classifier weights in a file; 'imagenet' downloads torchvision's (default), 'none' "
-        "trains from scratch")  # fmt: skip
+        help="file of classifier weights, 'imagenet' to download those of torchvision, or 'none' to "
+        "train from scratch (default: imagenet)")  # fmt: skip
     add("--trainable-stages", type=int, default=3, metavar="N",
-        help="of the backbone's five, from the last back (default: 3)")  # fmt: skip
-    add("--fpn-channels", type=int, default=256, metavar="N", help="default: 256")
+        help="number of backbone stages to train, 0 to 5, counted from the last (default: 3)")  # fmt: skip
+    add("--fpn-channels", type=int, default=256, metavar="N",
+        help="channels of the feature pyramid (default: 256)")  # fmt: skip
     add("--head-depth", type=int, default=4, metavar="N",
-        help="convolutions of a tower (default: 4)")  # fmt: skip
+        help="convolutions in each tower of the head (default: 4)")  # fmt: skip
     add("--head-norm", default="none", choices=["none", "group"],
-        help="norm of the towers; 'group' helps on small data sets (default: none)")  # fmt: skip
-    add("--min-size", type=int, default=800, help="short side in pixels (default: 800)")
-    add("--max-size", type=int, default=1333, help="longest long side (default: 1333)")
+        help="normalisation in the head; 'group' helps on small datasets (default: none)")  # fmt: skip
+    add("--min-size", type=int, default=800, metavar="PX",
+        help="length of the short side of an image in pixels (default: 800)")  # fmt: skip
+    add("--max-size", type=int, default=1333, metavar="PX",
+        help="maximum length of the long side in pixels (default: 1333)")  # fmt: skip
     add("--anchor-sizes", type=float, nargs=5, default=(32, 64, 128, 256, 512), metavar="PX",
-        help="of the five levels (default: 32 64 128 256 512)")  # fmt: skip
+        help="anchor sizes of the five levels in pixels (default: 32 64 128 256 512)")  # fmt: skip
     add("--box-loss", default="smooth_l1", choices=["smooth_l1", "l1", "giou"],
-        help="default: smooth_l1")  # fmt: skip
-    add("--box-loss-weight", type=float, default=1.0, metavar="W", help="default: 1")
+        help="box regression loss (default: smooth_l1)")  # fmt: skip
+    add("--box-loss-weight", type=float, default=1.0, metavar="WEIGHT",
+        help="factor of the box regression loss (default: 1)")  # fmt: skip
     add("--normalizer", default="batch", choices=["batch", "image", "ema"],
-        help="what losses are divided by: positives of the batch, of each image, or their running "
-        "mean (default: batch)")  # fmt: skip
+        help="what the losses are divided by: the number of positives in the batch, in each image, or "
+        "its moving average (default: batch)")  # fmt: skip
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, default=12, help="default: 12")
-    add("--batch-size", type=int, default=2, help="images a step on each GPU (default: 2)")
-    add("--accumulate", type=int, default=1, help="steps an update (default: 1)")
-    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help="default: sgd")
-    add("--lr", type=float, help="default: 0.01 (adamw: 0.0001) x images an update / 16")
+    add("--epochs", type=int, default=12, metavar="N",
+        help="passes over the training data (default: 12)")  # fmt: skip
+    add("--batch-size", type=int, default=2, metavar="N",
+        help="images per step on each GPU (default: 2)")  # fmt: skip
+    add("--accumulate", type=int, default=1, metavar="N",
+        help="steps per update of the weights (default: 1)")  # fmt: skip
+    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help="optimizer (default: sgd)")
+    add("--lr", type=float,
+        help="learning rate (default: 0.01, or 0.0001 for adamw, times images per update / 16)")  # fmt: skip
     add("--schedule", default="step", choices=["step", "cosine", "constant"],
-        help="step divides by 10 after 2/3 and 8/9 of the run (default)")  # fmt: skip
-    add("--warmup", type=int, metavar="N", help="updates (default: 500, or a tenth of the run)")
-    add("--weight-decay", type=float, default=1e-4, help="default: 0.0001")
-    add("--no-norm-decay", action="store_true", help="no weight decay on norms and biases")
-    add("--clip", type=float, metavar="NORM", help="clip the gradient's norm")
-    add("--ema", type=float, metavar="DECAY", help="average the weights, as with 0.999")
+        help="learning rate schedule; 'step' divides by 10 after 2/3 and 8/9 of the updates (default: "
+        "step)")  # fmt: skip
+    add("--warmup", type=int, metavar="N",
+        help="warm-up in updates (default: 500, or a tenth of all updates if that is less)")  # fmt: skip
+    add("--weight-decay", type=float, default=1e-4, metavar="DECAY",
+        help="weight decay (default: 0.0001)")  # fmt: skip
+    add("--no-norm-decay", action="store_true",
+        help="no weight decay for normalisation parameters and biases")  # fmt: skip
+    add("--clip", type=float, metavar="NORM", help="maximum gradient norm (default: no clipping)")
+    add("--ema", type=float, metavar="DECAY",
+        help="decay of the weight average, e.g. 0.999 (default: no averaging)")  # fmt: skip
     add("--multi-scale", action="store_true",
-        help="train at short sides of 0.8 to 1 times --min-size")  # fmt: skip
+        help="resize training images to short sides of 0.8 to 1 times --min-size")  # fmt: skip
     add("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"],
-        help="default: 32-true")  # fmt: skip
-    add("--accelerator", default="auto", help="auto (default), gpu, cpu ...")
-    add("--devices", type=int, help="GPUs on this machine (default: all)")
-    add("--nodes", type=int, default=1, help="machines (default: 1)")
-    add("--seed", type=int, default=0, help="default: 0")
+        help="floating-point precision (default: 32-true)")  # fmt: skip
+    add("--accelerator", default="auto", help="auto, gpu, cpu, ... (default: auto)")
+    add("--devices", type=int, metavar="N", help="GPUs per machine (default: all)")
+    add("--nodes", type=int, default=1, metavar="N", help="number of machines (default: 1)")
+    add("--seed", type=int, default=0, help="random seed (default: 0)")
 
     add = parser.add_argument_group("output").add_argument
-    add("--output", type=Path, required=True, help="folder of the run, new or empty")
-    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    add("--output", type=Path, required=True, metavar="FOLDER",
+        help="folder of the run, which must be new or empty unless --resume is given")  # fmt: skip
+    add("--resume", action="store_true", help="resume the run in --output from its last checkpoint")
     add("--checkpoint-every", type=int, metavar="N",
-        help="updates between checkpoints (default: at each epoch's end only)")  # fmt: skip
+        help="updates between checkpoints (default: one checkpoint per epoch)")  # fmt: skip
     options = parser.parse_args()
     if (options.data is None) == (options.train is None):
-        parser.error("give either --data or --train")
+        parser.error("pass either --data or --train")
     return options
 
 
@@ -120,7 +140,7 @@ def read_part(path: Path, images: Path | None, split: str) -> AnnotationTable:
 
 
 def load_data(options: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
-    """Read the annotations; images are read as they are needed."""
+    """Read the annotations; images are read during training."""
     sizes = [options.min_size]
     if options.multi_scale:
         sizes = [round(options.min_size * part / 25) for part in range(20, 26)]
@@ -141,7 +161,7 @@ def load_data(options: argparse.Namespace) -> tuple[DetectionDataset, DetectionD
 
 
 def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> RetinaNet:
-    """Build the detector on its backbone's weights."""
+    """Build the detector, with the weights of its backbone."""
     weights = None
     if options.backbone_weights == "imagenet":
         import torchvision
@@ -150,9 +170,9 @@ def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> Re
         try:
             weights = entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
         except URLError as error:
-            remedy = f"Download {entry.url} elsewhere and give the file with --backbone-weights"
             raise OSError(
-                f"There is no way to torchvision's weights ({error}). {remedy}."
+                f"Cannot download {entry.url} ({error.reason}). Download it elsewhere and pass the "
+                "file with --backbone-weights."
             ) from error
     elif options.backbone_weights != "none":
         weights = read_tensors(Path(options.backbone_weights))
@@ -177,7 +197,7 @@ def build_model(options: argparse.Namespace, class_names: tuple[str, ...]) -> Re
 
 
 def main() -> None:
-    """Run it."""
+    """Train a detector."""
     options = parse()
     try:
         train_data, val_data = load_data(options)

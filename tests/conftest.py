@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 torch.set_num_threads(1)  # pytest-xdist uses the cores
-# New random examples at every run at a desk; the same ones in CI, where a rare find stops others.
+# Hypothesis draws new examples on every local run, but always the same ones in CI, where a rare failure
+# would block unrelated changes.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("desk", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
@@ -31,7 +32,7 @@ def _seeded() -> None:
 def coco_photos() -> list[Path]:
     folder = SHARED / "data" / "coco_sample" / "val2017"
     if not folder.is_dir():
-        pytest.skip("the folder of real photos is not beside this checkout")
+        pytest.skip("the folder of COCO photos is not available next to this checkout")
     return sorted(folder.glob("*.jpg"))
 
 

@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 OLD = {
+    "focaldet.training.WholeFiles": "focaldet.training.AtomicCheckpointIO",
     "focaldet.coco.CLASS_NAMES": "focaldet.class_names.COCO_CLASS_NAMES",
     "focaldet.coco.CATEGORY_IDS": "focaldet.class_names.COCO_CATEGORY_IDS",
 }

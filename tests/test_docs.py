@@ -1,7 +1,14 @@
-"""Every Python block of README and of the documentation runs, page by page, as a user would run it."""
+"""The Python code in README and the documentation runs, page by page, as a user would run it.
+
+Code that users copy, here and in the examples, imports public names only.
+"""
 
 from __future__ import annotations
 
+import ast
+import doctest
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,12 +32,12 @@ NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 
 
 class Block(NamedTuple):
-    line: int  # of its first line of code, from 1
+    line: int  # line number of its first line of code, counted from 1
     code: str
 
 
-def blocks_of(text: str) -> list[Block]:
-    """Find the blocks fenced as ```python, without those that a comment says are not run."""
+def blocks_of(text: str, *, marked: bool = False) -> list[Block]:
+    """Find the blocks fenced as ```python; those marked as not run are included only on request."""
     found = []
     lines = text.splitlines()
     start = None
@@ -38,20 +45,20 @@ def blocks_of(text: str) -> list[Block]:
         if start is None and line.strip() == "```python":
             start = index + 1
         elif start is not None and line.strip() == "```":
-            if start < 2 or not NOT_RUN.fullmatch(lines[start - 2].strip()):
+            if marked or start < 2 or not NOT_RUN.fullmatch(lines[start - 2].strip()):
                 indent = len(lines[start - 1]) - len(lines[start - 1].lstrip())
                 code = "\n".join(one[indent:] for one in lines[start:index])
                 found.append(Block(start + 1, code))
             start = None
-    assert start is None, f"line {start}: a block that does not end"
+    assert start is None, f"line {start}: the block is not closed"
     return found
 
 
 def run_page(name: str, text: str) -> None:
-    """Run a page's blocks in one namespace; a failure names page and line."""
+    """Run the blocks of a page in one namespace; a failure names the page and the line."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks_of(text):
-        padding = "\n" * (block.line - 1)  # so that Python's line numbers are the page's
+        padding = "\n" * (block.line - 1)  # so that Python reports the line numbers of the page
         try:
             exec(compile(padding + block.code, name, "exec"), namespace)  # noqa: S102
         except Exception as error:
@@ -79,7 +86,7 @@ def draw_photo(path: Path, size: tuple[int, int]) -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNetConfig) -> Path:
-    """A folder as a user's: a photo, a folder of photos, a saved model."""
+    """Change to a folder with what the pages use: a photo, a folder of photos and a saved model."""
     draw_photo(tmp_path / "photo.jpg", (120, 90))
     (tmp_path / "photos").mkdir()
     for index in range(3):
@@ -92,11 +99,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNet
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.usefixtures("desk")
-def test_the_blocks_of_a_page_run(page: Path) -> None:
+def test_the_code_blocks_of_a_page_run(page: Path) -> None:
     run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
 
 
-def test_a_failing_block_names_page_and_line() -> None:
+def test_a_failing_block_is_reported_with_page_and_line() -> None:
     text = "# Title\n\n```python\nx = 1\n```\n\ntext\n\n```python\n\nx += 1\n1 / (x - 2)\n```\n"
     with pytest.raises(AssertionError, match=r"^a\.md:12: ZeroDivisionError: division by zero$"):
         run_page("a.md", text)
@@ -104,11 +111,66 @@ def test_a_failing_block_names_page_and_line() -> None:
         run_page("a.md", "```python\nx = = 1\n```\n")
 
 
-def test_blocks_said_not_to_run_and_those_of_other_languages_do_not() -> None:
+def test_blocks_marked_as_not_run_and_other_languages_are_skipped() -> None:
     text = (
         "<!-- not run: no network -->\n```python\nfail\n```\n```bash\nfail\n```\n"
         "- in a list:\n\n  ```python\n  if True:\n      y = 2\n  ```\n"
     )
     assert blocks_of(text) == [Block(11, "if True:\n    y = 2")]
-    with pytest.raises(AssertionError, match="a block that does not end"):
+    with pytest.raises(AssertionError, match="the block is not closed"):
         blocks_of("```python\nx = 1\n")
+
+
+def private_imports(code: str) -> list[str]:
+    """Return what a piece of code imports from focaldet although it is not public.
+
+    Public are modules without an underscore, and the names in their ``__all__``.
+    """
+    imported: list[tuple[str, str | None]] = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            imported += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported += [(node.module or "", alias.name) for alias in node.names]
+    private = []
+    for module, name in imported:
+        if module.partition(".")[0] != "focaldet":
+            continue
+        path = module if name is None else f"{module}.{name}"
+        if any(part.startswith("_") for part in path.split(".")):
+            private.append(path)
+        elif name is not None:
+            home = importlib.import_module(module)
+            is_module = hasattr(home, "__path__") and importlib.util.find_spec(path) is not None
+            if name not in home.__all__ and not is_module:
+                private.append(path)
+    return private
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_an_example_imports_public_names_only(path: Path) -> None:
+    assert private_imports(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_blocks_of_a_page_import_public_names_only(page: Path) -> None:
+    for block in blocks_of(page.read_text(encoding="utf-8"), marked=True):
+        is_session = block.code.startswith(">>>")
+        code = doctest.script_from_examples(block.code) if is_session else block.code
+        assert private_imports(code) == [], f"{page.name}:{block.line}"
+
+
+def test_private_imports_are_found() -> None:
+    code = """
+import json
+import focaldet.pretrained
+import focaldet._checks
+from focaldet import FocalLoss, pretrained
+from focaldet.pretrained import read_tensors, push
+from focaldet.pretrained._reading import read_checkpoint
+"""
+    assert private_imports(code) == [
+        "focaldet._checks",
+        "focaldet.pretrained.push",
+        "focaldet.pretrained._reading.read_checkpoint",
+    ]

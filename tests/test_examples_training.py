@@ -1,4 +1,4 @@
-"""The scripts of examples/ do what their help says, and tell a user's mistake in one line."""
+"""The example scripts do what their help says, and report mistakes in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import URLError
 
 import pytest
 
@@ -27,7 +28,7 @@ SCRIPTS = ("train_coco", "evaluate_coco", "predict", "finetune_custom")
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run a script in this process, in an empty folder; return what it prints."""
+    """Return a function that runs a script in an empty folder and returns what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
@@ -40,7 +41,7 @@ def call(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_what_to_do(
+def test_help_shows_how_to_run_the_script(
     script: str, call: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -60,9 +61,7 @@ def test_train_then_evaluate_then_predict(tmp_path: Path, call: Callable[..., st
     quick = ("--epochs", 1, "--workers", 0, "--accelerator", "cpu", "--multi-scale")
     options = ("--data", coco, "--output", "run", *model, *size, *quick)
     call("train_coco", *options)
-    with pytest.raises(
-        SystemExit, match=r"error: `folder` must be a new or empty folder; got 'run'"
-    ):
+    with pytest.raises(SystemExit, match=r"error: folder 'run' already holds a run"):
         call("train_coco", *options)
 
     printed = call("evaluate_coco", "run", "--data", coco, "--device", "cpu", "--output", "out")
@@ -88,10 +87,12 @@ def test_train_then_evaluate_then_predict(tmp_path: Path, call: Callable[..., st
     assert len(json.loads(Path("found/detections.json").read_text())) == 3
 
 
-@pytest.mark.parametrize("form", ["yolo", "voc", "csv"])
-def test_other_forms_than_coco_train(form: str, tmp_path: Path, call: Callable[..., str]) -> None:
+@pytest.mark.parametrize("name", ["yolo", "voc", "csv"])
+def test_datasets_in_other_formats_train(
+    name: str, tmp_path: Path, call: Callable[..., str]
+) -> None:
     paths = [write_data(tmp_path / part, count) for part, count in (("train", 2), ("val", 1))]
-    source = write_as(form, paths, tmp_path / form)
+    source = write_as(name, paths, tmp_path / name)
     model = ("--backbone", "mobilenet_v2", "--backbone-weights", "none", "--fpn-channels", 64)
     head = ("--head-norm", "group", "--box-loss", "giou", "--box-loss-weight", 2, "--head-depth", 1)
     size = ("--min-size", 48, "--max-size", 64, "--epochs", 1, "--workers", 0)
@@ -101,27 +102,27 @@ def test_other_forms_than_coco_train(form: str, tmp_path: Path, call: Callable[.
     assert (config.head_norm, config.box_loss_weight) == ("group", 2.0)
     assert config.class_names is not None
     assert set(config.class_names) == {"square", "circle"}
-    part = () if form == "csv" else ("--split", "val")
+    part = () if name == "csv" else ("--split", "val")
     printed = call("evaluate_coco", "run", "--annotations", source[1], *part, "--device", "cpu")
-    assert "1 images" in printed
+    assert "Evaluated 1 image with" in printed
 
 
-def write_as(form: str, paths: list[Path], folder: Path) -> list[Path]:
-    """Write COCO's files, train and val, in another form; return what the scripts take for each."""
+def write_as(name: str, paths: list[Path], folder: Path) -> list[Path]:
+    """Write COCO files, train and val, in another format; return the path of each."""
     classes = ("square", "circle")
     sources = []
     for path, split in zip(paths, ("train", "val"), strict=True):
         content = json.loads(path.read_text())
-        names = {kind["id"]: kind["name"] for kind in content["categories"]}
+        names = {category["id"]: category["name"] for category in content["categories"]}
         rows, stems = [], []
         for image in content["images"]:
             stems.append(f"{split}{image['id']}")
-            name, width, height = image["file_name"], image["width"], image["height"]
+            file, width, height = image["file_name"], image["width"], image["height"]
             yolo, voc = "", f"<size><width>{width}</width><height>{height}</height></size>"
             for box in content["annotations"]:
                 if box["image_id"] == image["id"]:
                     (x, y, w, h), label = box["bbox"], names[box["category_id"]]
-                    rows.append(f"{path.parent / name},{x},{y},{x + w},{y + h},{label}")
+                    rows.append(f"{path.parent / file},{x},{y},{x + w},{y + h},{label}")
                     voc += voc_object(label, (x, y, x + w, y + h))
                     centre = f"{(x + w / 2) / width} {(y + h / 2) / height}"
                     yolo += f"{classes.index(label)} {centre} {w / width} {h / height}\n"
@@ -130,15 +131,15 @@ def write_as(form: str, paths: list[Path], folder: Path) -> list[Path]:
             write_text(folder / "Annotations" / f"{stems[-1]}.xml", xml)
             for place in (folder / "images" / split, folder / "JPEGImages"):
                 place.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path.parent / name, place / f"{stems[-1]}.png")
+                shutil.copy(path.parent / file, place / f"{stems[-1]}.png")
         write_text(folder / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
         sources.append(write_text(folder / f"{split}.csv", "\n".join(rows)))
     text = "train: images/train\nval: images/val\nnames: [square, circle]\n"
     yaml = write_text(folder / "yolo" / "data.yaml", f"path: ..\n{text}")
-    return {"csv": sources, "voc": [folder, folder], "yolo": [yaml, yaml]}[form]
+    return {"csv": sources, "voc": [folder, folder], "yolo": [yaml, yaml]}[name]
 
 
-def test_a_detector_is_fine_tuned_for_other_classes(
+def test_a_detector_is_fine_tuned_on_other_classes(
     tmp_path: Path, call: Callable[..., str]
 ) -> None:
     path = write_data(tmp_path / "data", 2)
@@ -158,10 +159,10 @@ def test_a_detector_is_fine_tuned_for_other_classes(
         ("evaluate_coco", ["none", "--annotations", "no.json"], "error: .*no.json"),
         ("predict", ["none", "photo.jpg"], "error: .*none"),
         ("finetune_custom", ["no.json", "no.json"], "1"),
-        ("predict", ["none", "."], "error: there are no images in these folders"),
+        ("predict", ["none", "."], "error: no images in these folders"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(
+def test_mistakes_are_reported_without_a_traceback(
     script: str, args: list[str], message: str, call: Callable[..., str]
 ) -> None:
     with pytest.raises(SystemExit, match=message):
@@ -176,15 +177,30 @@ def test_mistakes_are_told_without_a_traceback(
         ("evaluate_coco", ["model"]),
     ],
 )
-def test_arguments_that_are_missing_are_named(
+def test_missing_arguments_are_named(
     script: str, args: list[str], call: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         call(script, *args)
     assert ended.value.code == 2
-    assert "error: give either" in capsys.readouterr().err
+    assert "error: pass either" in capsys.readouterr().err
 
 
-def test_fine_tuning_is_short() -> None:
+def test_the_fine_tuning_script_is_short() -> None:
     lines = (EXAMPLES / "finetune_custom.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
+
+
+def test_backbone_weights_that_cannot_be_downloaded_say_what_to_do(
+    tmp_path: Path, call: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.setattr("torch.hub.urlopen", fail)
+    path = write_data(tmp_path / "data", 1)
+    message = r"error: Cannot download https.*\.pth \(no route to host\).*--backbone-weights"
+    with pytest.raises(SystemExit, match=message):
+        call("train_coco", "--train", path, "--backbone", "resnet18", "--output", "run")

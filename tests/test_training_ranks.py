@@ -1,4 +1,4 @@
-"""Two ranks with half of the batch each do what one process does with the whole batch."""
+"""Two ranks with half of the batch each compute the same as one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.tiny_training import read_data, tiny_detector, write_data
 
 
 class Record(pl.Callback):
-    """Keep losses and gradients of each step, and what validation came to."""
+    """Record the losses and the gradients of each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -61,15 +61,15 @@ def fit(data: Path, batch_size: int, ranks: int) -> dict[str, Any]:
     module = RetinaNetModule(tiny_detector(norm="frozen").train(), options)
     trainer.fit(module, DetectionDataModule(train_data, val_data, batch_size=batch_size, workers=0))
     assert ap.result is not None
-    if ranks > 1:  # the losses of a batch are the mean over ranks
+    if ranks > 1:  # the loss of the whole batch is the mean over the ranks
         for step in record.steps:
             for name in ("train/classification", "train/box_regression"):
                 step[name] = trainer.strategy.reduce(step[name], reduce_op="mean")
     return {"steps": record.steps, "stats": ap.result.stats, "val": ap.result.num_images}
 
 
-@pytest.mark.filterwarnings("ignore")  # of pytorch-lightning, and of frozen norms without weights
-def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # of Lightning, and about frozen norms without weights
+def test_two_ranks_match_one_process_with_the_whole_batch(tmp_path: Path) -> None:
     write_data(tmp_path / "train", 8)
     write_data(tmp_path / "val", 5, seed=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -92,7 +92,7 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
             assert error < 1e-5, f"{name}: {error}"
     assert_close(two["stats"], list(one["stats"]), rtol=1e-5, atol=1e-5)
     assert two["val"] == one["val"] == 5
-    # Threads of gloo that outlive Python abort the process, at times.
+    # gloo threads that are still running when Python exits sometimes abort the process.
     for rank in range(2):
         assert (tmp_path / f"group_at_exit_{rank}").read_text() == "False"
 

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is the run that never was."""
+"""A run that is killed and resumed gives the same result as one that is never interrupted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(
     data: Path, folder: Path, name: str, step: int, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process that gets a signal, with its workers, in the middle of a step."""
+    """Train in a subprocess that receives a signal, with its workers, in the middle of a step."""
     command = [sys.executable, tiny_training.__file__ or "", str(data), str(folder)]
     command += ["--options", json.dumps(options), "--signal", name, str(step)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,14 +53,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def steps_in(folder: Path) -> list[tuple[str, str, str]]:
-    """Return epoch, step and loss of each update, without the rows of validations and epochs."""
+    """Return epoch, step and loss of each update, leaving out the rows of validations and epochs."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     return [(row["epoch"], row["step"], row["train/loss"]) for row in rows]
 
 
 def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any) -> None:
-    """Kill a run, resume it, and compare it with one that was never killed."""
+    """Kill a run, resume it, and compare it with an uninterrupted one."""
     process = killed(data, folder / "killed", name, step, **options)
     assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143}[name], process.stderr
     assert not (folder / "killed" / "last").exists()
@@ -73,7 +73,7 @@ def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any
     assert not list(folder.rglob("*.part"))
 
 
-def test_a_run_killed_in_mid_epoch_goes_on_from_the_epochs_end(
+def test_a_run_killed_in_mid_epoch_continues_from_the_previous_epochs_end(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_resumed(data, tmp_path, "SIGKILL", 4)
@@ -85,15 +85,15 @@ def test_a_run_killed_in_mid_epoch_goes_on_from_the_epochs_end(
 @pytest.mark.parametrize(
     ("name", "step", "every"),
     [
-        pytest.param("SIGKILL", 5, None, id="to an epoch's end"),
-        pytest.param("SIGKILL", 5, 1, id="to a step"),
-        pytest.param("SIGKILL", 1, None, id="to nothing"),
-        pytest.param("SIGTERM", 3, None, id="to a step at SIGTERM"),
-        pytest.param("SIGTERM", 2, None, id="to an epoch's end at SIGTERM"),
+        pytest.param("SIGKILL", 5, None, id="resumes from an epoch's end"),
+        pytest.param("SIGKILL", 5, 1, id="resumes from a step"),
+        pytest.param("SIGKILL", 1, None, id="starts again"),
+        pytest.param("SIGTERM", 3, None, id="SIGTERM within an epoch"),
+        pytest.param("SIGTERM", 2, None, id="SIGTERM in an epoch's last step"),
     ],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_weights_are_bitwise_those_of_a_run_never_killed(
+def test_resumed_weights_are_bitwise_identical_to_those_of_an_uninterrupted_run(
     data: Path, tmp_path: Path, name: str, step: int, every: int | None, workers: int,
     accumulate: int,
 ) -> None:  # fmt: skip
@@ -105,7 +105,7 @@ def test_resumed_weights_are_bitwise_those_of_a_run_never_killed(
 def interrupted(
     data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
 ) -> int:
-    """Train in this process, send it a signal in the middle of a step; return the exit status."""
+    """Train in this process and send it a signal in the middle of a step; return the exit status."""
     monkeypatch.setattr(RetinaNetModule, "training_step", RetinaNetModule.training_step)
     tiny_training.send_signal(number, step, whole_group=False)
     before = signal.getsignal(number)
@@ -115,22 +115,24 @@ def interrupted(
     return int(str(ended.value.code))
 
 
-def test_sigterm_saves_first(
+def test_sigterm_saves_the_state_before_exiting(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert interrupted(data, tmp_path / "run", monkeypatch, signal.SIGTERM, 1) == 143
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert caplog.messages[-2:] == [
-        "SIGTERM: stopping after this step.",
-        f"SIGTERM: saved {last} after update 2; the run goes on from there if it is resumed.",
-    ]
+    received, saved = caplog.messages[-2:]
+    assert received == "Received SIGTERM; stopping after this step."
+    assert saved == (
+        f"Stopped by SIGTERM; saved the state after update 2 to {str(last)!r}. Resume the run to "
+        "continue."
+    )
     assert torch.load(last, weights_only=True)["global_step"] == 2
 
 
-def test_ctrl_c_in_an_epochs_last_step_leaves_out_its_validation(
+def test_ctrl_c_in_the_last_step_of_an_epoch_skips_its_validation(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert interrupted(data, tmp_path / "run", monkeypatch, signal.SIGINT, 2) == 130
-    assert "SIGINT: saved" in caplog.text
-    assert "epoch 1/2" in caplog.text
+    assert "Stopped by SIGINT" in caplog.text
+    assert "Epoch 1/2: loss" in caplog.text
     assert "AP" not in caplog.text

@@ -1,4 +1,4 @@
-"""What a run writes, and what becomes of one that goes wrong."""
+"""What a training run writes, and how it fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from PIL import Image
 
 from focaldet import RetinaNet
 from focaldet.training import RetinaNetModule, TrainingError, draw_curves, train
-from focaldet.training._metrics import read_metrics
+from focaldet.training._metrics_file import read_metrics
 from tests.helpers import tiny_training
 from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, write_data
 
@@ -31,7 +32,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_run_leaves_all_there_is_to_know_in_one_folder(
+def test_a_run_writes_everything_to_one_folder(
     data: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -58,72 +59,104 @@ def test_a_run_leaves_all_there_is_to_know_in_one_folder(
     sheets = sorted(path.name for path in (folder / "pictures").iterdir())
     assert sheets == ["epoch_001.png", "epoch_002.png"]
     with Image.open(folder / "pictures" / sheets[0]) as sheet:
-        assert sheet.width == 2 * 64 + 3 * 8  # the truth beside what was found
+        assert sheet.width == 2 * 64 + 3 * 8  # ground truth and detections
     with Image.open(folder / "curves.png") as picture:
         assert picture.width > 1000
     assert any((folder / "tensorboard").glob("events*"))
-    assert capfd.readouterr() == ("", "")  # nothing but the lines below, and no progress bar
-    assert "lr 0.005 = 0.01 x 8 / 16 images an update" in caplog.messages[0]
-    assert [line.split()[0] for line in caplog.messages] == ["sgd,", "epoch", "epoch", "Done:"]
+    assert capfd.readouterr() == ("", "")  # only the log lines below, and no progress bar
+    first, *epochs, last = caplog.messages
+    assert first == (
+        "Optimizer: sgd, lr 0.005 (0.01 x 8/16 images per update), step schedule over 2 updates"
+    )
+    for number, line in enumerate(epochs, start=1):
+        number_ = r"\d+\.\d{3}"
+        assert re.fullmatch(
+            rf"Epoch {number}/2: loss {number_}, validation loss {number_}, AP {number_}, "
+            rf"AP50 {number_}, AP75 {number_}, \d+ s",
+            line,
+        )
+    assert re.fullmatch(rf"Finished; best AP .* in epoch \d, saved to '{folder / 'best'}'\.", last)
 
 
-def test_a_runs_lines_are_heard_without_any_setting_of_logging(
+def test_log_lines_are_printed_if_logging_is_not_configured(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     tiny_training.run(data, tmp_path / "run", epochs=1)
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split()[0] for line in lines] == ["sgd,", "epoch", "Done:"]
+    assert [line.split()[0] for line in lines] == ["Optimizer:", "Epoch", "Finished;"]
     assert not logging.getLogger("focaldet.training").handlers
 
 
-def test_a_run_without_validation_keeps_its_last_model(data: Path, tmp_path: Path) -> None:
+def test_a_run_without_validation_saves_its_last_model(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train_data = read_data(data / "train" / "annotations.json")
     summary = train(
         tiny_detector(), train_data, folder=tmp_path / "run", options=tiny_options(epochs=1)
     )
     assert summary == (tmp_path / "run", None, None, 1)
+    assert caplog.messages[-1] == f"Finished; saved the model to '{tmp_path / 'run' / 'last'}'."
     assert not (tmp_path / "run" / "best").exists()
     RetinaNet.from_pretrained(tmp_path / "run" / "last")
 
 
-def test_each_epoch_has_a_row_of_losses_at_least(data: Path, tmp_path: Path) -> None:
+def test_each_epoch_has_at_least_one_row_of_losses(data: Path, tmp_path: Path) -> None:
     tiny_training.run(data, tmp_path / "run", log_every=50)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [(row["epoch"], row["step"]) for row in rows if "train/lr" in row] == [(0, 1), (1, 3)]
 
 
-def test_another_runs_folder_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_raises_and_is_left_alone(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny_training.run(data, folder, epochs=1)
     before = (folder / "metrics.csv").read_bytes()
-    with pytest.raises(FileExistsError, match="a new or empty folder; got .* another run.*resume"):
+    with pytest.raises(FileExistsError, match=r"folder '.*run' already holds a run.*resume"):
         tiny_training.run(data, folder)
     assert (folder / "metrics.csv").read_bytes() == before
-    with pytest.raises(FileExistsError, match="or that of a run; got .*holds other files"):
+    with pytest.raises(FileExistsError, match=r"folder '.*data' is not empty.*new or empty"):
+        tiny_training.run(data, data)
+    with pytest.raises(FileExistsError, match=r"folder '.*data' holds other files, but no run"):
         tiny_training.run(data, data, resume=True)
+    with pytest.raises(NotADirectoryError, match=r"folder '.*metrics\.csv' is a file"):
+        tiny_training.run(data, folder / "metrics.csv")
 
 
-def test_a_finished_run_goes_on_for_more_epochs(
+def test_resuming_without_a_checkpoint_starts_a_new_run(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tiny_training.run(data, tmp_path / "run", epochs=1, resume=True).epochs == 1
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert caplog.messages[0] == f"No checkpoint at '{last}'; starting a new run."
+
+
+def test_a_finished_run_can_be_resumed_for_more_epochs(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_training.run(data, tmp_path / "run", epochs=1)
     assert tiny_training.run(data, tmp_path / "run", epochs=2, resume=True).epochs == 2
-    assert "Resuming with epochs 2 instead of 1." in caplog.text
+    assert "Resuming with epochs=2 (was 1)." in caplog.text
     config = tiny_detector().config.replace(focal_gamma=1.0)
     train_data = read_data(data / "train" / "annotations.json")
-    with pytest.raises(ValueError, match="`model` must be the one of the run.*another focal_gamma"):
+    with pytest.raises(ValueError, match=r"model.*run'.*focal_gamma=1\.0 \(was 2\.0\)"):
         train(RetinaNet.from_config(config), train_data, folder=tmp_path / "run", resume=True)
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(TrainingError, match=r"checkpoint .*last\.ckpt' is damaged"):
-        tiny_training.run(data, tmp_path / "run", epochs=3, resume=True)
 
 
-def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    tiny_training.run(data, tmp_path / "run", epochs=1)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    for damaged in (b"no checkpoint", content[: len(content) // 2], b""):
+        last.write_bytes(damaged)
+        with pytest.raises(TrainingError, match=r"resume from '.*last\.ckpt': it is damaged"):
+            tiny_training.run(data, tmp_path / "run", epochs=3, resume=True)
+
+
+def test_a_dataset_with_other_classes_than_the_model_raises(data: Path, tmp_path: Path) -> None:
     train_data = read_data(data / "train" / "annotations.json")
     for change, message in (
-        ({"num_classes": 3, "class_names": None}, "of the model's 3 classes; got 2"),
-        ({"class_names": ("circle", "square")}, "of the model's classes, .'circle'"),
+        ({"num_classes": 3, "class_names": None}, "train_data has 2 classes.*num_classes=3"),
+        ({"class_names": ("circle", "square")}, r"train_data.*'square', 'circle'.*model.*'circle'"),
     ):
         model = RetinaNet.from_config(tiny_detector().config.replace(**change))
         with pytest.raises(ValueError, match=message):
@@ -131,18 +164,18 @@ def test_data_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def break_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Have something happen in a training step."""
-    whole_step = RetinaNetModule.training_step
+    """Run an action at the start of a training step."""
+    original_step = RetinaNetModule.training_step
 
     def broken(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_step == step:
             action(self)
-        return whole_step(self, batch, batch_idx)
+        return original_step(self, batch, batch_idx)
 
     monkeypatch.setattr(RetinaNetModule, "training_step", broken)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
+def test_a_nonfinite_loss_stops_the_run_and_saves_the_batch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(module: RetinaNetModule) -> None:
@@ -151,9 +184,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
 
     break_at(monkeypatch, 1, explode)
     message = (
-        r"training loss is (nan|inf) in step 1 \(epoch 1\), images \d+, \d+, \d+, \d+\. Images, "
-        r"targets and weights are in order\. Likely causes: a learning rate that is too high \(it "
-        r"is 0\.0025\), a warm-up .*, no gradient clipping.*saved in .*nonfinite_step_1\.pt"
+        r"training loss is (nan|inf) in step 1 \(epoch 1, images \d+, \d+, \d+, \d+\)\. The images "
+        r"and the weights are finite\. Likely causes: a learning rate that is too high \(currently "
+        r"0\.0025\), a warm-up .*, no gradient clipping.*saved to .*nonfinite_step_1\.pt"
     )
     with pytest.raises(TrainingError, match=message):
         tiny_training.run(data, tmp_path / "run")
@@ -166,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
     assert len(kept["image_ids"]) == 4
 
 
-def test_broken_weights_are_found_and_never_saved(
+def test_nonfinite_weights_are_detected_and_never_saved(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(module: RetinaNetModule) -> None:
@@ -174,12 +207,12 @@ def test_broken_weights_are_found_and_never_saved(
         weight.register_hook(lambda grad: grad * float("nan"))  # type: ignore[no-untyped-call]
 
     break_at(monkeypatch, 2, spoil)
-    with pytest.raises(TrainingError, match="tensors of the weights .* not finite already"):
-        tiny_training.run(data, tmp_path / "a")  # the next loss tells
+    with pytest.raises(TrainingError, match="weights already contain NaN.*tensors"):
+        tiny_training.run(data, tmp_path / "a")  # the next loss reveals it
     last = tmp_path / "b" / "checkpoints" / "last.ckpt"
     break_at(monkeypatch, 1, spoil)
-    with pytest.raises(TrainingError, match="After step 2 .* hold NaN or infinity"):
-        train(  # without validation nothing but the checkpoint is there to tell
+    with pytest.raises(TrainingError, match="weights contain NaN or infinity after step 2"):
+        train(  # without validation, only saving a checkpoint reveals it
             tiny_detector(),
             read_data(data / "train" / "annotations.json"),
             folder=tmp_path / "b",
@@ -188,7 +221,7 @@ def test_broken_weights_are_found_and_never_saved(
     assert not last.exists()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
+def test_a_full_disk_leaves_the_last_checkpoint_complete(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_training.run(data, tmp_path / "run", epochs=1)
@@ -201,31 +234,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match="No space is left in .*last.ckpt', which is whole"):
+    with pytest.raises(TrainingError, match="No space left in .*last.ckpt', which is complete"):
         tiny_training.run(data, tmp_path / "run", resume=True)
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
-    with pytest.raises(TrainingError, match="No space is left .* there was no checkpoint yet"):
+    with pytest.raises(TrainingError, match="No space left.*no checkpoint had been written"):
         tiny_training.run(data, tmp_path / "new")
 
 
 def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:
     (data / "train" / "5.png").unlink()
-    with pytest.raises(
-        TrainingError, match=r"image 6.*5\.png'\. The folder of images is '.*train'"
-    ):
+    with pytest.raises(TrainingError, match=r"image 6.*5\.png"):
         tiny_training.run(data, tmp_path / "run")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a forked worker")
-def test_a_killed_worker_is_told_with_its_likely_cause(data: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported_with_the_likely_cause(data: Path, tmp_path: Path) -> None:
     def kill(image: Any, target: Any) -> Any:
         if target["image_id"] == 7:
             os.kill(os.getpid(), signal.SIGKILL)
         return image.float() / 255, target
 
     with pytest.raises(
-        TrainingError, match=r"worker was killed .* ran out of memory \(DataLoader worker"
+        TrainingError, match=r"worker was killed.*out of memory \(DataLoader worker"
     ):
         train(
             tiny_detector(),
@@ -235,19 +266,19 @@ def test_a_killed_worker_is_told_with_its_likely_cause(data: Path, tmp_path: Pat
         )
 
 
-def test_other_errors_pass_as_they_are(
+def test_other_errors_are_raised_unchanged(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error in (RuntimeError("of another kind"), PermissionError(errno.EACCES, "forbidden")):
+    for error in (RuntimeError("something else"), PermissionError(errno.EACCES, "forbidden")):
 
         def fail(_: Any, error: Exception = error) -> None:
             raise error
 
         break_at(monkeypatch, 0, fail)
-        with pytest.raises(type(error), match="of another kind|forbidden"):
+        with pytest.raises(type(error), match="something else|forbidden"):
             tiny_training.run(data, tmp_path / type(error).__name__)
 
 
-def test_curves_need_a_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_drawing_curves_of_a_missing_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv' \(metrics\)"):
         draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")

@@ -1,7 +1,7 @@
-"""Draw the picture of docs/accuracy.md: ``python docs/figures/draw_losses_bccd.py``.
+"""Draw the figure of docs/accuracy.md: ``python docs/figures/draw_losses_bccd.py``.
 
-The numbers lie beside it in losses_bccd.json, as ``python -m tests.benchmarks.losses_bccd --json``
-wrote them. ``--png`` writes a PNG file beside, to look at.
+The numbers are read from losses_bccd.json in the same folder, which ``python -m
+tests.benchmarks.losses_bccd --json`` writes. ``--png`` also writes a PNG file, for a quick look.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OURS, PAPER = "#0072b2", "#d55e00"
 
 
 def main() -> None:
-    """Draw AP over the losses, on blood cells and in the paper, each on its own axis."""
+    """Draw the AP of each loss on blood cells and in the paper, each on its own axis."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     other = axis.twinx()
     places = range(len(ROWS))

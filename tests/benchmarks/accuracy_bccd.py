@@ -1,18 +1,17 @@
-"""Accuracy on real photos: focaldet's RetinaNet beside torchvision's, on blood cells (BCCD).
+"""Accuracy on real photos: RetinaNet of focaldet compared with torchvision's on blood cells (BCCD).
 
-Three contestants train on the same 292 photos at 320x240, with the same ImageNet MobileNetV2, the
-same pyramid width, batch, number of steps, frozen stages and seeds, and find the cells in 72 other
-photos:
+Three contestants train on the same 292 photos at 320x240, with the same ImageNet MobileNetV2, FPN
+width, batch size, number of steps, frozen stages and seeds. They are evaluated on 72 other photos:
 
-- torchvision: the class RetinaNet with its defaults, and the paper's optimiser and schedule;
-- focaldet: RetinaNetConfig with its defaults, all else the same;
-- recommended: focaldet with a recipe of today, at equal epochs.
+- torchvision: the class RetinaNet with its defaults, AdamW and the paper's step schedule;
+- focaldet: RetinaNetConfig with its defaults, everything else the same;
+- recommended: focaldet with a modern recipe, for the same number of epochs.
 
-A training takes a quarter of an hour of one core and is a process of its own.
+Each training runs in its own process and takes about 15 minutes on one core.
 
     python -m tests.benchmarks.accuracy_bccd BCCD --weights FEATURES.pth [--seeds 0 1]
 
-BCCD holds "coco/{trainval,test}.json" and "voc/JPEGImages"; FEATURES.pth is a state dict of
+BCCD contains "coco/{trainval,test}.json" and "voc/JPEGImages"; FEATURES.pth is a state dict of
 ``torchvision.models.mobilenet_v2().features``.
 """
 
@@ -40,11 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument("data", type=Path, help="folder of BCCD")
+    parser.add_argument("--weights", type=Path, required=True, help="file of MobileNetV2 features")
+    parser.add_argument("--epochs", type=int, default=25, help="default: 25")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--processes", type=int, default=1, help="parallel trainings (default: 1)")
     options = parser.parse_args()
 
     plain = Recipe(epochs=options.epochs)
@@ -54,9 +53,9 @@ def main() -> None:
         "recommended": recommended(options.epochs),
     }
     print(
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, one thread each, "
-        f"{options.processes} at a time, load {os.getloadavg()[0]:.1f}; {WIDTH}x{HEIGHT}, "
-        f"{options.epochs} epochs, batch {plain.batch_size}, pyramid of {FPN_CHANNELS} channels"
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, one thread per training, "
+        f"{options.processes} in parallel, load {os.getloadavg()[0]:.1f}; {WIDTH}x{HEIGHT}, "
+        f"{options.epochs} epochs, batch size {plain.batch_size}, {FPN_CHANNELS} FPN channels"
     )
     rounds = list(itertools.product(options.seeds, contestants))
     jobs = [
@@ -78,11 +77,13 @@ def main() -> None:
 
 
 def line(outcomes: Sequence[Outcome]) -> str:
-    """The mean of the numbers, the median CPU time, the greatest memory."""
+    """Format the mean AP, the median CPU time and the maximum memory."""
     ap, ap50, ap75 = (statistics.mean(o.result.stats[i] for o in outcomes) for i in range(3))
     step = statistics.median(o.step for o in outcomes)
     peak = max(o.peak for o in outcomes)
-    return f"AP {ap:.3f}  AP50 {ap50:.3f}  AP75 {ap75:.3f}  {step:.3f} s CPU a step  {peak:.0f} MiB"
+    return (
+        f"AP {ap:.3f}  AP50 {ap50:.3f}  AP75 {ap75:.3f}  {step:.3f} s CPU per step  {peak:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Blood cells (BCCD) for the accuracy benchmarks: photos, two libraries' models, one training loop.
+"""Blood cells (BCCD) for the accuracy benchmarks: photos, the models of two libraries, one training loop.
 
-Not a script: `accuracy_bccd` and `losses_bccd` use it. The official splits: training on "trainval"
-(292 photos), the 72 of "test" measured once, at the end; recipes were chosen on "train" and "val".
+This is not a script; `accuracy_bccd` and `losses_bccd` use it. The splits are the official ones:
+training uses "trainval" (292 photos), and the 72 photos of "test" are evaluated once, at the end.
+Recipes were chosen on "train" and "val".
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ TRAINABLE_STAGES = 3
 
 
 class Split(NamedTuple):
-    """Photos of half their size as uint8, their targets, and the ground truth in COCO's form."""
+    """Photos at half size as uint8, their targets, and the ground truth in COCO format."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
@@ -69,10 +70,11 @@ def read_split(folder: Path, name: str) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained.
+    """Settings of a training.
 
-    The paper's SGD hardly moves a pyramid this narrow in so few steps (the towers' initial weights
-    are for 256 channels), torchvision's no more than ours: AdamW, with the paper's steps.
+    The optimiser is AdamW, with the paper's step schedule. The paper's SGD barely trains an FPN this
+    narrow in so few steps, in torchvision as in focaldet, because the initial weights of the towers
+    are meant for 256 channels.
     """
 
     epochs: int
@@ -87,10 +89,10 @@ class Recipe:
 
 
 def recommended(epochs: int) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that did best on "val", and its changes of focaldet's configuration."""
+    """Return the recipe that did best on "val", and its changes to focaldet's configuration."""
     recipe = Recipe(epochs=epochs, schedule="cosine", ema=0.99, vertical_flip=True)
     changes = {
-        "anchor_sizes": (16, 32, 64, 128, 256),  # platelets are 20 pixels wide at this size
+        "anchor_sizes": (16, 32, 64, 128, 256),  # platelets are 20 pixels wide
         "head_norm": "group",
         "box_loss": "giou",
         "box_loss_weight": 2.0,
@@ -99,15 +101,15 @@ def recommended(epochs: int) -> tuple[Recipe, dict[str, Any]]:
 
 
 class Model(nn.Module, ABC):
-    """What the loop asks of either library's RetinaNet."""
+    """Interface of the training loop to the RetinaNet of either library."""
 
     @abstractmethod
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Return the sum of a batch's losses."""
+        """Return the sum of the losses of a batch."""
 
     @abstractmethod
     def find(self, images: Sequence[Tensor]) -> list[Detections]:
-        """Return what is in each image."""
+        """Return the detections of each image."""
 
 
 class Focaldet(Model):
@@ -133,7 +135,7 @@ class Focaldet(Model):
 
 
 class Torchvision(Model):
-    """The RetinaNet class with its defaults, as a user of torchvision puts it together."""
+    """The RetinaNet class with its defaults, as a user of torchvision would build it."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class Torchvision(Model):
             out_channels=FPN_CHANNELS,
             extra_blocks=LastLevelP6P7(FPN_CHANNELS, FPN_CHANNELS),
         )
-        # its labels count from 1
+        # torchvision's labels start at 1.
         self.model = TorchvisionRetinaNet(
             pyramid, len(CLASSES) + 1, min_size=HEIGHT, max_size=WIDTH
         )
@@ -169,12 +171,12 @@ class Torchvision(Model):
 
 
 class Outcome(NamedTuple):
-    """What came of one training.
+    """Result of one training.
 
     Attributes:
-        result: COCO's numbers.
-        step: median CPU seconds of a training step.
-        peak: the process's greatest resident size while training, in MiB.
+        result: COCO evaluation of the trained model.
+        step: Median CPU time of a training step in seconds.
+        peak: Peak resident memory of the process during training in MiB.
     """
 
     result: CocoResult
@@ -183,7 +185,7 @@ class Outcome(NamedTuple):
 
 
 def train(model: Model, data: Split, recipe: Recipe, seed: int) -> tuple[Model, float]:
-    """Train; return the model to be measured (the average, if asked for) and seconds a step."""
+    """Train; return the model to evaluate (with averaged weights if requested) and seconds per step."""
     torch.manual_seed(seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -220,12 +222,12 @@ def train(model: Model, data: Split, recipe: Recipe, seed: int) -> tuple[Model, 
 
 
 def _factor(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate at a step, as a part of the greatest."""
+    """Return the learning rate at a step as a fraction of the maximum."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / steps))
-    return 0.1 ** sum(step >= steps * at for at in (2 / 3, 8 / 9))  # the paper's 60k, 80k of 90k
+    return 0.1 ** sum(step >= steps * at for at in (2 / 3, 8 / 9))  # the paper: 60k and 80k of 90k
 
 
 def _augmented(data: Split, index: int, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,7 +243,7 @@ def _augmented(data: Split, index: int, recipe: Recipe) -> tuple[Tensor, dict[st
 
 @torch.no_grad()
 def measure(model: Model, data: Split) -> CocoResult:
-    """Find the objects of all photos and compare."""
+    """Evaluate the detections in all photos."""
     model.eval()
     found = {}
     for image, record in zip(data.images, data.truth["images"], strict=True):
@@ -257,19 +259,19 @@ def measure(model: Model, data: Split) -> CocoResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training, as a process of its own does it, so that its memory can be told."""
+    """One training, which runs in its own process so that its memory can be measured."""
 
     folder: Path
     weights: Path
     seed: int
     recipe: Recipe
     changes: dict[str, Any] | None
-    """Of focaldet's configuration; None trains torchvision's model."""
+    """Changes to focaldet's configuration. None trains torchvision's model."""
     splits: tuple[str, str] = ("trainval", "test")
 
 
 def run(job: Job) -> Outcome:
-    """Train on one split, measure on another."""
+    """Train on one split and evaluate on the other."""
     torch.set_num_threads(1)
     training = read_split(job.folder, job.splits[0])
     torch.manual_seed(job.seed)
@@ -284,7 +286,7 @@ def run(job: Job) -> Outcome:
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
-    """Run trainings in the order given, each in a process of its own."""
+    """Run the trainings in order, each in its own process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
         yield from pool.map(run, jobs)

@@ -1,4 +1,7 @@
-"""A data set and a detector that train in seconds; run as a script, a run that can be killed."""
+"""A dataset and a detector that train in seconds.
+
+As a script, this module trains in a process that a test can kill.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from focaldet.training import RetinaNetModule, TrainingOptions, TrainingSummary,
 
 
 def write_data(folder: Path, count: int, seed: int = 0) -> Path:
-    """Write images with squares and circles, and their annotations; the first has two objects."""
+    """Write images of squares and circles with annotations; the first has exactly two objects."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)  # noqa: S311
     images: list[dict[str, Any]] = []
@@ -58,7 +61,7 @@ def read_data(path: Path, transform: Any = None) -> DetectionDataset:
 
 
 def darken(image: Any, target: Any) -> Any:
-    """Draw a random number, as augmentation does."""
+    """Darken an image by a random factor, as an augmentation that uses random numbers."""
     return image.float() / 255 * (0.5 + 0.5 * torch.rand(1)), target
 
 
@@ -85,19 +88,19 @@ def tiny_options(**changes: Any) -> TrainingOptions:
         "workers": 0,
         "log_every": 1,
         "pictures": 0,
+        "accelerator": "cpu",
     }
-    defaults["accelerator"] = "cpu"
     return TrainingOptions(**{**defaults, **changes})
 
 
 def send_signal(number: int, at_step: int, *, whole_group: bool = True) -> None:
-    """Have this process, and its group of processes, get a signal before a step's forward pass."""
-    whole_step = RetinaNetModule.training_step
+    """Make this process, or its whole group, receive a signal before the forward pass of a step."""
+    original_step = RetinaNetModule.training_step
 
     def step(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_step == at_step:
             os.killpg(0, number) if whole_group else signal.raise_signal(number)
-        return whole_step(self, batch, batch_idx)
+        return original_step(self, batch, batch_idx)
 
     RetinaNetModule.training_step = step  # type: ignore[method-assign]
 

@@ -1,6 +1,7 @@
-"""Training (``pip install 'focaldet[train]'``): a RetinaNet, a data set, one folder a run.
+"""Training loop, callbacks and data module, built on PyTorch Lightning (extra ``train``).
 
-:func:`train` does it all. Its parts are plain pytorch-lightning ones and work alone:
+:func:`train` trains a RetinaNet on a dataset and writes everything about the run to one folder. Its
+parts are ordinary Lightning classes, which also work in a ``Trainer`` of your own:
 :class:`RetinaNetModule`, :class:`DetectionDataModule` and the callbacks.
 
 References:
@@ -10,32 +11,28 @@ References:
 
 from __future__ import annotations
 
-try:
-    import matplotlib  # noqa: ICN001, F401
-    import pytorch_lightning  # noqa: F401
-    import safetensors  # noqa: F401
-    import tensorboard  # type: ignore[import-untyped]  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"focaldet.training needs the package {error.name}: pip install 'focaldet[train]'"
-    ) from error
+from typing import TYPE_CHECKING
 
+import focaldet.training._requirements  # noqa: F401  # before modules that import the packages
+from focaldet._deprecation import moved
 from focaldet.errors import TrainingError
-from focaldet.training._average import AverageWeights
-from focaldet.training._checkpoints import BestModel, LastCheckpoint, WholeFiles
-from focaldet.training._data import DetectionDataModule
-from focaldet.training._evaluation import CocoAP
-from focaldet.training._guard import NonFiniteGuard
-from focaldet.training._metrics import MetricsFile
-from focaldet.training._module import RetinaNetModule
+from focaldet.training._checkpoints import AtomicCheckpointIO, BestModel, LastCheckpoint
+from focaldet.training._coco_ap import CocoAP
+from focaldet.training._curves import Curves, draw_curves
+from focaldet.training._data_module import DetectionDataModule
+from focaldet.training._lightning_module import RetinaNetModule
+from focaldet.training._metrics_file import MetricsFile
+from focaldet.training._nonfinite import NonFiniteGuard
 from focaldet.training._optimisation import PAPER_BATCH, PAPER_LR, lr_factor, parameter_groups
 from focaldet.training._options import TrainingOptions
-from focaldet.training._pictures import Curves, Pictures, draw_curves
-from focaldet.training._run import TrainingSummary, train
+from focaldet.training._pictures import Pictures
+from focaldet.training._train import TrainingSummary, train
+from focaldet.training._weight_average import AverageWeights
 
 __all__ = [
     "PAPER_BATCH",
     "PAPER_LR",
+    "AtomicCheckpointIO",
     "AverageWeights",
     "BestModel",
     "CocoAP",
@@ -49,9 +46,11 @@ __all__ = [
     "TrainingError",
     "TrainingOptions",
     "TrainingSummary",
-    "WholeFiles",
     "draw_curves",
     "lr_factor",
     "parameter_groups",
     "train",
 ]
+
+if not TYPE_CHECKING:  # a module with __getattr__ would have every name for a type checker
+    __getattr__ = moved(__name__, {"WholeFiles": f"{__name__}.AtomicCheckpointIO"})

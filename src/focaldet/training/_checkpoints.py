@@ -1,8 +1,7 @@
-"""What a run keeps: its state, to go on with, and its best model."""
+"""What a run saves: the state to resume from, and its best model."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -17,22 +16,26 @@ from focaldet._atomic import atomic_write
 from focaldet._checks import check_range
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
+from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
     import os
     from types import FrameType
 
-__all__ = ["BestModel", "LastCheckpoint", "WholeFiles", "kept_weights"]
+__all__ = ["AtomicCheckpointIO", "BestModel", "LastCheckpoint", "weights_to_save"]
 
-_LOG = logging.getLogger("focaldet.training")
-_ASK_EVERY = 10  # batches between the questions to other ranks whether to stop
+_ASK_EVERY = 10  # batches; in distributed training, ranks ask each other only so often about a stop
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Write checkpoints beside their place and rename them: a failure leaves the last one whole.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints to a temporary file and rename it, so that none is ever incomplete.
 
-    pytorch-lightning's own way goes through the system's temporary folder; where that is another
-    disk, the file is copied over the old one, and a full disk or a kill leaves a part of it.
+    Lightning's ``TorchCheckpointIO`` writes to the system's temporary folder first. If that is on
+    another disk, the file is then copied over the previous checkpoint, which a full disk or a killed
+    process leaves truncated.
+
+    .. versionchanged:: 0.3.0
+        Renamed from ``WholeFiles``.
     """
 
     def save_checkpoint(
@@ -50,19 +53,21 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the run's last state: at an epoch's end, every so many updates, and before it is stopped.
+    """Save the state of the run after each epoch, every few updates, and when it is stopped.
 
-    SIGTERM and Ctrl-C let the step end, write the state and end the process with the exit status
-    128 + signal; a second one ends it at once. In distributed training all ranks stop after the same
-    step. A validation that is going on is cut short, and left out.
+    After SIGTERM or Ctrl-C, the current step is finished, the state is saved and the process exits
+    with status 128 + signal; a second signal ends the process at once. In distributed training all
+    ranks stop after the same step. A validation in progress is abandoned and its results are not
+    used.
 
     Args:
-        path: the file.
-        every: updates between two of them within an epoch; None writes none there.
+        path: Path of the checkpoint file, which is overwritten each time.
+        every: Number of updates between checkpoints within an epoch. None saves only after each
+            epoch.
 
     Raises:
-        ValueError: ``every`` below 1.
-        SystemExit: after a signal, once the state is written.
+        ValueError: If ``every`` is less than 1.
+        SystemExit: After a signal, once the state has been saved.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, every: int | None = None) -> None:
@@ -75,7 +80,7 @@ class LastCheckpoint(Checkpoint):
         self._leaving = False
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Listen to signals; pytorch-lightning gives them back their old meaning at the end."""
+        """Install the signal handlers; Lightning restores the previous ones after training."""
         del trainer, module
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -84,7 +89,7 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self._signal = number
-            _LOG.info("%s: stopping after this step.", signal.Signals(number).name)
+            LOG.info("Received %s; stopping after this step.", signal.Signals(number).name)
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,12 +98,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the state if it is time to, or if the run is to stop."""
+        """Save the state if a checkpoint is due or the run is to stop."""
         del module, outputs, batch
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # soon on_train_epoch_end does; gradients of half an update would be lost
-        stop = (batch_idx + 1) % _ASK_EVERY == 0 or trainer.world_size == 1
-        if stop and self._asked_to_stop(trainer):
+            # After the last batch, on_train_epoch_end saves. Between updates, a checkpoint would
+            # lose the gradients accumulated so far.
+            return
+        ask = (batch_idx + 1) % _ASK_EVERY == 0 or trainer.world_size == 1
+        if ask and self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
         elif self.every is not None and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
@@ -106,13 +113,13 @@ class LastCheckpoint(Checkpoint):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Cut the validation short if the run is to stop."""
+        """Abandon the validation if the run is to stop."""
         del batch
         if batch_idx % _ASK_EVERY == 0 or trainer.world_size == 1:
             module.stopping = module.stopping or self._asked_to_stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Write the state."""
+        """Save the state."""
         del module
         if self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
@@ -120,16 +127,16 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """End the process if it is to stop; what was logged in the last step is written by now."""
+        """Exit if the run is to stop; by now the metrics of the last step have been logged."""
         if self._leaving:
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """The same between epochs."""
+        """Exit if the run is to stop."""
         self.on_train_batch_start()
 
     def on_train_end(self, *_: Any) -> None:
-        """The same at the end."""
+        """Exit if the run is to stop."""
         self.on_train_batch_start()
 
     def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
@@ -139,26 +146,26 @@ class LastCheckpoint(Checkpoint):
     def _save_and_leave(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._leaving = True
-        _LOG.info(
-            "%s: saved %s after update %d; the run goes on from there if it is resumed.",
+        LOG.info(
+            "Stopped by %s; saved the state after update %d to %r. Resume the run to continue.",
             signal.Signals(self._signal or signal.SIGTERM).name,
-            self.path,
             trainer.global_step,
+            str(self.path),
         )
 
 
 class BestModel(pl.Callback):
-    """Keep the model with the highest validation AP, as ``RetinaNet.from_pretrained`` takes it.
+    """Save the model with the highest validation AP, to be read by ``RetinaNet.from_pretrained``.
 
-    Where weights are averaged, it is their average.
+    If the run averages the weights, the averaged weights are saved.
 
     Args:
-        folder: written by ``save_pretrained``: ``config.json`` and ``model.safetensors``.
-        monitor: what is logged and to be highest.
+        folder: Folder to save the model to, as ``config.json`` and ``model.safetensors``.
+        monitor: Name of the logged value to maximise.
 
     Attributes:
-        best: the highest value, None before the first validation.
-        epoch: of which it is, from 1.
+        best: Highest value so far, or None before the first validation.
+        epoch: Epoch of the highest value, counted from 1, or None before the first validation.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, monitor: str = "val/AP") -> None:
@@ -168,27 +175,27 @@ class BestModel(pl.Callback):
         self.epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Write the model if it is better than any before."""
+        """Save the model if it is better than all before."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is None or module.stopping or (self.best is not None and value <= self.best):
             return
         self.best, self.epoch = float(value), trainer.current_epoch + 1
         if trainer.is_global_zero:
             save_checkpoint(
-                Weights(module.model.config, kept_weights(trainer, module)), self.folder
+                Weights(module.model.config, weights_to_save(trainer, module)), self.folder
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best so far."""
+        """Return the highest value and its epoch."""
         return {"best": self.best, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best so far."""
+        """Restore the highest value and its epoch."""
         self.best, self.epoch = state_dict["best"], state_dict["epoch"]
 
 
-def kept_weights(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
-    """Return the model's state dict, averaged where the run averages."""
+def weights_to_save(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+    """Return the state dict of the model, with averaged weights if the run averages them."""
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):

@@ -1,4 +1,4 @@
-"""The optimiser's parts: learning rate, its course, and which parameters decay."""
+"""Optimiser, learning rate, schedule, and which parameters have weight decay."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = [
 ]
 
 PAPER_LR = 0.01
-"""The paper's learning rate, of SGD with a batch of :data:`PAPER_BATCH`."""
+"""The paper's learning rate, for SGD with a batch of :data:`PAPER_BATCH` images."""
 
 PAPER_BATCH = 16
-"""Images in the paper's batch: 2 on each of 8 GPUs."""
+"""Batch size of the paper: 2 images on each of 8 GPUs."""
 
 _ADAMW_LR = 1e-4  # at PAPER_BATCH
 _MOMENTUM = 0.9
-_STEP_MILESTONES = (2 / 3, 8 / 9)  # 60,000 and 80,000 of 90,000
+_STEP_MILESTONES = (2 / 3, 8 / 9)  # 60,000 and 80,000 of 90,000 updates
 _LONGEST_WARMUP = 500
 _WARMUP_START = 1e-3  # of the full rate
 
 
 def choose_lr(options: TrainingOptions, real_batch: int) -> tuple[float, str]:
-    """Return the learning rate of the real batch, and one line that says where it comes from."""
+    """Return the learning rate, and a description of where it comes from for the log."""
     if options.lr is not None:
-        return options.lr, f"lr {options.lr:g}, as given, for {real_batch} images an update"
+        return options.lr, f"lr {options.lr:g} ({real_batch} images per update)"
     base = PAPER_LR if options.optimizer == "sgd" else _ADAMW_LR
     lr = base * real_batch / PAPER_BATCH
-    return lr, f"lr {lr:g} = {base:g} x {real_batch} / {PAPER_BATCH} images an update"
+    return lr, f"lr {lr:g} ({base:g} x {real_batch}/{PAPER_BATCH} images per update)"
 
 
 def lr_factor(
@@ -52,18 +52,18 @@ def lr_factor(
     schedule: Literal["step", "cosine", "constant"] = "step",
     warmup_steps: int | None = None,
 ) -> float:
-    """Return what the learning rate is multiplied by in one update.
+    """Return the factor by which the learning rate is multiplied in one update.
 
     Args:
-        step: the update, from 0.
-        total_steps: updates of the whole run.
-        schedule: "step" divides by 10 after 2/3 and 8/9 of all updates; "cosine" falls to 0 along
-            half a cosine; "constant" stays.
-        warmup_steps: updates in which the factor rises linearly from 0.001, on top of the schedule;
-            None takes 500, or a tenth of all updates where that is less.
+        step: Number of the update, counted from 0.
+        total_steps: Number of updates in the whole run.
+        schedule: "step" divides the rate by 10 after 2/3 and after 8/9 of all updates, "cosine"
+            lowers it to 0 along half a cosine wave, and "constant" leaves it unchanged.
+        warmup_steps: Number of updates over which the factor rises linearly from 0.001, in addition
+            to the schedule. None uses 500, or a tenth of all updates if that is less.
 
     Raises:
-        ValueError: another schedule.
+        ValueError: If the schedule is unknown.
 
     >>> [round(lr_factor(step, 90, warmup_steps=0), 3) for step in (0, 59, 60, 79, 80)]
     [1.0, 1.0, 0.1, 0.1, 0.01]
@@ -87,13 +87,13 @@ def lr_factor(
 def parameter_groups(
     model: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool
 ) -> list[dict[str, Any]]:
-    """Return the parameters that train, in groups for an optimiser.
+    """Return the trainable parameters of a model, in groups for an optimiser.
 
     Args:
-        model: frozen parameters of it are left out.
-        weight_decay: of the weights.
-        decay_norm_and_bias: False puts parameters of one dimension (norms' scales, all biases) in a
-            group of their own, without decay.
+        model: Model whose parameters to group; frozen ones are left out.
+        weight_decay: Weight decay.
+        decay_norm_and_bias: Whether normalisation parameters and biases have weight decay. False puts
+            parameters with at most one dimension in a second group, without weight decay.
 
     >>> groups = parameter_groups(nn.Conv2d(3, 4, 1), 1e-4, decay_norm_and_bias=False)
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
@@ -111,7 +111,7 @@ def parameter_groups(
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions, lr: float) -> torch.optim.Optimizer:
-    """Build the optimiser that the options ask for."""
+    """Build the optimiser described by the options."""
     groups = parameter_groups(
         model, options.weight_decay, decay_norm_and_bias=options.decay_norm_and_bias
     )

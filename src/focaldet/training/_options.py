@@ -1,4 +1,4 @@
-"""How to train: everything but the model and the data."""
+"""Settings of a training run, other than the model and the data."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ __all__ = ["TrainingOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train.
+    """Settings of a training run.
 
-    The defaults are the paper's, but for its fixed batch of 16 on 8 devices and 90,000 steps.
+    The defaults are the paper's, except that the paper fixes a total batch of 16 images on 8 devices
+    and 90,000 steps. It mentions neither gradient clipping nor weight averaging nor a warm-up; its
+    authors' code warms up for 500 steps.
 
     Args:
-        epochs: times that every image is seen.
-        batch_size: images a step on each device.
-        accumulate: steps whose gradients make one update. The real batch is ``batch_size *
-            accumulate * devices * nodes``; the loss is normalised within each step.
-        optimizer: "sgd" (momentum 0.9) or "adamw".
-        lr: learning rate of the real batch, after the warm-up. None takes 0.01 (SGD; AdamW 1e-4)
-            for 16 images and scales it linearly with the real batch.
-        weight_decay: of the optimiser.
-        decay_norm_and_bias: whether norms and biases decay too, as in the paper.
-        schedule: "step" divides the rate by 10 after 2/3 and after 8/9 of all updates, "cosine"
-            brings it to 0, "constant" leaves it.
-        warmup_steps: updates in which the rate rises linearly; None takes 500, or a tenth of all
-            updates where that is less.
-        clip_norm: greatest norm of the gradient; None does not clip.
-        ema_decay: average the weights exponentially with this decay, validate and keep the
-            average; None does not. 0.999 to 0.9998 are common.
-        precision: of pytorch-lightning, as "32-true" or "bf16-mixed".
-        accelerator: "auto", "cpu", "gpu" ...
-        devices: how many of them on each machine, or "auto" for all.
-        nodes: how many machines.
-        workers: processes a device that read images; 0 reads them between steps.
-        seed: all that is random follows from it.
-        checkpoint_every: updates between checkpoints within an epoch; None writes them at an
-            epoch's end only.
-        log_every: updates between rows of ``metrics.csv``; each epoch has one at least.
-        pictures: validation images of which pictures are drawn; 0 draws none.
-
-    Deviation: the paper does not clip, average, or give a warm-up; its authors' code warms up for
-    500 steps.
+        epochs: Number of passes over the training data.
+        batch_size: Images per step on each device.
+        accumulate: Number of steps whose gradients are accumulated into one update. An update uses
+            ``batch_size * accumulate * devices * nodes`` images. The loss is normalised within each
+            step.
+        optimizer: "sgd" (with momentum 0.9) or "adamw".
+        lr: Learning rate after the warm-up. None uses 0.01 for "sgd" and 1e-4 for "adamw", both for
+            16 images per update, and scales it linearly with the images per update.
+        weight_decay: Weight decay of the optimiser.
+        decay_norm_and_bias: Whether normalisation parameters and biases have weight decay, as in the
+            paper.
+        schedule: "step" divides the learning rate by 10 after 2/3 and after 8/9 of all updates,
+            "cosine" lowers it to 0, and "constant" leaves it unchanged.
+        warmup_steps: Number of updates over which the learning rate rises linearly. None uses 500, or
+            a tenth of all updates if that is less.
+        clip_norm: Maximum gradient norm. None disables clipping.
+        ema_decay: Decay of the exponential moving average of the weights, usually 0.999 to 0.9998.
+            The average is validated and saved. None disables averaging.
+        precision: Lightning's name of the precision: "32-true", "bf16-mixed", "16-mixed" or
+            "bf16-true".
+        accelerator: Lightning's name of the accelerator, such as "auto", "cpu" or "gpu".
+        devices: Number of devices per machine, or "auto" for all.
+        nodes: Number of machines.
+        workers: Number of processes per device that read images. 0 reads them between the steps.
+        seed: Seed of everything that is random.
+        checkpoint_every: Number of updates between checkpoints within an epoch. None saves only after
+            each epoch.
+        log_every: Number of updates between rows of ``metrics.csv``. Each epoch has at least one row.
+        pictures: Number of validation images to draw after each epoch. 0 draws none.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: If an option is out of range or unknown.
 
     >>> TrainingOptions(epochs=24, ema_decay=0.999).schedule
     'step'
@@ -90,7 +92,12 @@ class TrainingOptions:
             check_range("ema_decay", self.ema_decay, 0, 1)
         if self.checkpoint_every is not None:
             check_range("checkpoint_every", self.checkpoint_every, 1)
-        if self.devices != "auto":
+        if isinstance(self.devices, str):
+            if self.devices != "auto":
+                raise ValueError(
+                    f"devices must be a number of devices or 'auto', got {self.devices!r}."
+                )
+        else:
             check_range("devices", self.devices, 1)
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         check_choice("schedule", self.schedule, ("step", "cosine", "constant"))

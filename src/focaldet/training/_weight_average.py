@@ -1,4 +1,4 @@
-"""An exponential average of the weights, through pytorch-lightning's callback."""
+"""Exponential moving average of the weights, as a PyTorch Lightning callback."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["AverageWeights"]
 
 
 class AverageWeights(WeightAveraging):
-    """Average the weights exponentially; validation and the models that are kept use the average.
+    """Keep an exponential moving average of the weights, which is validated and saved.
 
-    The decay rises with the number of updates t, as min(decay, (1 + t) / (10 + t)): with a constant
-    one a short run's average would still hold the weights that it began with. pytorch-lightning's
-    ``EMAWeightAveraging`` has the constant one.
+    The decay grows with the number of updates t, as min(decay, (1 + t) / (10 + t)). With a constant
+    decay, such as that of Lightning's ``EMAWeightAveraging``, the average of a short run would still
+    contain much of the initial weights.
 
-    Buffers are averaged too, so that BatchNorm's statistics fit the averaged weights.
+    Buffers are averaged too, so that the BatchNorm statistics match the averaged weights.
 
     Args:
-        decay: the greatest, in [0, 1].
+        decay: Maximum decay, in [0, 1].
 
     Raises:
-        ValueError: a decay out of its range.
+        ValueError: If ``decay`` is out of range.
 
     >>> round(float(AverageWeights(0.999).average(torch.tensor(1.0), torch.tensor(0.0), 0)), 2)
     0.1
@@ -36,9 +36,9 @@ class AverageWeights(WeightAveraging):
         super().__init__(avg_fn=self.average)
 
     def average(self, averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        """Return a tensor's new average."""
+        """Return the new average of one tensor."""
         count = torch.as_tensor(updates, device=averaged.device)
         decay = torch.clamp((1 + count) / (10 + count), max=self.decay)
-        if not averaged.is_floating_point():  # BatchNorm's counter
+        if not averaged.is_floating_point():  # BatchNorm's batch counter
             return current
         return averaged.lerp(current, (1 - decay).to(averaged))

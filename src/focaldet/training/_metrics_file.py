@@ -1,4 +1,4 @@
-"""``metrics.csv``: every number of a run, also of one that was interrupted."""
+"""``metrics.csv``: all numbers that a run logs, kept when the run is interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _COUNTS = ("epoch", "step")
 
 
 class MetricsFile(Logger):
-    """Write all that is logged to one CSV file, a row for each call, and go on with it on resuming.
+    """Write everything that is logged to one CSV file, one row per call, and extend it on resuming.
 
-    pytorch-lightning's own ``CSVLogger`` deletes the file of the run that it resumes.
+    Lightning's ``CSVLogger`` deletes the file of the run that is resumed.
 
     Args:
-        path: the file. It is written aside and renamed, every 50 rows and at an epoch's end.
-        resume_step: keep the rows before this step; None begins a new file.
+        path: Path of the CSV file. It is rewritten atomically every 50 rows and after each epoch.
+        resume_step: Step from which the run is resumed: rows from this step on are dropped. None
+            starts a new file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
@@ -41,17 +42,17 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: there is one run a folder."""
+        """An empty string, because each folder holds one run."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: there is one run a folder."""
+        """An empty string, because each folder holds one run."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run's folder."""
+        """The folder of the run."""
         return str(self.path.parent)
 
     @rank_zero_only
@@ -64,11 +65,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Do nothing: ``run.json`` has them."""
+        """Do nothing: the hyperparameters are in ``run.json``."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file."""
+        """Write the file if there are new rows."""
         if not self._unwritten:
             return
         columns = {key for row in self._rows for key in row}.difference(_COUNTS)
@@ -89,7 +90,7 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a ``metrics.csv``, without empty cells."""
+    """Read the rows of a ``metrics.csv``, leaving out empty cells."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         return [{key: _number(key, value) for key, value in row.items() if value} for row in rows]

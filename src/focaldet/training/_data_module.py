@@ -1,4 +1,4 @@
-"""Batches for training and validation that depend on nothing but the seed, the epoch and the image."""
+"""Batches for training and validation that are reproducible and can be resumed in mid-epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from focaldet._checks import check_image, check_range, must_be
+from focaldet._checks import check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
 from focaldet.errors import TrainingError
 from focaldet.structures import check_targets
@@ -25,45 +25,47 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectionDataModule"]
 
-_PATIENCE = 300  # seconds that a worker serves on after SIGTERM
+_GRACE_PERIOD = 300  # seconds that a worker keeps running after SIGTERM
 
 
 class _Key(NamedTuple):
-    """Which item of a data set, and for which epoch; epochs differ in what transforms draw."""
+    """Index of an item in the dataset, with the epoch, which the random transforms depend on."""
 
     epoch: int
     item: int
 
 
 class _Failure(NamedTuple):
-    """An item that could not be had: brought from the worker to the main process, and raised there."""
+    """Error of an item, sent from the worker to the main process, which raises it."""
 
     message: str
     trace: str
 
 
 class DetectionDataModule(pl.LightningDataModule):
-    """Training and validation batches of one or several processes.
+    """Training and validation batches for one or more processes.
 
-    Which images meet in a batch, and what a transform draws for each, follows from the seed, the
-    epoch and the image alone: not from the number of workers, nor from whether the run was
-    interrupted. A run that resumes in mid-epoch goes on with the batch after the checkpoint's.
+    The composition of each batch and the random transforms of each image depend only on the seed,
+    the epoch and the image, not on the number of workers or on interruptions. A run that is resumed
+    in mid-epoch continues with the batch after the checkpoint.
 
-    Batches are grouped by aspect ratio. Every image and target is checked where it is read, and an
-    error names the image. Among ranks each image is trained on by one; validation repeats a few
-    images where they don't divide evenly, and evaluation counts them once.
+    Batches are grouped by aspect ratio. Every image and target is checked when it is read, and
+    errors name the image. In distributed training each image is trained on by one rank. In
+    validation a few images are repeated if they don't divide evenly among the ranks; the evaluation
+    counts them once.
 
-    The Trainer needs ``use_distributed_sampler=False``.
+    The ``Trainer`` needs ``use_distributed_sampler=False``.
 
     Args:
-        train_data: to train on.
-        val_data: to validate on, or None.
-        batch_size: images a batch, on each rank.
-        workers: processes that read images, on each rank; 0 reads them in the process itself.
-        seed: of order and transforms.
+        train_data: Training dataset.
+        val_data: Validation dataset, or None for no validation.
+        batch_size: Images per batch on each rank.
+        workers: Number of processes per rank that read images; 0 reads them in the main process.
+        seed: Seed of the order of the images and of random transforms, at least 0.
 
     Raises:
-        ValueError: a number out of its range, no images, or data sets whose classes differ.
+        ValueError: If a number is out of range, a dataset is empty, or the two datasets have
+            different classes.
     """
 
     def __init__(
@@ -81,40 +83,43 @@ class DetectionDataModule(pl.LightningDataModule):
         check_range("seed", seed, 0)
         for name, data in (("train_data", train_data), ("val_data", val_data)):
             if data is not None and not len(data):
-                raise ValueError(must_be(name, "of at least one image", "none"))
+                raise ValueError(f"{name} is empty; pass a dataset with at least one image.")
         if val_data is not None and val_data.class_names != train_data.class_names:
-            condition = f"of the training data's classes, {list(train_data.class_names)}"
-            raise ValueError(must_be("val_data", condition, list(val_data.class_names)))
+            raise ValueError(
+                "train_data and val_data must have the same classes in the same order. train_data "
+                f"has {shortened(list(train_data.class_names))}, val_data has "
+                f"{shortened(list(val_data.class_names))}."
+            )
         self.train_data = train_data
         self.val_data = val_data
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
-        self._place: dict[str, int] | None = None
+        self._position: dict[str, int] | None = None
         self._train_loader: _Loader | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches, those of the checkpoint's epoch that are left after resuming."""
+        """Return shuffled batches; after resuming, the rest of the checkpoint's epoch first."""
         self._train_loader = self._loader(self.train_data, shuffle=True)
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
+        if self._position is not None:
+            self._train_loader.load_state_dict(self._position)
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return batches in order."""
+        """Return batches that are not shuffled."""
         return [] if self.val_data is None else self._loader(self.val_data, shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the training data, which checkpoints keep.
+        """Return the position in the training data, which checkpoints save.
 
-        pytorch-lightning keeps that of the loader as well, but gives it back only after the loader's
-        first use where the number of steps was asked for.
+        Lightning also saves the state of the loader. It restores that state too late, however, when
+        the number of steps has been estimated before training.
         """
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a place."""
-        self._place = state_dict or None
+        """Restore the position in the training data."""
+        self._position = state_dict or None
 
     def _loader(self, data: DetectionDataset, *, shuffle: bool) -> _Loader:
         trainer = self.trainer
@@ -133,7 +138,7 @@ class DetectionDataModule(pl.LightningDataModule):
             worker_init_fn=_outlast_signals,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it draws from the process's own random numbers
+            generator=torch.Generator(),  # otherwise the global random state would advance
         )
 
 
@@ -156,7 +161,7 @@ class _Batches(Sampler[list[_Key]]):
 
     @property
     def sampler(self) -> _Batches:
-        """Itself: pytorch-lightning calls ``batch_sampler.sampler.set_epoch`` before each epoch."""
+        """This object: Lightning calls ``batch_sampler.sampler.set_epoch`` before each epoch."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -169,14 +174,14 @@ class _Batches(Sampler[list[_Key]]):
             yield [_Key(self.epoch, index) for index in indices]
 
     def __len__(self) -> int:
-        return len(self.batches)  # also where a part is skipped: Lightning counts with it
+        return len(self.batches)  # including skipped batches, because Lightning counts them
 
 
 class _Loader(DataLoader[Any]):
-    """A loader whose place is saved in checkpoints: pytorch-lightning asks for its state dict."""
+    """A data loader whose position Lightning saves in checkpoints, through its state dict."""
 
     batch_sampler: _Batches
-    given = 0  # batches of this epoch that were handed out
+    given = 0  # batches of this epoch that have been returned
 
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
@@ -193,20 +198,20 @@ class _Loader(DataLoader[Any]):
     def _next(batches: Iterator[Any]) -> Any:
         try:
             return next(batches, None)
-        except (OSError, EOFError) as error:  # errors of images come as a _Failure
-            raise RuntimeError("DataLoader worker gone while it handed over a batch") from error
+        except (OSError, EOFError) as error:  # errors in reading an image arrive as a _Failure
+            raise RuntimeError("DataLoader worker exited while it was sending a batch") from error
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.batch_sampler.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        whole = state["given"] >= len(self.batch_sampler)
-        self.batch_sampler.epoch = state["epoch"] + whole
-        self.batch_sampler.start = 0 if whole else state["given"]
+        epoch_done = state["given"] >= len(self.batch_sampler)
+        self.batch_sampler.epoch = state["epoch"] + epoch_done
+        self.batch_sampler.start = 0 if epoch_done else state["given"]
 
 
 class _Seeded(Dataset[Any]):
-    """A data set each of whose items draws from random numbers of its own."""
+    """A dataset in which each item is read with its own random seed."""
 
     def __init__(self, data: DetectionDataset, seed: int) -> None:
         self.data = data
@@ -216,29 +221,27 @@ class _Seeded(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, key: _Key) -> tuple[Tensor, dict[str, Any]] | _Failure:
+        name = f"image {self.data.image_ids[key.item]}"
         with isolate_rng(include_cuda=False):
             _seed_everything((self.seed, key.epoch, key.item))
+            target: Any
             try:
                 image, target = self.data[key.item]
-                self._check(image, target)
+                check_image(name, image, uint8=False)
+                check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
             except (OSError, TypeError, ValueError) as error:
-                name = f"image {self.data.image_ids[key.item]}"
                 message = str(error)
                 if name not in message:
                     message = f"{name}: {message}"
                 return _Failure(message, traceback.format_exc())
         return image, target
 
-    def _check(self, image: Tensor, target: Any) -> None:
-        check_image("image", image, uint8=False)
-        check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
-
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:
     words = np.random.SeedSequence(numbers).generate_state(3)
     torch.manual_seed(int(words[0]))
     random.seed(int(words[1]))
-    np.random.seed(int(words[2]))  # noqa: NPY002 - transforms of others may draw from it
+    np.random.seed(int(words[2]))  # noqa: NPY002 - third-party transforms may use it
 
 
 def _collate(items: list[Any]) -> Any:
@@ -249,11 +252,11 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _outlast_signals(worker: int) -> None:
-    """Let a worker serve on where a whole process group is told to stop: its run has a step to end.
+    """Keep a worker running after SIGINT and SIGTERM, so that the run can finish its step.
 
-    Ctrl-C, ``timeout`` and batch systems tell all processes of a group.
+    Ctrl-C, ``timeout`` and batch systems send these signals to all processes of a group.
     """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):  # not on Windows
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_PATIENCE))
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_PERIOD))

@@ -1,4 +1,4 @@
-"""What watches for losses and weights that are not finite."""
+"""Detection of losses and weights that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ __all__ = ["NonFiniteGuard"]
 
 
 class NonFiniteGuard(pl.Callback):
-    """Stop a run whose loss is NaN or infinite, before such a number reaches the weights.
+    """Stop a run whose loss is NaN or infinite before the weights are updated.
 
-    The loss is looked at once a step, before the backward pass: on a GPU that is one wait more, for
-    the end of a forward pass whose matching has waited for the GPU already. Gradients are not
-    looked at. If they alone were not finite, the next loss is not either; and no checkpoint is ever
-    written of weights that are not finite.
+    The loss is checked once per step, before the backward pass. On a GPU this adds one
+    synchronisation after a forward pass that has already synchronised for matching. Gradients are
+    not checked: if only they are not finite, the next loss will not be finite either, and weights
+    that are not finite are never written to a checkpoint.
 
-    The batch, the losses and the weights are written to ``nonfinite_step_N.pt`` (with the rank, in
-    distributed training), which ``torch.load`` opens: "images" and "targets" can be given to the
-    model as they are.
+    The batch, the losses and the weights are saved to ``nonfinite_step_N.pt`` (with the rank in its
+    name, in distributed training), to be read with ``torch.load``. Its "images" and "targets" can be
+    passed to the model unchanged.
 
     Args:
-        folder: where that file is written.
+        folder: Folder to save that file to.
 
     Raises:
-        TrainingError: with the step, the images' ids and the likely causes.
+        TrainingError: If a loss or a weight is NaN or infinite. The message gives the step, the ids
+            of the images and the likely causes.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -45,7 +46,7 @@ class NonFiniteGuard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch at hand."""
+        """Keep a reference to the batch."""
         del trainer, module, batch_idx
         self._batch = batch
 
@@ -65,14 +66,13 @@ class NonFiniteGuard(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to have weights written that are not finite."""
-        bad = [name for name, value in checkpoint["state_dict"].items() if not _finite(value)]
-        if bad:
-            where = f"{len(bad)} tensors of the weights (the first is {bad[0]!r})"
+        """Raise if the weights to be saved are not finite."""
+        broken = _nonfinite_tensors(checkpoint["state_dict"])
+        if broken:
             raise TrainingError(
-                f"After step {trainer.global_step} {where} hold NaN or infinity: the gradients of the "
-                f"last step were not finite. {_remedies(module, trainer)} The last checkpoint was "
-                "left as it is."
+                f"The weights contain NaN or infinity after step {trainer.global_step}, in {broken}, "
+                "because the gradients of the last step were not finite. "
+                f"{_likely_causes(module, trainer)} The previous checkpoint was kept."
             )
 
     def _stop(self, trainer: pl.Trainer, module: Any, what: str, loss: Tensor, batch: Any) -> None:
@@ -98,39 +98,48 @@ class NonFiniteGuard(pl.Callback):
         with atomic_write(path) as temporary:
             torch.save(content, temporary)
         raise TrainingError(
-            f"The {what} is {loss.item()} in step {step} (epoch {trainer.current_epoch + 1}), "
-            f"images {', '.join(map(str, ids))}. {_causes(content, module, trainer)} "
-            f"Batch and weights were saved in {str(path)!r}."
+            f"The {what} is {loss.item()} in step {step} (epoch {trainer.current_epoch + 1}, images "
+            f"{', '.join(map(str, ids))}). {_diagnosis(content, module, trainer)} "
+            f"The batch and the weights were saved to {str(path)!r}."
         )
 
 
-def _causes(content: dict[str, Any], module: Any, trainer: pl.Trainer) -> str:
-    """Say what is wrong with the batch or the weights, or else what usually is."""
+def _diagnosis(content: dict[str, Any], module: Any, trainer: pl.Trainer) -> str:
+    """Say which images or weights are not finite, or else what the likely causes are."""
     for image_id, image in zip(content["image_ids"], content["images"], strict=True):
-        if not _finite(image):
-            return f"Cause: the pixels of image {image_id} are not finite."
-    bad = [name for name, value in content["state_dict"].items() if not _finite(value)]
-    if bad:
-        where = f"{len(bad)} tensors of the weights (the first is {bad[0]!r})"
+        if not _is_finite(image):
+            return f"Image {image_id} contains NaN or infinity."
+    broken = _nonfinite_tensors(content["state_dict"])
+    if broken:
         return (
-            f"{where} are not finite already: the step before broke them. "
-            f"{_remedies(module, trainer)}"
+            f"The weights already contain NaN or infinity, in {broken}: the previous step broke them. "
+            f"{_likely_causes(module, trainer)}"
         )
-    return f"Images, targets and weights are in order. {_remedies(module, trainer)}"
+    return f"The images and the weights are finite. {_likely_causes(module, trainer)}"
 
 
-def _remedies(module: Any, trainer: pl.Trainer) -> str:
+def _likely_causes(module: Any, trainer: pl.Trainer) -> str:
     options = module.options
     lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else 0.0
-    causes = [f"a learning rate that is too high (it is {lr:g})"]
+    causes = [f"a learning rate that is too high (currently {lr:g})"]
     if trainer.global_step < 1000:
         causes.append("a warm-up that is too short")
     if options.clip_norm is None:
-        causes.append("no gradient clipping (clip_norm=10 is mild)")
+        causes.append("no gradient clipping (clip_norm=10 is a mild setting)")
     if options.precision.startswith("16"):
-        causes.append("16-bit floats (bf16-mixed has float32's range)")
+        causes.append("float16 overflow (bf16-mixed has the range of float32)")
     return f"Likely causes: {', '.join(causes)}."
 
 
-def _finite(value: Tensor) -> bool:
+def _nonfinite_tensors(state_dict: dict[str, Tensor]) -> str:
+    """Describe which tensors contain NaN or infinity, or return an empty string if none does."""
+    names = [name for name, value in state_dict.items() if not _is_finite(value)]
+    if not names:
+        return ""
+    if len(names) == 1:
+        return repr(names[0])
+    return f"{len(names)} tensors (the first is {names[0]!r})"
+
+
+def _is_finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())

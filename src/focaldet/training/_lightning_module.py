@@ -1,17 +1,16 @@
-"""RetinaNet as a LightningModule: losses in training, losses and detections in validation."""
+"""RetinaNet as a LightningModule, with losses in training and detections in validation."""
 
 from __future__ import annotations
 
 import atexit
 import functools
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
+from focaldet.training._logging import log_on_rank_zero
 from focaldet.training._optimisation import build_optimizer, choose_lr, lr_factor
 from focaldet.training._options import TrainingOptions
 
@@ -25,31 +24,30 @@ if TYPE_CHECKING:
 
 __all__ = ["RetinaNetModule"]
 
-_LOG = logging.getLogger("focaldet.training")
-
 
 class RetinaNetModule(pl.LightningModule):
-    """A RetinaNet with its optimiser, learning rate and schedule.
+    """A RetinaNet with its optimiser and learning rate schedule.
 
-    Batches are ``(images, targets)``, as :class:`~focaldet.RetinaNet` takes them. Validation runs the
-    network once a batch, for losses and detections both.
+    Batches are ``(images, targets)``, as for :class:`~focaldet.RetinaNet`. In validation, losses and
+    detections come from a single forward pass per batch.
 
-    Logged are ``train/loss``, ``train/classification``, ``train/box_regression`` and ``train/lr`` a
-    step, ``train/loss_epoch``, ``val/loss``, ``val/classification`` and ``val/box_regression`` an
+    Logs ``train/loss``, ``train/classification``, ``train/box_regression`` and ``train/lr`` per step,
+    and ``train/loss_epoch``, ``val/loss``, ``val/classification`` and ``val/box_regression`` per
     epoch.
 
     In distributed training the criterion divides by the number of positives averaged over ranks, and
-    DDP averages the gradients, so that ranks with a part of the batch each do what one process does
-    with the whole batch.
+    DDP averages the gradients. Ranks that each process part of a batch therefore compute the same
+    update as one process with the whole batch.
 
     Args:
-        model: trained in place.
-        options: the optimiser's part of them is used; batch size and accumulation set its rate.
-        resize_images: False for training images that their transform has brought to the size at
-            which they are to be trained. Validation images are always resized by the model.
+        model: Model to train, in place.
+        options: Settings of the optimiser and the schedule. The batch size and the accumulation are
+            used to scale the learning rate. None uses the defaults.
+        resize_images: Whether the model resizes training images. Pass False if the transform of the
+            dataset has resized them already. Validation images are always resized by the model.
 
     Attributes:
-        stopping: set to end a validation early: what is left of it is skipped.
+        stopping: Whether to skip the rest of a validation, because the run has been asked to stop.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(num_classes=2, backbone="resnet18", backbone_norm="batch")
@@ -71,14 +69,14 @@ class RetinaNetModule(pl.LightningModule):
         self.stopping = False
 
     def on_train_epoch_start(self) -> None:
-        """Seed what the network itself may draw (dropout): each epoch, and each rank, differently."""
+        """Seed the random numbers of the network (dropout) for this epoch and rank."""
         numbers = (self.options.seed, self.current_epoch, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return the sum of a batch's losses."""
+        """Return the sum of the losses of a batch."""
         images, targets = batch
-        # The data module has checked the values, on the CPU.
+        # The data module has already checked the images and targets, on the CPU.
         output = self.model(images, targets, resize=self.resize_images, validate=False)
         losses: dict[str, Tensor] = output.losses
         loss = torch.stack(list(losses.values())).sum()
@@ -97,7 +95,7 @@ class RetinaNetModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:  # noqa: ARG002
-        """Return ``loss`` and ``detections``, both of one forward pass."""
+        """Return a dictionary with "loss" and "detections", from one forward pass."""
         if self.stopping:
             return None
         images, targets = batch
@@ -113,21 +111,24 @@ class RetinaNetModule(pl.LightningModule):
         return {"loss": loss, "detections": self.model.detections(output)}
 
     def on_fit_end(self) -> None:
-        """Have the ranks part before Python ends.
+        """Make the process group shut down before Python exits.
 
-        Lightning sees to that for NCCL only. A thread of gloo that still holds a tensor when Python
-        ends aborts the process, upon which torchrun kills the other ranks, be they still writing.
+        Lightning does so only for NCCL. A gloo thread that still holds a tensor when Python exits
+        aborts the process, and torchrun then kills the other ranks, which may still be writing files.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            atexit.register(_leave_ranks)
+            atexit.register(_shut_down_process_group)
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule, and say the learning rate aloud."""
+        """Build the optimiser and the schedule, and log the learning rate."""
         options = self.options
         real_batch = options.batch_size * options.accumulate * self.trainer.world_size
-        lr, said = choose_lr(options, real_batch)
+        lr, description = choose_lr(options, real_batch)
         steps = int(self.trainer.estimated_stepping_batches)
-        _say(f"{options.optimizer}, {said}; {options.schedule} schedule over {steps} updates")
+        log_on_rank_zero(
+            f"Optimizer: {options.optimizer}, {description}, {options.schedule} schedule over {steps} "
+            "updates"
+        )
         optimizer = build_optimizer(self.model, options, lr)
         factor = functools.partial(
             lr_factor,
@@ -142,11 +143,6 @@ class RetinaNetModule(pl.LightningModule):
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def _leave_ranks() -> None:
+def _shut_down_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    _LOG.info(line)

@@ -1,0 +1,88 @@
+"""Progress of a run: a line in the log per epoch, and per minute if there is no progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from focaldet.training._logging import LOG
+
+__all__ = ["ProgressLog", "on_terminal"]
+
+_SECONDS = 60  # between log lines within an epoch
+_SHOWN = (
+    ("train/loss_epoch", "loss"),
+    ("val/loss", "validation loss"),
+    ("val/AP", "AP"),
+    ("val/AP50", "AP50"),
+    ("val/AP75", "AP75"),
+)
+
+
+def on_terminal() -> bool:
+    """Return whether stderr is a terminal, where a progress bar makes sense."""
+    return sys.stderr.isatty()
+
+
+class ProgressLog(pl.Callback):
+    """Log a line after each epoch, and one per minute if there is no progress bar."""
+
+    def __init__(self) -> None:
+        self._epoch_start = self._last_line = 0.0
+        self._done = 0  # batches since the start of the epoch
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Start the clock, and make sure that each epoch logs its losses at least once."""
+        updates = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        rows = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = max(1, min(rows, updates))  # type: ignore[attr-defined]
+        # Lightning does not call this for the rest of an epoch that is resumed.
+        self.on_train_epoch_start(trainer, module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Start the clock."""
+        del trainer, module
+        self._epoch_start = self._last_line = time.monotonic()
+        self._done = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the progress within the epoch, once per minute."""
+        del module, batch
+        now = time.monotonic()
+        self._done += 1
+        if on_terminal() or now - self._last_line < _SECONDS or not trainer.is_global_zero:
+            return
+        self._last_line = now
+        LOG.info(
+            "Epoch %d/%s, batch %d/%s: loss %.3f, %.2f s per batch",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            batch_idx + 1,
+            trainer.num_training_batches,
+            float(outputs["loss"]),
+            (now - self._epoch_start) / self._done,
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Log the results of the epoch."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [
+            f"{label} {float(metrics[name]):.3f}"
+            for name, label in _SHOWN
+            if name in metrics and not (module.stopping and name.startswith("val/"))
+        ]
+        seconds = time.monotonic() - self._epoch_start
+        LOG.info(
+            "Epoch %d/%s: %s, %.0f s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            ", ".join(parts),
+            seconds,
+        )

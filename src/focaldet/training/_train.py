@@ -1,0 +1,217 @@
+"""Training a detector in one call, with everything about the run in one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from focaldet._checks import shortened
+from focaldet.pretrained import Checkpoint as Weights
+from focaldet.pretrained import save_checkpoint
+from focaldet.training._checkpoints import (
+    AtomicCheckpointIO,
+    BestModel,
+    LastCheckpoint,
+    weights_to_save,
+)
+from focaldet.training._coco_ap import CocoAP
+from focaldet.training._curves import Curves
+from focaldet.training._data_module import DetectionDataModule
+from focaldet.training._failures import explain_failures
+from focaldet.training._lightning_module import RetinaNetModule
+from focaldet.training._logging import LOG, hide_lightning_messages, show_log
+from focaldet.training._metrics_file import MetricsFile
+from focaldet.training._nonfinite import NonFiniteGuard
+from focaldet.training._options import TrainingOptions
+from focaldet.training._pictures import Pictures
+from focaldet.training._progress import ProgressLog, on_terminal
+from focaldet.training._run_folder import prepare_folder, step_of_checkpoint
+from focaldet.training._weight_average import AverageWeights
+
+if TYPE_CHECKING:
+    from focaldet.datasets import DetectionDataset
+    from focaldet.retinanet import RetinaNet
+
+__all__ = ["TrainingSummary", "train"]
+
+
+class TrainingSummary(NamedTuple):
+    """Result of a training run.
+
+    Attributes:
+        folder: Folder of the run.
+        best_ap: Highest validation AP, or None without validation.
+        best_epoch: Epoch of the highest AP, counted from 1, or None without validation.
+        epochs: Number of completed epochs, including those before resuming.
+    """
+
+    folder: Path
+    best_ap: float | None
+    best_epoch: int | None
+    epochs: int
+
+
+def train(
+    model: RetinaNet,
+    train_data: DetectionDataset,
+    val_data: DetectionDataset | None = None,
+    *,
+    folder: str | os.PathLike[str],
+    options: TrainingOptions | None = None,
+    resume: bool = False,
+    resize_images: bool | None = None,
+) -> TrainingSummary:
+    """Train a detector and write everything about the run to one folder.
+
+    The folder holds ``config.json`` (the model), ``run.json`` (the options), ``metrics.csv``,
+    TensorBoard events, ``curves.png``, ``pictures/`` (of validation images),
+    ``checkpoints/last.ckpt``, and two models for ``RetinaNet.from_pretrained``: ``best/`` (highest
+    validation AP) and ``last/`` (at the end of the run).
+
+    Args:
+        model: Model to train, in place, starting from its current weights. Afterwards it has the last
+            weights, or their average if the options ask for one, and is in evaluation mode.
+        train_data: Training dataset.
+        val_data: Validation dataset, on which the AP and the loss are computed after each epoch. None
+            skips validation.
+        folder: Folder of the run. It must be new or empty unless ``resume`` is set.
+        options: Settings of the run. None uses the defaults.
+        resume: Whether to continue from the last checkpoint in the folder. If it has none, a new run
+            starts.
+        resize_images: Whether the model resizes training images. None resizes them only if
+            ``train_data`` has no transform, because :func:`focaldet.datasets.train_transform` already
+            does.
+
+    Returns:
+        The folder, the highest validation AP with its epoch, and the number of epochs.
+
+    Raises:
+        FileExistsError: If the folder is not empty and not to be resumed.
+        TrainingError: If the run has to stop because of a loss that is not finite, an image that
+            cannot be read, a full disk or a killed worker. The last checkpoint is complete.
+        ValueError: If the classes of the datasets and the model differ, or a run to be resumed has
+            trained a different model.
+        SystemExit: After SIGTERM or Ctrl-C, once the state has been saved.
+    """
+    options = options or TrainingOptions()
+    folder = Path(folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    if resize_images is None:
+        resize_images = train_data.transform is None
+    _check_classes(model, train_data)
+    data = DetectionDataModule(
+        train_data,
+        val_data,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    with show_log(), hide_lightning_messages(), explain_failures(folder, last):
+        prepare_folder(folder, model.config, options, resume=resume)
+        step = step_of_checkpoint(last) if resume else None
+        metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
+        best = BestModel(folder / "best")
+        trainer = _trainer(
+            options,
+            folder=folder,
+            metrics=metrics,
+            best=best,
+            last=last,
+            val_data=val_data,
+            step=step,
+        )
+        module = RetinaNetModule(model.train(), options, resize_images=resize_images)
+        trainer.fit(module, data, ckpt_path=None if step is None else last, weights_only=True)
+        if trainer.is_global_zero:
+            weights = Weights(model.config, weights_to_save(trainer, module))
+            save_checkpoint(weights, folder / "last")
+            LOG.info("%s", _conclusion(folder, best))
+    model.eval()
+    return TrainingSummary(folder, best.best, best.epoch, trainer.current_epoch)
+
+
+def _trainer(
+    options: TrainingOptions,
+    *,
+    folder: Path,
+    metrics: MetricsFile,
+    best: BestModel,
+    last: Path,
+    val_data: DetectionDataset | None,
+    step: int | None,
+) -> pl.Trainer:
+    callbacks: list[pl.Callback] = [NonFiniteGuard(folder)]
+    if options.ema_decay is not None:
+        callbacks.append(AverageWeights(options.ema_decay))
+    if val_data is not None:
+        callbacks += [CocoAP(val_data), best]
+        if options.pictures:
+            callbacks.append(Pictures(folder / "pictures", val_data, count=options.pictures))
+    callbacks += [
+        ProgressLog(),
+        Curves(metrics, folder / "curves.png"),
+        LastCheckpoint(last, every=options.checkpoint_every),
+    ]
+    devices, nodes, strategy = _devices(options)
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=options.precision,
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip_norm,
+        limit_val_batches=None if val_data is not None else 0,
+        log_every_n_steps=options.log_every,
+        logger=[
+            metrics,
+            TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step),
+        ],
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=True,
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal(),
+        default_root_dir=folder,
+    )
+
+
+def _devices(options: TrainingOptions) -> tuple[int | str, int, str]:
+    """Return devices, nodes and strategy, those of torchrun if it started this process."""
+    devices: int | str = options.devices
+    nodes = options.nodes
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    if here is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+        devices, nodes = int(here), int(os.environ["WORLD_SIZE"]) // int(here)
+    several = nodes > 1 or (isinstance(devices, int) and devices > 1)
+    return devices, nodes, "ddp" if several else "auto"
+
+
+def _check_classes(model: RetinaNet, data: DetectionDataset) -> None:
+    config = model.config
+    names = list(data.class_names)
+    if data.num_classes != config.num_classes:
+        raise ValueError(
+            f"train_data has {data.num_classes} classes, {shortened(names)}, but model has "
+            f"num_classes={config.num_classes}."
+        )
+    if config.class_names is not None and config.class_names != tuple(names):
+        raise ValueError(
+            "train_data and model must have the same classes in the same order. train_data has "
+            f"{shortened(names)}, model has {shortened(list(config.class_names))}."
+        )
+
+
+def _conclusion(folder: Path, best: BestModel) -> str:
+    if best.best is None:
+        return f"Finished; saved the model to {str(folder / 'last')!r}."
+    return (
+        f"Finished; best AP {best.best:.3f} in epoch {best.epoch}, saved to {str(best.folder)!r}."
+    )
