@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_path", "fingerprint", "load_cache", "save_cache"]
 
-_VERSION = 1
+_VERSION = 2
 _PIECE = 2**24
 _ARRAYS = {
     "image_ids": (np.int64, ()),
