@@ -11,7 +11,15 @@ import numpy as np
 
 from focaldet._checks import existing_file, shortened
 from focaldet._coco_json._file import decode_quickly, open_bytes, parse
-from focaldet._coco_json._rows import FLAGS, MAX_SIDE, Rows, as_boxes, as_sizes, describe_row
+from focaldet._coco_json._rows import (
+    FLAGS,
+    MAX_SIDE,
+    Rows,
+    as_boxes,
+    as_sizes,
+    describe_row,
+    numbered,
+)
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ class InstanceColumns:
         boxes: ``[N, 4]``, x, y, width, height. They may be NaN, infinite or of negative size.
         areas: ``[N]``; that of the box where the file gives none.
         crowd: ``[N]``, whether the box is around a crowd.
-        annotation_ids: ``[N]``. Missing ones are numbered, starting after the highest id.
+        annotation_ids: ``[N]``. Missing ones get the lowest unused numbers, from 1.
         image_indices: ``[N]``, index into ``image_ids``.
         labels: ``[N]``, index into ``category_ids``; -1 for a category that is not declared.
         annotation_category_ids: ``[N]``, the category id that the file gives.
@@ -81,7 +89,8 @@ class _Fields:
     boxes: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
-    annotation_ids: list[int | None]
+    annotation_ids: npt.NDArray[np.int64]
+    has_annotation_ids: bool
     annotation_image_ids: npt.NDArray[np.int64]
     annotation_category_ids: npt.NDArray[np.int64]
 
@@ -124,6 +133,7 @@ def _quick_fields(data: memoryview) -> _Fields | None:
     if known_sides and not (min(known_sides) >= -1 and max(known_sides) <= MAX_SIDE):
         return None
     try:
+        annotation_ids, has_annotation_ids = numbered([one.id for one in annotations])
         return _Fields(
             file_names=[image.file_name for image in images],
             image_ids=np.array([image.id for image in images], np.int64),
@@ -133,7 +143,8 @@ def _quick_fields(data: memoryview) -> _Fields | None:
             boxes=as_boxes([annotation.bbox for annotation in annotations]),
             areas=np.array([annotation.area for annotation in annotations], np.float64),
             crowd=np.array(crowd, np.bool_),
-            annotation_ids=[annotation.id for annotation in annotations],
+            annotation_ids=annotation_ids,
+            has_annotation_ids=has_annotation_ids,
             annotation_image_ids=np.array([one.image_id for one in annotations], np.int64),
             annotation_category_ids=np.array([one.category_id for one in annotations], np.int64),
         )
@@ -147,6 +158,7 @@ def _checked_fields(content: object, source: str | None, *, valid_text: bool) ->
         Rows(_section(content, name, source), name, source, valid_text=valid_text)
         for name in _SECTIONS
     )
+    annotation_ids, has_annotation_ids = annotations.numbered_ids()
     return _Fields(
         file_names=images.texts("file_name"),
         image_ids=images.integers("id"),
@@ -156,7 +168,8 @@ def _checked_fields(content: object, source: str | None, *, valid_text: bool) ->
         boxes=annotations.boxes(),
         areas=annotations.optional_numbers("area"),
         crowd=np.array(annotations.flags("iscrowd"), np.bool_),
-        annotation_ids=annotations.optional_integers("id"),
+        annotation_ids=annotation_ids,
+        has_annotation_ids=has_annotation_ids,
         annotation_image_ids=annotations.integers("image_id"),
         annotation_category_ids=annotations.integers("category_id"),
     )
@@ -183,7 +196,8 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
     image_indices = _indices(fields.annotation_image_ids, image_ids)
     if (image_indices < 0).any():
         index = int((image_indices < 0).argmax())
-        where = describe_row("annotations", index, source, fields.annotation_ids[index])
+        row_id = fields.annotation_ids[index].item() if fields.has_annotation_ids else None
+        where = describe_row("annotations", index, source, row_id)
         raise AnnotationError(
             f"{where}: image_id {fields.annotation_image_ids[index]} is not the id of an image. "
             "Add the image to the file's images, or remove the annotation."
@@ -206,12 +220,12 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
         boxes=fields.boxes,
         areas=np.where(np.isnan(fields.areas), box_areas, fields.areas),
         crowd=fields.crowd,
-        annotation_ids=_numbered(fields.annotation_ids),
+        annotation_ids=fields.annotation_ids,
         image_indices=image_indices,
         labels=_indices(fields.annotation_category_ids, category_ids),
         annotation_category_ids=fields.annotation_category_ids,
         num_repeated_images=len(fields.image_ids) - len(kept),
-        has_annotation_ids=None not in fields.annotation_ids,
+        has_annotation_ids=fields.has_annotation_ids,
     )
 
 
@@ -281,12 +295,3 @@ def _indices(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.ND
     ascending = known[order]
     places = np.searchsorted(ascending, ids).clip(max=len(known) - 1)
     return np.where(ascending[places] == ids, order[places], -1)
-
-
-def _numbered(ids: list[int | None]) -> npt.NDArray[np.int64]:
-    """Return the ids, with numbers above the highest for those that are missing."""
-    if None not in ids:
-        return np.array(ids, np.int64)
-    known = [one for one in ids if one is not None]
-    numbers = iter(range(max(known, default=0) + 1, max(known, default=0) + 1 + len(ids)))
-    return np.array([next(numbers) if one is None else one for one in ids], np.int64)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["FLAGS", "MAX_SIDE", "Rows", "as_boxes", "as_sizes", "describe_row"]
+__all__ = ["FLAGS", "MAX_SIDE", "Rows", "as_boxes", "as_sizes", "describe_row", "numbered"]
 
 MAX_SIDE = 2**31 - 1  # image sizes are stored as int32
 FLAGS = frozenset({0, 1, None})  # 0.0, 1.0, False and True are equal to 0 and 1
@@ -81,15 +81,17 @@ class Rows:
         """Return a column of integers, ``[N]``."""
         values = self._values(key)
         if set(map(type, values)) <= {int}:
-            try:
+            with contextlib.suppress(OverflowError):  # the row is found below
                 return np.array(values, np.int64)
-            except OverflowError:
-                pass  # the row is found below
         return np.array(self._convert(key, values, _integer), np.int64)
 
-    def optional_integers(self, key: str) -> list[int | None]:
-        """Return a column of integers in which some may be missing."""
-        return self._convert_optional(key, self._values(key), _integer)
+    def numbered_ids(self) -> tuple[npt.NDArray[np.int64], bool]:
+        """Return the column "id", as :func:`numbered` does."""
+        values = self._values("id")
+        if set(map(type, values)) <= {int, type(None)}:
+            with contextlib.suppress(OverflowError):  # the row is found below
+                return numbered(values)
+        return numbered(self._convert_optional("id", values, _integer))
 
     def sides(self, key: str) -> list[int | None]:
         """Return a column of widths or heights; a missing one is None, 0 or -1."""
@@ -104,11 +106,8 @@ class Rows:
         """Return a column of finite numbers, ``[N]``."""
         values = self._values(key)
         if set(map(type, values)) <= {int, float}:
-            try:
+            with contextlib.suppress(OverflowError):  # the row is found below
                 numbers = np.array(values, np.float64)
-            except OverflowError:
-                pass  # the row is found below
-            else:
                 if np.isfinite(numbers).all():
                     return numbers
         return np.array(self._convert(key, values, _finite), np.float64)
@@ -117,11 +116,8 @@ class Rows:
         """Return a column of finite numbers, ``[N]``, with NaN for those that are missing."""
         values = self._values(key)
         if set(map(type, values)) <= {int, float, type(None)}:
-            try:
+            with contextlib.suppress(OverflowError):  # the row is found below
                 numbers = np.array(values, np.float64)
-            except OverflowError:
-                pass  # the row is found below
-            else:
                 if not np.isinf(numbers).any():
                     return numbers
         return np.array(self._convert_optional(key, values, _finite), np.float64)
@@ -156,12 +152,10 @@ class Rows:
         if (
             set(map(type, values)) <= {list, tuple}
             and set(map(len, values)) <= {4}
-            and set(map(type, chain.from_iterable(values))) <= {int, float}
+            and set(map(type, itertools.chain.from_iterable(values))) <= {int, float}
         ):
-            try:
+            with contextlib.suppress(OverflowError):  # the row is found below
                 return as_boxes(values)
-            except OverflowError:
-                pass  # the row is found below
         return as_boxes(self._convert("bbox", values, _box))
 
     def _values(self, key: str) -> list[Any]:
@@ -198,9 +192,22 @@ class Rows:
         raise self.error(index, problem, with_id=key != "id")
 
 
+def numbered(ids: list[int | None]) -> tuple[npt.NDArray[np.int64], bool]:
+    """Return ids, with the lowest unused numbers for missing ones, and whether none is missing.
+
+    >>> numbered([None, 1, 7, None])
+    (array([2, 1, 7, 3]), False)
+    """
+    if None not in ids:
+        return np.array(ids, np.int64), True
+    used = set(ids)
+    unused = (number for number in itertools.count(1) if number not in used)
+    return np.array([next(unused) if one is None else one for one in ids], np.int64), False
+
+
 def as_boxes(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
     """Return boxes, each a list or tuple of four numbers, as an array ``[N, 4]``."""
-    values = chain.from_iterable(boxes)
+    values = itertools.chain.from_iterable(boxes)
     return np.fromiter(values, np.float64, 4 * len(boxes)).reshape(-1, 4)
 
 
