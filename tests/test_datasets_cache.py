@@ -128,7 +128,7 @@ def test_a_read_only_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "read-only", str(target))
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet._atomic.atomic_write", refuse)
+    monkeypatch.setattr("focaldet.datasets._cache.atomic_write", refuse)
     assert len(read_coco(path)) == 2
     assert names_in(tmp_path) == ["instances_some.json"]
 

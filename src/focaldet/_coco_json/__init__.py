@@ -8,7 +8,7 @@ a field that nothing needs may be missing.
 
 from focaldet._coco_json._detections import DetectionColumns, read_detections
 from focaldet._coco_json._instances import InstanceColumns, read_instances
-from focaldet._coco_json._rows import describe_row
+from focaldet._coco_json._rows import describe_row, usable_boxes
 
 __all__ = [
     "DetectionColumns",
@@ -16,4 +16,5 @@ __all__ = [
     "describe_row",
     "read_detections",
     "read_instances",
+    "usable_boxes",
 ]

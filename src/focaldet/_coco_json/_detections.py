@@ -10,7 +10,7 @@ import numpy as np
 
 from focaldet._checks import existing_file, shortened
 from focaldet._coco_json._file import decode_quickly, open_bytes, parse
-from focaldet._coco_json._rows import Rows, as_boxes
+from focaldet._coco_json._rows import Rows, as_boxes, usable_boxes
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _quick_columns(data: memoryview) -> DetectionColumns | None:
         )
     except OverflowError:
         return None
-    return columns if _usable(columns.boxes).all() else None
+    return columns if usable_boxes(columns.boxes).all() else None
 
 
 def _checked_columns(rows: Rows) -> DetectionColumns:
@@ -88,14 +88,9 @@ def _checked_columns(rows: Rows) -> DetectionColumns:
         boxes=rows.boxes(),
         scores=rows.numbers("score"),
     )
-    usable = _usable(columns.boxes)
+    usable = usable_boxes(columns.boxes)
     if not usable.all():
         index = int(usable.argmin())
         condition = "bbox must be finite numbers, with a width and height of at least 0"
         raise rows.error(index, f"{condition}, got {columns.boxes[index].tolist()}.")
     return columns
-
-
-def _usable(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    usable: npt.NDArray[np.bool_] = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)
-    return usable

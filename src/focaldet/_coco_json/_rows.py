@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["FLAGS", "MAX_SIDE", "Rows", "as_boxes", "as_sizes", "describe_row", "numbered"]
+__all__ = [
+    "FLAGS",
+    "MAX_SIDE",
+    "Rows",
+    "as_boxes",
+    "as_sizes",
+    "describe_row",
+    "numbered",
+    "usable_boxes",
+]
 
 MAX_SIDE = 2**31 - 1  # image sizes are stored as int32
 FLAGS = frozenset({0, 1, None})  # 0.0, 1.0, False and True are equal to 0 and 1
@@ -209,6 +218,14 @@ def as_boxes(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
     """Return boxes, each a list or tuple of four numbers, as an array ``[N, 4]``."""
     values = itertools.chain.from_iterable(boxes)
     return np.fromiter(values, np.float64, 4 * len(boxes)).reshape(-1, 4)
+
+
+def usable_boxes(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return which boxes (x, y, width, height) are finite and have no negative size, ``[N]``."""
+    usable: npt.NDArray[np.bool_] = np.logical_and(
+        np.isfinite(boxes).all(axis=1), (boxes[:, 2:] >= 0).all(axis=1)
+    )
+    return usable
 
 
 def as_sizes(heights: Sequence[int | None], widths: Sequence[int | None]) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from focaldet._coco_json import InstanceColumns, read_instances
+from focaldet._coco_json import InstanceColumns, read_instances, usable_boxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,11 +79,12 @@ def read_ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -
     Warns:
         UserWarning: If annotations cannot be evaluated and are left out.
     """
-    if not isinstance(annotations, str | os.PathLike | Mapping):
-        remedy = " Pass the result of its to_coco()." if hasattr(annotations, "to_coco") else ""
+    given: object = annotations
+    if not isinstance(given, str | os.PathLike | Mapping):
+        remedy = " Pass the result of its to_coco()." if hasattr(given, "to_coco") else ""
         raise TypeError(
             "annotations must be the path of a COCO file or its content as a dictionary, "
-            f"got {type(annotations).__name__}.{remedy}"
+            f"got {type(given).__name__}.{remedy}"
         )
     columns = read_instances(annotations)
     rows = _usable_rows(columns)
@@ -108,7 +109,7 @@ def read_ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -
 
 def _usable_rows(columns: InstanceColumns) -> npt.NDArray[np.int64]:
     """Return the indices of the annotations that can be evaluated, and warn about the others."""
-    valid_box = np.isfinite(columns.boxes).all(axis=1) & (columns.boxes[:, 2:] >= 0).all(axis=1)
+    valid_box = usable_boxes(columns.boxes)
     declared = columns.labels >= 0
     unusable = np.flatnonzero(~(valid_box & declared))
     if len(unusable):
