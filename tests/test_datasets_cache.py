@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from focaldet._coco_json import InstanceColumns, read_instances
 from focaldet.datasets import AnnotationTable, read_annotations, read_coco
 from focaldet.datasets._cache import cache_path
-from tests.test_datasets_coco import coco_file, names_in
+from tests.helpers.coco_files import coco_content, coco_file, names_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,31 +39,29 @@ def test_a_small_file_gets_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names_in(tmp_path) == ["instances_some.json"]
 
 
-def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("focaldet.datasets.readers._coco.read_columns", fail)
+    monkeypatch.setattr("focaldet.datasets.readers._coco.read_instances", fail)
 
 
-def test_the_second_opening_is_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_reading_uses_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = coco_file(tmp_path)
     first = read_coco(path)
     assert cache_path(path).is_file()
-    no_reading(monkeypatch)
+    forbid_parsing(monkeypatch)
     assert_equal_tables(read_coco(path), first)
     assert read_coco(path, tmp_path.parent).image_folder == tmp_path.parent
 
 
-def test_the_cache_is_not_written_if_not_asked_for(tmp_path: Path) -> None:
+def test_the_cache_is_optional(tmp_path: Path) -> None:
     read_coco(coco_file(tmp_path), cache=False)
     read_annotations(coco_file(tmp_path), cache=False)
     assert names_in(tmp_path) == ["instances_some.json"]
 
 
-def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+def test_different_content_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
     path = coco_file(tmp_path)
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     read_coco(path)
@@ -74,7 +73,7 @@ def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("change", ["time", "size"])
-def test_a_file_of_another_time_or_size_is_read_again(
+def test_a_file_whose_time_or_size_changed_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     path = coco_file(tmp_path)
@@ -84,16 +83,18 @@ def test_a_file_of_another_time_or_size_is_read_again(
     else:
         path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with monkeypatch.context() as patch:
-        no_reading(patch)
+        forbid_parsing(patch)
         with pytest.raises(AssertionError, match="was read"):
             read_coco(path)
     read_coco(path)
-    no_reading(monkeypatch)
+    forbid_parsing(monkeypatch)
     read_coco(path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "turned", "text", "other", "pickle", "shorter"])
-def test_a_damaged_cache_is_ignored_and_written_anew(
+@pytest.mark.parametrize(
+    "damage", ["empty", "truncated", "bit flip", "text", "other", "pickle", "shorter"]
+)
+def test_a_damaged_cache_is_ignored_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     path = coco_file(tmp_path)
@@ -104,9 +105,9 @@ def test_a_damaged_cache_is_ignored_and_written_anew(
         arrays = dict(file)
     if damage == "empty":
         cache.write_bytes(b"")
-    elif damage == "cut":
+    elif damage == "truncated":
         cache.write_bytes(content[: len(content) // 2])
-    elif damage == "turned":  # a bit of a box
+    elif damage == "bit flip":  # in a box
         place = content.index(np.float64(14.5).tobytes())
         cache.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
     elif damage == "text":
@@ -118,18 +119,16 @@ def test_a_damaged_cache_is_ignored_and_written_anew(
     else:
         np.savez(cache, **{**arrays, "labels": arrays["labels"][:1]})
     assert_equal_tables(read_coco(path), first)
-    no_reading(monkeypatch)
+    forbid_parsing(monkeypatch)
     assert_equal_tables(read_coco(path), first)
 
 
-def test_a_folder_that_takes_no_cache_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(target: Path) -> None:
         raise PermissionError(13, "read-only", str(target))
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr("focaldet._atomic.atomic_write", refuse)
+    monkeypatch.setattr("focaldet.datasets._cache.atomic_write", refuse)
     assert len(read_coco(path)) == 2
     assert names_in(tmp_path) == ["instances_some.json"]
 
@@ -137,15 +136,23 @@ def test_a_folder_that_takes_no_cache_is_no_error(
 def test_a_file_that_changes_while_it_is_read_gets_no_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focaldet.datasets import _json
     from focaldet.datasets.readers import _coco
 
-    def changed_meanwhile(path: Path) -> _json.CocoColumns:
-        columns = _json.read_columns(path)
+    def change_after_reading(path: Path) -> InstanceColumns:
+        columns = read_instances(path)
         path.write_text("{}", encoding="utf-8")
         return columns
 
     path = coco_file(tmp_path)
-    monkeypatch.setattr(_coco, "read_columns", changed_meanwhile)
+    monkeypatch.setattr(_coco, "read_instances", change_after_reading)
     read_coco(path)
+    assert not cache_path(path).exists()
+
+
+def test_a_file_that_causes_a_warning_gets_no_cache_and_warns_again(tmp_path: Path) -> None:
+    path = coco_file(tmp_path, images=coco_content()["images"] * 2)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 entries of images repeat") as caught:
+            read_coco(path)
+        assert caught[0].filename == __file__
     assert not cache_path(path).exists()

@@ -2,51 +2,23 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from focaldet import Detections
 from focaldet.evaluation import CocoResult, evaluate_coco
+from tests.helpers.evaluation import found, truth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
-
-IMAGES = [{"id": 4, "height": 100, "width": 100}, {"id": 9, "height": 100, "width": 100}]
-CATEGORIES = [{"id": 30, "name": "dog"}, {"id": 7, "name": "cat"}]
-
-
-def truth(*boxes: tuple[int, int, Sequence[float]]) -> dict[str, Any]:
-    annotations = [
-        {
-            "id": i + 1,
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
-        for i, (image, category, box) in enumerate(boxes)
-    ]
-    return {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES}
-
-
-def found(boxes: Sequence[Sequence[float]], scores: list[float], labels: list[int]) -> Detections:
-    return Detections(
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(scores),
-        torch.tensor(labels, dtype=torch.int64),
-        (100, 100),
-    )
 
 
 def one_found_of_two() -> CocoResult:
-    """Of two cats one is found, after a false one; there are no dogs."""
+    """Find one of two cats, after a false positive with a higher score; there are no dogs."""
     annotations = truth((4, 7, [10, 10, 40, 40]), (9, 7, [20, 20, 50, 50]))
     results = {4: found([[10, 10, 50, 50], [60, 60, 90, 90]], [0.6, 0.8], [0, 0])}
     return evaluate_coco(annotations, results)
@@ -59,7 +31,9 @@ def test_labels_are_positions_among_ascending_category_ids(tmp_path: Path) -> No
     path.write_text(json.dumps(annotations))
     assert evaluate_coco(path, results).ap == pytest.approx(1)
     swapped = {4: found([[10, 10, 50, 50]], [0.9], [1]), 9: results[9]}
-    assert evaluate_coco(annotations, swapped).ap == pytest.approx(0.25)  # a false one comes first
+    assert evaluate_coco(annotations, swapped).ap == pytest.approx(
+        0.25
+    )  # a false positive has the higher score
 
 
 def test_labels_can_be_given_other_categories() -> None:
@@ -69,7 +43,7 @@ def test_labels_can_be_given_other_categories() -> None:
     assert evaluate_coco(annotations, results, category_ids=[30, 7]).ap == pytest.approx(1)
 
 
-def test_a_results_file_its_content_and_detections_say_the_same(tmp_path: Path) -> None:
+def test_results_give_the_same_numbers_as_a_file_a_list_or_detections(tmp_path: Path) -> None:
     annotations = truth((4, 7, [10.3, 10, 40, 40]), (9, 30, [20, 20, 50, 50]))
     boxes: list[list[float]] = [[10.1, 10, 50.7, 50], [21, 22, 70, 70], [1.5, 2.3, 8.9, 9.7]]
     results = {
@@ -92,7 +66,7 @@ def test_a_results_file_its_content_and_detections_say_the_same(tmp_path: Path) 
         assert_array_equal(got.scores, expected.scores)
 
 
-def test_every_image_counts_unless_some_are_named() -> None:
+def test_every_image_counts_unless_image_ids_are_given() -> None:
     annotations = truth((4, 7, [10, 10, 40, 40]), (9, 7, [20, 20, 50, 50]))
     results = {4: found([[10, 10, 50, 50]], [0.9], [0])}
     everything = evaluate_coco(annotations, results)
@@ -105,7 +79,7 @@ def test_every_image_counts_unless_some_are_named() -> None:
     assert (other.ap, other.of_class("cat").detections) == (0, 0)
 
 
-def test_nothing_found_is_0_and_no_objects_are_a_dash() -> None:
+def test_ap_is_0_without_detections_and_a_dash_without_objects() -> None:
     result = evaluate_coco(truth((4, 7, [10, 10, 40, 40])), {4: found([], [], [])})
     assert result.ap == 0
     assert str(result).startswith("AP 0.000  AP50 0.000  AP75 0.000  AP small -  AP medium 0.000")
@@ -114,7 +88,7 @@ def test_nothing_found_is_0_and_no_objects_are_a_dash() -> None:
 
 
 @pytest.mark.parametrize("missing", ["images", "categories"])
-def test_no_images_or_no_categories_are_no_objects(missing: str) -> None:
+def test_without_images_or_categories_there_are_no_objects(missing: str) -> None:
     result = evaluate_coco({**truth(), missing: []}, [])
     assert set(result.stats) == {-1}
     assert result.num_images == (0 if missing == "images" else 2)
@@ -123,12 +97,12 @@ def test_no_images_or_no_categories_are_no_objects(missing: str) -> None:
     assert np.isnan(result.precision_recall().precision).all()
 
 
-def test_classes_are_told_by_name_and_id() -> None:
+def test_a_class_is_selected_by_name_or_id() -> None:
     result = one_found_of_two()
     cat = result.of_class("cat")
     assert cat == result.of_class(7) == result.classes[0]
     assert (cat.id, cat.name, cat.objects, cat.detections) == (7, "cat", 2, 2)
-    assert cat.ap == pytest.approx(51 / 101 / 2)  # half of what was found is right
+    assert cat.ap == pytest.approx(51 / 101 / 2)  # precision is 0.5 up to recall 0.5
     assert cat.ap50 == pytest.approx(result.ap50)
     assert cat.ar100 == pytest.approx(0.5)
     dog = result.of_class(30)
@@ -139,15 +113,14 @@ def test_classes_are_told_by_name_and_id() -> None:
     assert np.nanmean(list(result.ap_by_class.values())) == pytest.approx(result.ap)
 
 
-def test_a_class_that_is_not_there_or_there_twice_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"`category` must be the name of one class; got 'cow', wh"
-    ):
-        one_found_of_two().of_class("cow")
-    with pytest.raises(ValueError, match=r"`category` must be the id of one class; got 1, which 0"):
-        one_found_of_two().precision_recall(1)
+def test_an_unknown_or_ambiguous_class_is_an_error() -> None:
+    result = one_found_of_two()
+    with pytest.raises(ValueError, match=r"name 'cow'. There are: 'cat', 'dog'\."):
+        result.of_class("cow")
+    with pytest.raises(ValueError, match=r"id 1\. There are: 7, 30\."):
+        result.precision_recall(1)
     twins = {**truth(), "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]}
-    with pytest.raises(ValueError, match=r"the name of one class; got 'cat', which 2 classes have"):
+    with pytest.raises(ValueError, match=r"2 categories .*'cat'; choose one by its id: 1, 2\."):
         evaluate_coco(twins, []).of_class("cat")
 
 
@@ -168,7 +141,7 @@ def test_the_table_has_a_row_for_each_class() -> None:
     ]
 
 
-def test_the_numbers_go_to_json_with_null_for_no_objects() -> None:
+def test_json_has_null_where_there_are_no_objects() -> None:
     result = one_found_of_two()
     read = json.loads(result.to_json())
     assert read == result.to_dict()
@@ -190,7 +163,7 @@ def test_a_precision_recall_curve_can_be_worked_by_hand() -> None:
     assert np.isnan(together.scores).all()
     assert np.isnan(result.precision_recall("dog").precision).all()
     assert np.isnan(result.precision_recall("cat", area="small").precision).all()
-    medium = result.precision_recall("cat", area="medium")  # the false one, 30x30, is small
+    medium = result.precision_recall("cat", area="medium")  # the false positive, 30x30, is small
     assert medium.precision[0] == pytest.approx(1)
 
 
@@ -203,20 +176,18 @@ def test_curves_average_to_the_average_precision() -> None:
     assert curves[5].precision.mean() == pytest.approx(result.ap75)
 
 
-def test_a_threshold_or_area_that_was_not_evaluated_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"`iou_threshold` must be one of 0\.5, 0\.55, .*; got 0\.4"
-    ):
+def test_a_threshold_or_area_that_was_not_evaluated_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"iou_threshold 0\.4; choose 0\.5, 0\.55, .*0\.95"):
         one_found_of_two().precision_recall(iou_threshold=0.4)
-    with pytest.raises(ValueError, match=r"`area` must be one of 'all', .*; got 'tiny'"):
+    with pytest.raises(ValueError, match=r"area 'tiny'; choose 'all', .*'large'"):
         one_found_of_two().precision_recall(area="tiny")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("category", [None, "cat", "dog"])
-def test_the_curves_are_drawn(tmp_path: Path, category: str | None) -> None:
+def test_the_curves_are_plotted(tmp_path: Path, category: str | None) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "curves.png"
-    path.write_bytes(b"of before")
+    path.write_bytes(b"old content")
     figure = one_found_of_two().plot_precision_recall(path, category=category)
     [axes] = figure.axes
     assert len(axes.lines) == 10
@@ -226,13 +197,24 @@ def test_the_curves_are_drawn(tmp_path: Path, category: str | None) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_drawing_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"needs the package matplotlib: .*'focaldet\[plot\]'"):
+def test_a_plot_that_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curves.txt"
+    path.write_bytes(b"old content")
+    with pytest.raises(ValueError, match=r"curves\.txt'.*no format 'txt'.* png"):
+        one_found_of_two().plot_precision_recall(path)
+    assert path.read_bytes() == b"old content"
+    with pytest.raises(FileNotFoundError, match=r"No such folder: '.*missing'"):
+        one_found_of_two().plot_precision_recall(tmp_path / "missing" / "curves.png")
+
+
+def test_plotting_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"requires matplotlib.*'focaldet\[plot\]'"):
         one_found_of_two().plot_precision_recall()
 
 
-def test_the_callers_annotations_stay_as_they_are() -> None:
+def test_the_callers_annotations_are_not_modified() -> None:
     annotations = truth((4, 7, [10, 10, 40, 40]))
     entries = found([[1, 1, 5, 5]], [0.5], [0]).to_coco(4, [7, 30])
     before = json.dumps([annotations, entries])
@@ -240,6 +222,6 @@ def test_the_callers_annotations_stay_as_they_are() -> None:
     assert json.dumps([annotations, entries]) == before
 
 
-def test_it_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_coco(truth((4, 7, [10, 10, 40, 40])), {4: found([[1, 1, 5, 5]], [0.5], [0])})
     assert capsys.readouterr().out == ""

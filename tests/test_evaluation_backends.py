@@ -1,4 +1,4 @@
-"""The backends of evaluate_coco, held against pycocotools used plainly, as its own demo does."""
+"""The backends of evaluate_coco, compared with pycocotools called directly, as in its demo."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from focaldet.evaluation import evaluate_coco
+from tests.helpers.evaluation import truth
 from tests.helpers.shared import SHARED
-from tests.test_evaluation import truth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,37 +38,37 @@ def available(backend: str) -> Any:
     return backend
 
 
-def plain(annotations: dict[str, Any], entries: list[dict[str, Any]]) -> COCOeval:
+def pycocotools_alone(annotations: dict[str, Any], entries: list[dict[str, Any]]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         objects, found = COCO(), COCO()
         objects.dataset = copy.deepcopy(annotations)
         objects.createIndex()
         if entries:
             found = objects.loadRes(copy.deepcopy(entries))
-        judge = COCOeval(objects, found, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return judge
+        evaluation = COCOeval(objects, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
 
 
-def assert_same(result: CocoResult, judge: COCOeval, backend: str) -> None:
-    assert_array_equal(result.recall, judge.eval["recall"])
-    assert_array_equal(result.scores, judge.eval["scores"])
+def assert_same(result: CocoResult, evaluation: COCOeval, backend: str) -> None:
+    assert_array_equal(result.recall, evaluation.eval["recall"])
+    assert_array_equal(result.scores, evaluation.eval["scores"])
     if backend in EXACT:
-        assert_array_equal(result.precision, judge.eval["precision"])
-        assert_array_equal(result.stats, judge.stats)
+        assert_array_equal(result.precision, evaluation.eval["precision"])
+        assert_array_equal(result.stats, evaluation.stats)
     else:
-        assert_allclose(result.precision, judge.eval["precision"], rtol=0, atol=2.3e-16)
-        assert_allclose(result.stats, judge.stats, rtol=0, atol=1e-15)
+        assert_allclose(result.precision, evaluation.eval["precision"], rtol=0, atol=2.3e-16)
+        assert_allclose(result.stats, evaluation.stats, rtol=0, atol=1e-15)
 
 
-def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw a small evaluation full of ties, exact IoUs, crowds, empty images and classes.
+def random_evaluation(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Build a small evaluation full of ties, exact IoUs, crowds, and empty images and classes.
 
-    Boxes lie on a coarse grid, so that many IoUs are exactly a threshold and many areas exactly
-    a limit of "small" or "medium"; scores have one digit; some images have more than 100
-    detections of a class.
+    Boxes are on a coarse grid, so that many IoUs equal a threshold and many areas equal a limit of
+    "small" or "medium". Scores have one digit. Some images have more than 100 detections of a
+    class.
     """
     rng = np.random.default_rng(seed)
     images, classes = int(rng.integers(1, 6)), int(rng.integers(1, 4))
@@ -100,7 +100,7 @@ def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         }
         for _ in range(many)
     ]
-    for one in objects:  # some are found
+    for one in objects:  # some have a detection close to them
         if rng.random() < 0.5:
             moved = [edge + shift for edge, shift in zip(one["bbox"], (1, 0, 0, 2), strict=True)]
             near = {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": moved}
@@ -117,18 +117,18 @@ def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_each_backend_gives_what_pycocotools_gives(backend: str, seed: int) -> None:
-    annotations, entries = drawn(seed)
+def test_each_backend_agrees_with_pycocotools(backend: str, seed: int) -> None:
+    annotations, entries = random_evaluation(seed)
     result = evaluate_coco(annotations, entries, backend=available(backend))
-    assert_same(result, plain(annotations, entries), backend)
+    assert_same(result, pycocotools_alone(annotations, entries), backend)
     assert result.backend == backend
 
 
-def test_the_drawn_evaluations_have_what_they_are_for() -> None:
+def test_random_evaluations_cover_the_edge_cases() -> None:
     """Crowds, ties, empty images, classes without objects, over 100 detections of a class."""
     has = dict.fromkeys(("crowd", "tie", "empty", "no objects", "many", "found", "nothing"), 0)
     for seed in range(60):
-        annotations, entries = drawn(seed)
+        annotations, entries = random_evaluation(seed)
         objects, scores = annotations["annotations"], [one["score"] for one in entries]
         pairs = [(one["image_id"], one["category_id"]) for one in entries]
         has["crowd"] += any(one["iscrowd"] for one in objects)
@@ -144,17 +144,19 @@ def test_the_drawn_evaluations_have_what_they_are_for() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_published_numbers_of_cocos_demo_come_out(backend: str) -> None:
+def test_the_published_numbers_of_cocos_demo_are_reproduced(backend: str) -> None:
     if not ORACLE.is_dir():
-        pytest.skip("the demo of COCO's evaluation is not beside this checkout")
+        pytest.skip("the demo of COCO's evaluation is not next to this checkout")
     annotations = ORACLE / "instances_val2014_100.json"
     results = ORACLE / "instances_val2014_fakebbox100_results.json"
     result = evaluate_coco(annotations, results, backend=available(backend))
     expected = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501]
     expected += [0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
     assert [round(value, 3) for value in result.stats] == expected
-    judge = plain(json.loads(annotations.read_text()), json.loads(results.read_text()))
-    assert_same(result, judge, backend)
+    evaluation = pycocotools_alone(
+        json.loads(annotations.read_text()), json.loads(results.read_text())
+    )
+    assert_same(result, evaluation, backend)
     assert result.of_class("person").objects == sum(
         one["category_id"] == 1 and not one["iscrowd"]
         for one in json.loads(annotations.read_text())["annotations"]
@@ -162,9 +164,9 @@ def test_the_published_numbers_of_cocos_demo_come_out(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_some_of_the_images_are_evaluated_as_pycocotools_does(backend: str) -> None:
+def test_a_subset_of_images_agrees_with_pycocotools(backend: str) -> None:
     if not ORACLE.is_dir():
-        pytest.skip("the demo of COCO's evaluation is not beside this checkout")
+        pytest.skip("the demo of COCO's evaluation is not next to this checkout")
     annotations = json.loads((ORACLE / "instances_val2014_100.json").read_text())
     entries = json.loads((ORACLE / "instances_val2014_fakebbox100_results.json").read_text())
     some = [image["id"] for image in annotations["images"]][10:40]
@@ -172,18 +174,18 @@ def test_some_of_the_images_are_evaluated_as_pycocotools_does(backend: str) -> N
         objects = COCO()
         objects.dataset = copy.deepcopy(annotations)
         objects.createIndex()
-        judge = COCOeval(objects, objects.loadRes(copy.deepcopy(entries)), "bbox")
-        judge.params.imgIds = some
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        evaluation = COCOeval(objects, objects.loadRes(copy.deepcopy(entries)), "bbox")
+        evaluation.params.imgIds = some
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     result = evaluate_coco(annotations, entries, backend=available(backend), image_ids=some)
-    assert_same(result, judge, backend)
+    assert_same(result, evaluation, backend)
     assert result.num_images == 30
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_backend_minds_that_there_is_nothing(
+def test_every_backend_accepts_empty_inputs(
     backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     objects = truth((4, 7, [10, 10, 40, 40]))
@@ -201,28 +203,25 @@ def test_no_backend_minds_that_there_is_nothing(
     ("backend", "remedy"),
     [
         ("hotcoco", r"pip install 'focaldet\[fast\]'"),
-        ("faster-coco-eval", "pip install faster-coco-eval"),
+        ("faster-coco-eval", "pip install 'faster-coco-eval'"),
     ],
 )
-def test_a_backend_that_is_not_installed_is_told_with_the_remedy(
+def test_a_missing_backend_is_an_error_with_the_remedy(
     backend: Any, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, backend.replace("-", "_"), None)
-    with pytest.raises(
-        ImportError, match=f"backend='{backend}' needs the package {backend}: {remedy}"
-    ):
+    package = backend.replace("-", "_")
+    with pytest.raises(ImportError, match=f"backend='{backend}' requires {package}.*{remedy}"):
         evaluate_coco(truth(), [], backend=backend)
 
 
-def test_auto_takes_hotcoco_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_hotcoco_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hotcoco")
     assert evaluate_coco(truth(), [], backend="auto").backend == "hotcoco"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert evaluate_coco(truth(), [], backend="auto").backend == "pycocotools"
 
 
-def test_a_backend_that_there_is_not_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"`backend` must be one of 'pycocotools', .*; got 'matlab'"
-    ):
+def test_an_unknown_backend_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"backend 'matlab'; choose 'pycocotools', .*'auto'"):
         evaluate_coco(tmp_path / "none.json", [], backend="matlab")  # type: ignore[arg-type]

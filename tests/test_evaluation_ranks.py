@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from focaldet.evaluation import evaluate_coco
-from tests.test_evaluation import found, truth
+from tests.helpers.evaluation import found, truth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,17 +36,17 @@ def detections(boxes, scores, labels):
     boxes, scores = torch.tensor(boxes).float().reshape(-1, 4), torch.tensor(scores)
     return Detections(boxes, scores, torch.tensor(labels).long(), (100, 100))
 
-said = {}
+outcomes = {}
 for name, shares in json.load(open(f"{folder}/shares.json")).items():
     share, image_ids = shares[rank]
     if isinstance(share, dict):
         share = {int(image): detections(*found) for image, found in share.items()}
     try:
         result = evaluate_coco(f"{folder}/truth.json", share, image_ids=image_ids)
-        said[name] = [*result.stats, result.precision.sum(), result.num_images]
+        outcomes[name] = [*result.stats, result.precision.sum(), result.num_images]
     except ValueError as error:
-        said[name] = str(error)
-print(json.dumps(said))
+        outcomes[name] = str(error)
+print(json.dumps(outcomes))
 distributed.destroy_process_group()
 """
 
@@ -65,8 +65,8 @@ SHARES: dict[str, Any] = {  # what each rank passes as results and as image_ids
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks got."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The result or error of each case, on each of two ranks."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     (folder / "truth.json").write_text(json.dumps(TRUTH))
     (folder / "shares.json").write_text(json.dumps(SHARES))
@@ -88,26 +88,26 @@ def expected(results: dict[int, Any], image_ids: list[int] | None = None) -> lis
     return [*alone.stats, alone.precision.sum(), alone.num_images]
 
 
-def test_ranks_with_a_share_each_all_get_the_result_of_one_with_everything(
-    said: list[dict[str, Any]],
+def test_all_ranks_get_the_result_of_one_rank_with_all_images(
+    outcomes: list[dict[str, Any]],
 ) -> None:
     alone = expected({4: FIRST, 9: SECOND})
-    assert [rank["a share each"] for rank in said] == [alone, alone]
+    assert [rank["a share each"] for rank in outcomes] == [alone, alone]
 
 
-def test_an_image_that_a_padded_sampler_gave_twice_counts_once(said: list[dict[str, Any]]) -> None:
+def test_an_image_that_two_ranks_have_counts_once(outcomes: list[dict[str, Any]]) -> None:
     alone = expected({4: FIRST, 9: SECOND})
-    assert [rank["padded"] for rank in said] == [alone, alone]
-    alone = expected({4: FIRST, 9: ([], [], [])})  # as the first rank saw it
-    assert [rank["nothing found there"] for rank in said] == [alone, alone]
+    assert [rank["padded"] for rank in outcomes] == [alone, alone]
+    alone = expected({4: FIRST, 9: ([], [], [])})  # the first rank's detections count
+    assert [rank["nothing found there"] for rank in outcomes] == [alone, alone]
 
 
-def test_the_images_to_evaluate_are_those_of_all_ranks(said: list[dict[str, Any]]) -> None:
+def test_the_images_to_evaluate_are_those_of_all_ranks(outcomes: list[dict[str, Any]]) -> None:
     alone = expected({4: FIRST}, image_ids=[4])
-    assert [rank["some images"] for rank in said] == [alone, alone]
+    assert [rank["some images"] for rank in outcomes] == [alone, alone]
 
 
-def test_an_error_on_one_rank_is_raised_on_all(said: list[dict[str, Any]]) -> None:
-    first, second = (rank["an error"] for rank in said)
+def test_an_error_on_one_rank_is_raised_on_all(outcomes: list[dict[str, Any]]) -> None:
+    first, second = (rank["an error"] for rank in outcomes)
     assert first == second
-    assert "`results` must be of images in the annotations; got ids [77]" in first
+    assert "results: image id 77 is not in the annotations" in first

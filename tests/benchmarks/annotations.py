@@ -1,10 +1,10 @@
-"""Opening annotations of COCO's size: focaldet's readers beside ``torchvision.datasets.CocoDetection``.
+"""Opening a COCO-sized annotation file with focaldet and with ``torchvision.datasets.CocoDetection``.
 
-Makes a file like instances_train2017.json (118,287 images, 860,001 boxes with outlines, some 450 MB)
-in a temporary folder, or takes one of yours. Each opening, up to a data set that can be indexed, is in
-a fresh process, the sides in turn; modules are imported before the clock starts, and the file is in
-the system's cache. Prints medians of wall time, CPU time, the memory held afterwards (resident set
-after a garbage collection, less what it was before) and its peak, and torchvision's ratio to each.
+Writes a file like instances_train2017.json (118,287 images, 860,001 boxes with outlines, about 450 MB)
+to a temporary folder, or uses one of yours. Each reader in turn opens the file in a new process, up to
+a dataset that can be indexed. Modules are imported before the clock starts, and the file is in the
+system's cache. Prints medians of wall time, CPU time, the memory held afterwards (growth of the
+resident set after a garbage collection) and the peak, and the ratio of torchvision to each.
 
     python -m tests.benchmarks.annotations [--file instances_train2017.json] [--rounds 3]
 """
@@ -31,7 +31,7 @@ MEBI = 2**20
 
 
 def write_like_coco(path: Path, *, images: int, boxes: int, outlines: int = 5000) -> None:
-    """Write a file with the fields, and about the bytes per image and box, of COCO's own."""
+    """Write a file with COCO's fields and about as many bytes per image and box."""
     draw = random.Random(0)  # noqa: S311
     ids = [9 + 5 * index for index in range(images)]
     polygons = [
@@ -84,7 +84,7 @@ def resident() -> int:
 
 
 def open_once(side: str, path: Path) -> None:
-    """Open the file as one side does, in this process, and print what it took."""
+    """Open the file with one reader, in this process, and print time and memory."""
     if side == "torchvision":
         import pycocotools.coco  # noqa: F401
         from torchvision.datasets import CocoDetection
@@ -130,10 +130,10 @@ def in_fresh_process(side: str, path: Path) -> dict[str, float]:
 
 
 def compare(path: Path, rounds: int) -> None:
-    with path.open("rb") as file:  # into the system's cache
+    with path.open("rb") as file:  # to put it into the system's cache
         while file.read(MEBI):
             pass
-    in_fresh_process("cache", path)  # the first time writes it
+    in_fresh_process("cache", path)  # writes the cache
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for index in range(rounds):
         for side in SIDES[:: 1 if index % 2 else -1]:
@@ -146,7 +146,7 @@ def compare(path: Path, rounds: int) -> None:
         f"{path.stat().st_size / MEBI:.0f} MiB, {medians['cache']['images']:.0f} images, median of {rounds}"
     )
     print(
-        f"{'':18}{'wall':>9}{'CPU':>9}{'held':>10}{'peak':>10}   torchvision / it: wall, CPU, held"
+        f"{'':18}{'wall':>9}{'CPU':>9}{'held':>10}{'peak':>10}   torchvision / this: wall, CPU, held"
     )
     peer = medians["torchvision"]
     for side, row in medians.items():
@@ -162,10 +162,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--file", type=Path, default=None, help="a COCO file; its folder is written to"
+        "--file", type=Path, default=None, help="a COCO file (a cache is written next to it)"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=SIDES, default=None, help="open once and print JSON")
+    parser.add_argument("--side", choices=SIDES, default=None, help="open once with this reader")
     options = parser.parse_args()
     if options.side is not None:
         open_once(options.side, options.file)

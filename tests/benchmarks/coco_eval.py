@@ -1,10 +1,10 @@
-"""COCO's evaluation at val2017's size: each backend of ``evaluate_coco``, in turn.
+"""COCO evaluation of a dataset as large as val2017, with each backend of ``evaluate_coco`` in turn.
 
-Ground truth and detections are drawn at random: 5,000 images, 36,500 boxes of 80 classes in unequal
-shares, 2 % of them crowds, and 100 detections an image, a third of them near an object. Prints
-medians of wall and process CPU time of the whole call, from lists or ``Detections`` in memory, or
-from JSON files, to the result; beside plain pycocotools (``COCO``, ``loadRes``, ``evaluate``,
-``accumulate``, ``summarize``) on the same lists, and the ratios. Checks that numbers are equal.
+Ground truth and detections are random: 5,000 images; 36,500 boxes of 80 classes of different
+frequency, 2 % of them crowds; and 100 detections per image, a third of them near an object. Prints
+medians of wall and process CPU time of the whole call, from lists, ``Detections`` or JSON files to
+the result, and the ratio to pycocotools alone (``COCO``, ``loadRes``, ``evaluate``, ``accumulate``,
+``summarize``) on the same input. Checks that the numbers are equal.
 
     python -m tests.benchmarks.coco_eval [--images 5000] [--repeats 3] [--threads 2]
 """
@@ -52,15 +52,17 @@ def run(images: int, repeats: int, threads: int, folder: Path) -> None:
     from focaldet.evaluation import evaluate_coco
 
     torch.set_num_threads(threads)
-    truth, entries, found = drawn(images)
-    sides: dict[str, Callable[[], Any]] = {"plain pycocotools": lambda: plain(truth, entries)}
+    truth, entries, found = random_evaluation(images)
+    sides: dict[str, Callable[[], Any]] = {
+        "pycocotools alone": lambda: pycocotools_alone(truth, entries)
+    }
     for name in BACKENDS:
         sides[f"{name}, entries"] = lambda n=name: evaluate_coco(truth, entries, backend=n)  # type: ignore[misc]
     truth_file, results_file = folder / "truth.json", folder / "results.json"
     truth_file.write_text(json.dumps(truth))
     results_file.write_text(json.dumps(entries))
     sides["hotcoco, files"] = lambda: evaluate_coco(truth_file, results_file, backend="hotcoco")
-    sides["plain pycocotools, files"] = lambda: plain(
+    sides["pycocotools alone, files"] = lambda: pycocotools_alone(
         json.loads(truth_file.read_text()), json.loads(results_file.read_text())
     )
     sides["hotcoco, Detections"] = lambda: evaluate_coco(truth, found, backend="hotcoco")
@@ -78,8 +80,8 @@ def run(images: int, repeats: int, threads: int, folder: Path) -> None:
         f"{images} images, {len(truth['annotations'])} boxes, {len(truth['categories'])} classes, "
         f"{len(entries)} detections; medians of {repeats}"
     )
-    expected = results["plain pycocotools"]
-    base = [statistics.median(column) for column in zip(*times["plain pycocotools"], strict=True)]
+    expected = results["pycocotools alone"]
+    base = [statistics.median(column) for column in zip(*times["pycocotools alone"], strict=True)]
     for side, rows in times.items():
         cpu, wall = (statistics.median(column) for column in zip(*rows, strict=True))
         equal = np.array_equal(results[side].precision, expected.precision)
@@ -96,8 +98,8 @@ def run(images: int, repeats: int, threads: int, folder: Path) -> None:
     print(f"AP {expected.ap:.4f}")
 
 
-def drawn(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, Any]]:
-    """Draw ground truth, entries of a results file, and the same as ``Detections``."""
+def random_evaluation(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, Any]]:
+    """Build a random ground truth, the entries of a results file, and the same as ``Detections``."""
     import numpy as np
     import torch
 
@@ -149,17 +151,17 @@ def drawn(images: int) -> tuple[dict[str, Any], list[dict[str, Any]], dict[int, 
     return truth, entries, found
 
 
-class Plain:
-    """What pycocotools alone says."""
+class PycocotoolsResult:
+    """The result of pycocotools alone."""
 
-    def __init__(self, judge: Any) -> None:
-        self.precision, self.recall = judge.eval["precision"], judge.eval["recall"]
-        self.scores, self.stats = judge.eval["scores"], tuple(judge.stats)
-        self.ap = float(judge.stats[0])
+    def __init__(self, evaluation: Any) -> None:
+        self.precision, self.recall = evaluation.eval["precision"], evaluation.eval["recall"]
+        self.scores, self.stats = evaluation.eval["scores"], tuple(evaluation.stats)
+        self.ap = float(evaluation.stats[0])
 
 
-def plain(truth: dict[str, Any], entries: list[dict[str, Any]]) -> Plain:
-    """Evaluate by pycocotools alone, as its own demo does."""
+def pycocotools_alone(truth: dict[str, Any], entries: list[dict[str, Any]]) -> PycocotoolsResult:
+    """Evaluate with pycocotools alone, as its demo does."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -167,11 +169,11 @@ def plain(truth: dict[str, Any], entries: list[dict[str, Any]]) -> Plain:
         objects = COCO()
         objects.dataset = copy.deepcopy(truth)
         objects.createIndex()
-        judge = COCOeval(objects, objects.loadRes([dict(one) for one in entries]), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return Plain(judge)
+        evaluation = COCOeval(objects, objects.loadRes([dict(one) for one in entries]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return PycocotoolsResult(evaluation)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""COCO's average precision: the twelve numbers, each class, and the curves behind them."""
+"""COCO average precision: the twelve numbers, the numbers of each class, and their curves."""
 
-from focaldet.evaluation._coco import evaluate_coco
+from focaldet.evaluation._evaluate import evaluate_coco
 from focaldet.evaluation._result import ClassResult, CocoResult, PrecisionRecall
 
 __all__ = ["ClassResult", "CocoResult", "PrecisionRecall", "evaluate_coco"]

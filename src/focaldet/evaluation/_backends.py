@@ -1,13 +1,12 @@
-"""pycocotools and the two faster ones: from ground truth and detections to COCO's curves.
+"""The backends that compute COCO's curves: pycocotools and two faster packages.
 
-Each counts images, categories and objects from 1. That changes no number, and avoids that
-pycocotools takes an object whose annotation id is 0 for one that was never found.
+Images, categories and objects are renumbered from 1 for all of them. This changes no result, and
+keeps pycocotools from counting an object with the annotation id 0 as missed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pycocotools.coco
 import pycocotools.cocoeval
 
 from focaldet._checks import check_choice
+from focaldet._extras import import_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from focaldet.evaluation._detections import Found
-    from focaldet.evaluation._ground_truth import Truth
+    from focaldet.evaluation._detections import DetectionTable
+    from focaldet.evaluation._ground_truth import GroundTruth
 
 Backend: TypeAlias = Literal["pycocotools", "hotcoco", "faster-coco-eval", "auto"]
 
-_SHAPE = (10, 101, 4, 3)  # IoU thresholds, recalls, ranges of area, limits of detections
+_SHAPE = (10, 101, 4, 3)  # IoU thresholds, recalls, area ranges, limits on detections
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curves:
-    """What COCO's evaluation accumulates; -1 where there are no objects.
+    """Precision, recall and scores as pycocotools accumulates them; -1 where there are no objects.
 
     Attributes:
         precision: ``[10, 101, K, 4, 3]``.
@@ -48,33 +48,36 @@ class Curves:
     scores: npt.NDArray[np.float64]
 
     def stats(self) -> tuple[float, ...]:
-        """Return the twelve numbers, by pycocotools' own summary of the curves."""
-        judge = pycocotools.cocoeval.COCOeval(iouType="bbox")
-        judge.eval = {"precision": self.precision, "recall": self.recall}
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-            judge.summarize()
-        return tuple(float(value) for value in judge.stats)
+        """Return the twelve numbers, summarised by pycocotools."""
+        evaluation = pycocotools.cocoeval.COCOeval(iouType="bbox")
+        evaluation.eval = {"precision": self.precision, "recall": self.recall}
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the summary
+            evaluation.summarize()
+        return tuple(float(value) for value in evaluation.stats)
 
 
-Judge: TypeAlias = "Callable[[Truth, Found, npt.NDArray[np.int64], npt.NDArray[np.int64]], Curves]"
+_Compute: TypeAlias = (
+    "Callable[[GroundTruth, DetectionTable, npt.NDArray[np.int64], npt.NDArray[np.int64]], Curves]"
+)
 
 
 def resolve(backend: Backend) -> Backend:
-    """Return the backend that is meant, "auto" being the fastest with pycocotools' exact numbers.
+    """Return the backend to use; "auto" is the fastest one with exactly pycocotools' numbers.
 
     Raises:
-        ImportError: it is not installed.
-        ValueError: there is none of this name.
+        ImportError: If the backend is not installed.
+        ValueError: If the backend is unknown.
     """
-    check_choice("backend", backend, (*_JUDGES, "auto"))
+    check_choice("backend", backend, (*_BACKENDS, "auto"))
     if backend == "auto":
         return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
-    _module(backend)
+    if backend != "pycocotools":
+        _import(backend)
     return backend
 
 
-def judge(truth: Truth, found: Found, backend: Backend) -> Curves:
-    """Let a backend compare detections, all of images and categories of the truth, with it."""
+def compute_curves(truth: GroundTruth, detections: DetectionTable, backend: Backend) -> Curves:
+    """Compare detections with the ground truth, which must have all their images and categories."""
     if not len(truth.image_ids) or not len(truth.category_ids):
         limits, count = _SHAPE[2:], len(truth.category_ids)
         return Curves(
@@ -82,63 +85,57 @@ def judge(truth: Truth, found: Found, backend: Backend) -> Curves:
             recall=np.full((_SHAPE[0], count, *limits), -1.0),
             scores=np.full((*_SHAPE[:2], count, *limits), -1.0),
         )
-    images = np.searchsorted(truth.image_ids, found.image_ids) + 1
-    categories = np.searchsorted(truth.category_ids, found.category_ids) + 1
-    return _JUDGES[backend](truth, found, images, categories)
+    images = np.searchsorted(truth.image_ids, detections.image_ids) + 1
+    categories = np.searchsorted(truth.category_ids, detections.category_ids) + 1
+    return _BACKENDS[backend](truth, detections, images, categories)
 
 
-def _module(backend: str) -> ModuleType:
-    package = backend.replace("-", "_")
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        remedy = (
-            "pip install 'focaldet[fast]'" if backend == "hotcoco" else f"pip install {backend}"
-        )
-        raise ImportError(f"backend={backend!r} needs the package {backend}: {remedy}") from error
+def _import(backend: Literal["hotcoco", "faster-coco-eval"]) -> ModuleType:
+    install = "focaldet[fast]" if backend == "hotcoco" else backend
+    return import_extra(backend.replace("-", "_"), purpose=f"backend={backend!r}", install=install)
 
 
 def _pycocotools(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
 ) -> Curves:
     with contextlib.redirect_stdout(io.StringIO()):
-        objects, detections = pycocotools.coco.COCO(), pycocotools.coco.COCO()
-        objects.dataset, detections.dataset = _datasets(truth, found, images, categories)
+        objects, found = pycocotools.coco.COCO(), pycocotools.coco.COCO()
+        objects.dataset, found.dataset = _datasets(truth, detections, images, categories)
         objects.createIndex()
-        detections.createIndex()
-        evaluation = pycocotools.cocoeval.COCOeval(objects, detections, "bbox")
+        found.createIndex()
+        evaluation = pycocotools.cocoeval.COCOeval(objects, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     return _curves(evaluation.eval)
 
 
 def _faster_coco_eval(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
 ) -> Curves:
-    package = _module("faster-coco-eval")
-    objects, detections = package.COCO(), package.COCO()
-    objects.dataset, detections.dataset = _datasets(truth, found, images, categories)
+    package = _import("faster-coco-eval")
+    objects, found = package.COCO(), package.COCO()
+    objects.dataset, found.dataset = _datasets(truth, detections, images, categories)
     objects.createIndex()
-    detections.createIndex()
-    evaluation = package.COCOeval_faster(objects, detections, "bbox", print_function=_silent)
+    found.createIndex()
+    evaluation = package.COCOeval_faster(objects, found, "bbox", print_function=_print_nothing)
     evaluation.evaluate()
     evaluation.accumulate()
     return _curves(evaluation.eval)
 
 
 def _hotcoco(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
 ) -> Curves:
-    package = _module("hotcoco")
+    package = _import("hotcoco")
     objects = package.COCO.from_arrays(
         _images(truth),
         _categories(truth),
@@ -149,14 +146,14 @@ def _hotcoco(
         area=truth.areas,
         iscrowd=truth.crowd.astype(np.int64),
     )
-    rows = np.column_stack([images, found.boxes, found.scores, categories])
+    rows = np.column_stack([images, detections.boxes, detections.scores, categories])
     evaluation = package.COCOeval(objects, objects.load_res(rows), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     return _curves(evaluation.eval)
 
 
-_JUDGES: Mapping[str, Judge] = {
+_BACKENDS: Mapping[str, _Compute] = {
     "pycocotools": _pycocotools,
     "hotcoco": _hotcoco,
     "faster-coco-eval": _faster_coco_eval,
@@ -164,13 +161,13 @@ _JUDGES: Mapping[str, Judge] = {
 
 
 def _datasets(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return both sides as pycocotools holds them, without outlines, which boxes don't need."""
-    frame = {"info": {}, "images": _images(truth), "categories": _categories(truth)}
+    """Return ground truth and detections in pycocotools' format, without outlines."""
+    common = {"info": {}, "images": _images(truth), "categories": _categories(truth)}
     objects = [
         {
             "id": i,
@@ -192,29 +189,29 @@ def _datasets(
             start=1,
         )
     ]
-    areas = found.boxes[:, 2] * found.boxes[:, 3]
-    detections = [
+    areas = detections.boxes[:, 2] * detections.boxes[:, 3]
+    entries = [
         {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": area, "score": s}
         for i, (image, category, box, area, s) in enumerate(
             zip(
                 images.tolist(),
                 categories.tolist(),
-                found.boxes.tolist(),
+                detections.boxes.tolist(),
                 areas.tolist(),
-                found.scores.tolist(),
+                detections.scores.tolist(),
                 strict=True,
             ),
             start=1,
         )
     ]
-    return {**frame, "annotations": objects}, {**frame, "annotations": detections}
+    return {**common, "annotations": objects}, {**common, "annotations": entries}
 
 
-def _images(truth: Truth) -> list[dict[str, int]]:
+def _images(truth: GroundTruth) -> list[dict[str, int]]:
     return [{"id": i, "height": 1, "width": 1} for i in range(1, len(truth.image_ids) + 1)]
 
 
-def _categories(truth: Truth) -> list[dict[str, Any]]:
+def _categories(truth: GroundTruth) -> list[dict[str, Any]]:
     return [{"id": i, "name": name} for i, name in enumerate(truth.category_names, start=1)]
 
 
@@ -227,5 +224,5 @@ def _curves(accumulated: Mapping[str, Any]) -> Curves:
     )
 
 
-def _silent(*_: object) -> None:
-    """Print nothing."""
+def _print_nothing(*_: object) -> None:
+    """Replace the print function of a backend."""

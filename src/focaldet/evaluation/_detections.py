@@ -1,4 +1,4 @@
-"""The detections of an evaluation, read from COCO's form or from `Detections`."""
+"""The detections of an evaluation, from a results file or from ``Detections``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
-from focaldet._checks import must_be
+from focaldet._checks import shortened
+from focaldet._coco_json import read_detections
 from focaldet.boxes import xyxy_to_xywh
 from focaldet.detections import Detections
-from focaldet.evaluation._ground_truth import places_of
-from focaldet.evaluation._rows import Rows, read_json
+from focaldet.evaluation._ground_truth import check_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-    from focaldet.evaluation._ground_truth import Truth
+    from focaldet.evaluation._ground_truth import GroundTruth
 
 Results: TypeAlias = (
     "str | os.PathLike[str] | Mapping[int, Detections] | Sequence[Mapping[str, Any]]"
@@ -31,27 +30,28 @@ Results: TypeAlias = (
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Found:
-    """M detections, those of an image in the order in which they were given.
+class DetectionTable:
+    """M detections of several images; those of one image are in the order they were given in.
 
     Attributes:
-        seen: ids of the images that were looked at, ascending, with detections or without.
+        covered_ids: Ids of the images that the results cover, ascending. An image may be covered
+            without having detections.
         image_ids: ``[M]``, int64.
         category_ids: ``[M]``, int64.
-        boxes: ``[M, 4]``, float64: x, y, width, height.
+        boxes: ``[M, 4]``, float64; x, y, width, height.
         scores: ``[M]``, float64.
     """
 
-    seen: npt.NDArray[np.int64]
+    covered_ids: npt.NDArray[np.int64]
     image_ids: npt.NDArray[np.int64]
     category_ids: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
 
-    def only(self, rows: npt.NDArray[np.bool_]) -> Found:
+    def only(self, rows: npt.NDArray[np.bool_]) -> DetectionTable:
         """Return the detections for which ``rows`` is true."""
-        return Found(
-            seen=self.seen,
+        return DetectionTable(
+            covered_ids=self.covered_ids,
             image_ids=self.image_ids[rows],
             category_ids=self.category_ids[rows],
             boxes=self.boxes[rows],
@@ -59,31 +59,47 @@ class Found:
         )
 
 
-def read_found(results: Results, truth: Truth, category_ids: Sequence[int] | None) -> Found:
-    """Read detections in any of the forms that `evaluate_coco` takes.
+def read_results(
+    results: Results, truth: GroundTruth, category_ids: Sequence[int] | None
+) -> DetectionTable:
+    """Read detections in any of the forms that `evaluate_coco` accepts.
 
     Raises:
-        TypeError: they are of another type.
-        ValueError: values that are wrong, images or categories that are not in the annotations.
+        FileNotFoundError: If the file does not exist.
+        TypeError: If the results have an unsupported type.
+        AnnotationError: If a results file, or its content, is not in COCO format.
+        ValueError: If images or categories are not in the annotations, or labels do not fit them.
     """
     if isinstance(results, Mapping):
-        found = _from_detections(results, truth, category_ids)
+        table = _from_detections(results, truth, category_ids)
+    elif isinstance(results, str | os.PathLike | Sequence):
+        columns = read_detections(results)
+        table = DetectionTable(
+            covered_ids=np.unique(columns.image_ids),
+            image_ids=columns.image_ids,
+            category_ids=columns.category_ids,
+            boxes=columns.boxes,
+            scores=columns.scores,
+        )
     else:
-        found = _from_entries(results)
-    places_of(found.seen, truth.image_ids, "results", "images in the annotations")
-    places_of(found.category_ids, truth.category_ids, "results", "categories in the annotations")
-    return found
+        raise TypeError(
+            "results must be the path of a results file, a list of its entries, or Detections by "
+            f"image id, got {type(results).__name__}."
+        )
+    check_known("results", table.covered_ids, truth.image_ids, "image")
+    check_known("results", table.category_ids, truth.category_ids, "category")
+    return table
 
 
-def join(shares: Sequence[Found]) -> Found:
-    """Join what several ranks found; an image that several saw counts as the first saw it."""
-    kept: list[Found] = []
-    seen = np.zeros(0, np.int64)
+def join(shares: Sequence[DetectionTable]) -> DetectionTable:
+    """Join the detections of several ranks; of an image that several cover, the first counts."""
+    kept: list[DetectionTable] = []
+    covered = np.zeros(0, np.int64)
     for share in shares:
-        kept.append(share.only(~np.isin(share.image_ids, seen)))
-        seen = np.union1d(seen, share.seen)
-    return Found(
-        seen=seen,
+        kept.append(share.only(~np.isin(share.image_ids, covered)))
+        covered = np.union1d(covered, share.covered_ids)
+    return DetectionTable(
+        covered_ids=covered,
         image_ids=np.concatenate([share.image_ids for share in kept]),
         category_ids=np.concatenate([share.category_ids for share in kept]),
         boxes=np.concatenate([share.boxes for share in kept]),
@@ -91,119 +107,84 @@ def join(shares: Sequence[Found]) -> Found:
     )
 
 
-def _from_entries(results: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> Found:
-    source = "the results"
-    if isinstance(results, str | os.PathLike):
-        quick = _quickly(Path(results))
-        if quick is not None:
-            return quick
-        source, results = Path(results).name, read_json("results", results)
-    if not isinstance(results, Sequence) or isinstance(results, str):
-        got = f"{type(results).__name__} in {source}"
-        raise ValueError(must_be("results", "a list of entries, or Detections by image id", got))
-    rows = Rows(results, "entry", source)
-    image_ids = rows.integers("image_id")
-    return Found(
-        seen=np.unique(image_ids),
-        image_ids=image_ids,
-        category_ids=rows.integers("category_id"),
-        boxes=rows.boxes(),
-        scores=rows.numbers("score"),
-    )
-
-
-def _quickly(path: Path) -> Found | None:
-    """Read a results file with msgspec; None if that is not installed or anything is amiss.
-
-    What is amiss is then found and named by the ordinary reader.
-    """
-    try:
-        import msgspec
-    except ImportError:
-        return None
-    box = tuple[float, float, float, float]
-    entry = msgspec.defstruct(
-        "Entry",
-        [("image_id", int), ("category_id", int), ("bbox", box), ("score", float)],
-        gc=False,
-    )
-    try:
-        entries: list[Any] = msgspec.json.decode(path.read_bytes(), type=list[entry])  # type: ignore[valid-type]
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if not entries:
-        return None
-    image_ids = np.array([one.image_id for one in entries])
-    category_ids = np.array([one.category_id for one in entries])
-    boxes = np.array([one.bbox for one in entries], np.float64)
-    scores = np.array([one.score for one in entries], np.float64)
-    sound = image_ids.dtype == category_ids.dtype == np.int64 and np.isfinite(scores).all()
-    if not (sound and np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).all()):
-        return None
-    return Found(
-        seen=np.unique(image_ids),
-        image_ids=image_ids,
-        category_ids=category_ids,
-        boxes=boxes,
-        scores=scores,
-    )
-
-
 def _from_detections(
-    results: Mapping[int, Detections], truth: Truth, category_ids: Sequence[int] | None
-) -> Found:
-    items: Iterable[tuple[Any, Any]] = results.items()
-    for image_id, found in items:
-        if isinstance(image_id, bool) or not isinstance(image_id, int | np.integer):
-            raise TypeError(must_be("results", "keyed by integer image ids", repr(image_id)))
-        if not isinstance(found, Detections):
-            got = f"{type(found).__name__} for image {image_id}"
-            raise TypeError(must_be("results", "Detections by image id", got))
-    image_ids = np.array(list(results), np.int64).reshape(-1)
+    results: Mapping[int, Detections], truth: GroundTruth, category_ids: Sequence[int] | None
+) -> DetectionTable:
+    _check_types(results)
     _warn_of_sizes(results, truth)
+    image_ids = np.array(list(results), np.int64).reshape(-1)
     boxes = [xyxy_to_xywh(found.boxes.detach()).cpu().double() for found in results.values()]
     scores = [found.scores.detach().cpu().double() for found in results.values()]
     labels = [found.labels.cpu() for found in results.values()]
-    of_images = np.repeat(image_ids, [len(one) for one in labels])
+    image_id_of_each = np.repeat(image_ids, [len(one) for one in labels])
     all_boxes = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *boxes]).numpy()
+    _check_boxes(all_boxes, image_id_of_each, results)
     all_labels = torch.cat([torch.zeros(0, dtype=torch.int64), *labels]).numpy()
-    turned = (all_boxes[:, 2:] < 0).any(axis=1)
-    if turned.any():
-        got = (
-            f"{all_boxes[turned][0].tolist()} (x, y, width, height) in image {of_images[turned][0]}"
-        )
-        raise ValueError(must_be("boxes", "of width and height >= 0", got))
-    return Found(
-        seen=np.unique(image_ids),
-        image_ids=of_images,
-        category_ids=_categories(all_labels, of_images, results, truth, category_ids),
+    return DetectionTable(
+        covered_ids=np.unique(image_ids),
+        image_ids=image_id_of_each,
+        category_ids=_categories(all_labels, image_id_of_each, results, truth, category_ids),
         boxes=all_boxes,
         scores=torch.cat([torch.zeros(0, dtype=torch.float64), *scores]).numpy(),
     )
+
+
+def _check_types(results: Mapping[int, Detections]) -> None:
+    items: Iterable[tuple[Any, Any]] = results.items()
+    for image_id, found in items:
+        if isinstance(image_id, bool) or not isinstance(image_id, int | np.integer):
+            raise TypeError(
+                f"The keys of results must be integer image ids, got {shortened(image_id)}."
+            )
+        if not isinstance(found, Detections):
+            raise TypeError(
+                f"results[{image_id}] must be a Detections, got {type(found).__name__}."
+            )
+
+
+def _check_boxes(
+    boxes: npt.NDArray[np.float64],
+    image_ids: npt.NDArray[np.int64],
+    results: Mapping[int, Detections],
+) -> None:
+    inverted = (boxes[:, 2:] < 0).any(axis=1)
+    if inverted.any():
+        row = int(inverted.argmax())
+        image_id = int(image_ids[row])
+        index = int((image_ids[:row] == image_id).sum())
+        raise ValueError(
+            f"boxes[{index}] of results[{image_id}] has a negative width or height "
+            f"(x1, y1, x2, y2 = {results[image_id].boxes[index].tolist()})."
+        )
 
 
 def _categories(
     labels: npt.NDArray[np.int64],
     image_ids: npt.NDArray[np.int64],
     results: Mapping[int, Detections],
-    truth: Truth,
+    truth: GroundTruth,
     category_ids: Sequence[int] | None,
 ) -> npt.NDArray[np.int64]:
+    """Return the category id of each label."""
     if category_ids is None:
-        ids, called = truth.category_ids, "the number of categories"
+        ids, owner = truth.category_ids, "the annotations have"
         _check_names(results, truth)
     else:
-        ids, called = np.array(category_ids, np.int64).reshape(-1), "the number of `category_ids`"
-        places_of(ids, truth.category_ids, "category_ids", "categories in the annotations")
+        ids, owner = np.array(category_ids, np.int64).reshape(-1), "category_ids has"
+        check_known("category_ids", ids, truth.category_ids, "category")
     beyond = labels >= len(ids)
     if beyond.any():
-        got = f"{labels[beyond][0]} in image {image_ids[beyond][0]}"
-        raise ValueError(must_be("labels", f"below {called} ({len(ids)})", got))
+        first = int(beyond.argmax())
+        count = "1 category" if len(ids) == 1 else f"{len(ids)} categories"
+        raise ValueError(
+            f"results[{image_ids[first]}] has the label {labels[first]}, but {owner} only {count}. "
+            "Labels count from 0."
+        )
     return ids[labels]
 
 
-def _check_names(results: Mapping[int, Detections], truth: Truth) -> None:
-    """Raise if the detections' class names say that labels stand for categories in another order."""
+def _check_names(results: Mapping[int, Detections], truth: GroundTruth) -> None:
+    """Raise if the class names of detections are in a different order from the categories."""
     ids = truth.category_ids.tolist()
     by_name = dict(zip(truth.category_names, ids, strict=True))
     by_id = dict(zip(ids, truth.category_names, strict=True))
@@ -214,26 +195,28 @@ def _check_names(results: Mapping[int, Detections], truth: Truth) -> None:
                 remedy = (
                     f"Pass category_ids={listed}."
                     if None not in listed
-                    else "Say with `category_ids` which category each label is."
+                    else "Pass category_ids, the category id of each label."
                 )
-                got = f"label {label}, {name!r}, where category {category} is {by_id[category]!r}"
                 raise ValueError(
-                    must_be("class_names", "in the order of the category ids", got, remedy)
+                    "The class names of the detections are in a different order from the category "
+                    f"ids: label {label} is {name!r}, but category {category} is "
+                    f"{by_id[category]!r}. {remedy}"
                 )
 
 
-def _warn_of_sizes(results: Mapping[int, Detections], truth: Truth) -> None:
-    """Warn if the detections' boxes seem to be in pixels of other images than the annotated ones."""
-    other = [
+def _warn_of_sizes(results: Mapping[int, Detections], truth: GroundTruth) -> None:
+    """Warn if boxes seem to be in pixels of a resized image."""
+    mismatched = [
         (image_id, tuple(found.image_size), truth.image_sizes[image_id])
         for image_id, found in results.items()
         if image_id in truth.image_sizes and tuple(found.image_size) != truth.image_sizes[image_id]
     ]
-    if other:
-        image_id, (height, width), (true_height, true_width) = other[0]
+    if mismatched:
+        image_id, (height, width), (true_height, true_width) = mismatched[0]
+        total = "1 image differs" if len(mismatched) == 1 else f"{len(mismatched)} images differ"
         message = (
-            f"{len(other)} images are of another size than annotated, first image {image_id}: "
-            f"{height}x{width} against {true_height}x{true_width} (height x width). Boxes are "
-            "compared in pixels as they are."
+            f"{total} in size from the annotations. The first is image {image_id}: its detections "
+            f"are for {height}x{width} (height x width), the annotations for "
+            f"{true_height}x{true_width}. Boxes are compared without scaling."
         )
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=7)

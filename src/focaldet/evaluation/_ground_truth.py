@@ -1,39 +1,38 @@
-"""The ground truth of an evaluation, read from COCO's form."""
+"""The annotated objects that detections are compared with."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from focaldet._checks import must_be
-from focaldet.evaluation._rows import Rows, read_json
+from focaldet._coco_json import InstanceColumns, read_instances, usable_boxes
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-_SHOWN = 5  # ids in a message
+_MAX_IDS_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Truth:
+class GroundTruth:
     """The objects of I images and K categories, N in all, in the order of the file.
 
     Attributes:
         image_ids: ``[I]``, ascending.
-        image_sizes: (height, width) by image id, where the file says it.
+        image_sizes: ``(height, width)`` by image id, for images whose size is known.
         category_ids: ``[K]``, ascending.
-        category_names: of each of them.
-        images: ``[N]``, the place of each object's image in ``image_ids``.
-        categories: ``[N]``, the place of its category in ``category_ids``.
-        boxes: ``[N, 4]``: x, y, width, height.
-        areas: ``[N]``, of the outlines, by which objects are small, medium or large.
+        category_names: Name of each category.
+        images: ``[N]``, index of each object's image in ``image_ids``.
+        categories: ``[N]``, index of each object's category in ``category_ids``.
+        boxes: ``[N, 4]``, x, y, width, height.
+        areas: ``[N]``, by which objects are small, medium or large.
         crowd: ``[N]``, whether the box is around a crowd.
     """
 
@@ -47,21 +46,21 @@ class Truth:
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
 
-    def only(self, image_ids: Iterable[int]) -> Truth:
-        """Return what there is of some of the images.
+    def only(self, image_ids: Iterable[int]) -> GroundTruth:
+        """Return the ground truth of some of the images.
 
         Raises:
-            ValueError: an id that is not in the annotations.
+            ValueError: If an id is not in the annotations.
         """
         kept = np.unique(np.array(list(image_ids), np.int64))
-        places = places_of(kept, self.image_ids, "image_ids", "images in the annotations")
-        place = np.full(len(self.image_ids), -1)
-        place[places] = np.arange(len(kept))
-        rows = place[self.images] >= 0
+        check_known("image_ids", kept, self.image_ids, "image")
+        new_index = np.full(len(self.image_ids), -1)
+        new_index[np.searchsorted(self.image_ids, kept)] = np.arange(len(kept))
+        rows = new_index[self.images] >= 0
         return replace(
             self,
             image_ids=kept,
-            images=place[self.images][rows],
+            images=new_index[self.images][rows],
             categories=self.categories[rows],
             boxes=self.boxes[rows],
             areas=self.areas[rows],
@@ -69,92 +68,81 @@ class Truth:
         )
 
 
-def read_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> Truth:
-    """Read annotations in COCO's form, a JSON file or its content.
+def read_ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> GroundTruth:
+    """Read annotations in COCO format from a file or its content.
 
     Raises:
-        ValueError: they are not in COCO's form; the annotation is named.
-    """
-    content: Any
-    if isinstance(annotations, Mapping):
-        source, content = "the annotations", annotations
-    else:
-        source, content = Path(annotations).name, read_json("annotations", annotations)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, Mapping) or not isinstance(content.get(key), list | tuple):
-            got = f"{type(content).__name__} without a list of {key}"
-            remedy = "A results file is the second argument."
-            raise ValueError(must_be("annotations", "in COCO's form", got, remedy))
-    images = Rows(content["images"], "image", source)
-    categories = Rows(content["categories"], "category", source)
-    objects = Rows(content["annotations"], "annotation", source)
+        FileNotFoundError: If the file does not exist.
+        TypeError: If ``annotations`` is neither a path nor a mapping.
+        AnnotationError: If the annotations are not in COCO format.
 
-    image_ids, category_ids = np.unique(images.integers("id")), categories.integers("id")
-    order = np.argsort(category_ids, kind="stable")
-    boxes = objects.boxes()
-    return Truth(
-        image_ids=image_ids,
-        image_sizes=_sizes(content["images"]),
-        category_ids=_distinct(category_ids[order], categories),
-        category_names=tuple(
-            str(content["categories"][i].get("name", category_ids[i])) for i in order
-        ),
-        images=_places(objects, "image_id", image_ids, "images"),
-        categories=_places(objects, "category_id", category_ids[order], "categories"),
-        boxes=boxes,
-        areas=objects.numbers("area", default=boxes[:, 2] * boxes[:, 3]),
-        crowd=np.array([bool(row.get("iscrowd")) for row in objects.rows], bool),
+    Warns:
+        UserWarning: If annotations cannot be evaluated and are left out.
+    """
+    given: object = annotations
+    if not isinstance(given, str | os.PathLike | Mapping):
+        remedy = " Pass the result of its to_coco()." if hasattr(given, "to_coco") else ""
+        raise TypeError(
+            "annotations must be the path of a COCO file or its content as a dictionary, "
+            f"got {type(given).__name__}.{remedy}"
+        )
+    columns = read_instances(annotations)
+    rows = _usable_rows(columns)
+    ascending = np.argsort(columns.image_ids)
+    new_index = np.empty_like(ascending)
+    new_index[ascending] = np.arange(len(ascending))
+    sizes = zip(columns.image_ids.tolist(), columns.image_sizes.tolist(), strict=True)
+    return GroundTruth(
+        image_ids=columns.image_ids[ascending],
+        image_sizes={
+            image_id: (height, width) for image_id, (height, width) in sizes if height and width
+        },
+        category_ids=columns.category_ids,
+        category_names=columns.category_names,
+        images=new_index[columns.image_indices[rows]],
+        categories=columns.labels[rows],
+        boxes=columns.boxes[rows],
+        areas=columns.areas[rows],
+        crowd=columns.crowd[rows],
     )
 
 
-def places_of(
-    ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64], name: str, what: str
-) -> npt.NDArray[np.int64]:
-    """Return where ``ids`` stand in the ascending ``known``.
+def _usable_rows(columns: InstanceColumns) -> npt.NDArray[np.int64]:
+    """Return the indices of the annotations that can be evaluated, and warn about the others."""
+    valid_box = usable_boxes(columns.boxes)
+    declared = columns.labels >= 0
+    unusable = np.flatnonzero(~(valid_box & declared))
+    if len(unusable):
+        first = unusable[0].item()
+        if valid_box[first]:
+            fault = f"category_id {columns.annotation_category_ids[first]} is not declared"
+        else:
+            fault = f"bbox {columns.boxes[first].tolist()} is not finite or has a negative size"
+        if len(unusable) == 1:
+            total = "1 annotation is left out of the ground truth. It is"
+        else:
+            total = f"{len(unusable)} annotations are left out of the ground truth. The first is"
+        message = f"{total} {columns.describe_annotation(first)}, whose {fault}."
+        warnings.warn(message, UserWarning, stacklevel=6)
+    return np.flatnonzero(valid_box & declared)
 
-    Raises:
-        ValueError: some are not there.
+
+def check_known(
+    name: str, ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64], kind: str
+) -> None:
+    """Raise ``ValueError`` unless all ids are among the known ones of the annotations.
+
+    Args:
+        name: The argument that has the ids.
+        ids: The ids to check.
+        known: The ids in the annotations.
+        kind: "image" or "category".
     """
-    places, there = _look_up(ids, known)
-    if not there.all():
-        missing = np.unique(ids[~there]).tolist()
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise ValueError(must_be(name, f"of {what}", f"ids {missing[:_SHOWN]}{more}"))
-    return places
-
-
-def _places(
-    objects: Rows, key: str, known: npt.NDArray[np.int64], what: str
-) -> npt.NDArray[np.int64]:
-    ids = objects.integers(key)
-    places, there = _look_up(ids, known)
-    if not there.all():
-        first = int(np.argmin(there))
-        got = f"{ids[first]} in {objects.where(first)}"
-        raise ValueError(must_be(key, f"one of the {what}' ids", got))
-    return places
-
-
-def _look_up(
-    ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    if not len(known):
-        return np.zeros_like(ids), np.zeros(len(ids), bool)
-    places = np.searchsorted(known, ids).clip(max=len(known) - 1)
-    return places, known[places] == ids
-
-
-def _distinct(ids: npt.NDArray[np.int64], categories: Rows) -> npt.NDArray[np.int64]:
-    twice = ids[1:][ids[1:] == ids[:-1]]
-    if len(twice):
-        got = f"{twice[0]} twice in {categories.source}"
-        raise ValueError(must_be("id", "each category's own", got))
-    return ids
-
-
-def _sizes(images: list[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    return {
-        image["id"]: (image["height"], image["width"])
-        for image in images
-        if image.get("height") and image.get("width")
-    }
+    missing = np.setdiff1d(ids, known).tolist()
+    if missing:
+        noun = f"{kind} id" if len(missing) == 1 else f"{kind} ids"
+        listed = ", ".join(map(str, missing[:_MAX_IDS_SHOWN]))
+        more = len(missing) - _MAX_IDS_SHOWN
+        rest = f" and {more} more" if more > 0 else ""
+        are = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{name}: {noun} {listed}{rest} {are} not in the annotations.")

@@ -1,12 +1,15 @@
-"""The picture of precision-recall curves."""
+"""Plots of precision-recall curves."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from focaldet._atomic import atomic_write
+from focaldet._checks import existing_folder
+from focaldet._extras import import_extra
 
 if TYPE_CHECKING:
     import os
@@ -20,18 +23,16 @@ if TYPE_CHECKING:
 def plot_precision_recall(
     curves: Mapping[float, PrecisionRecall], title: str, path: str | os.PathLike[str] | None
 ) -> Figure:
-    """Draw curves by IoU threshold, dark for low thresholds, and write them if there is a path.
+    """Plot curves by IoU threshold, the lowest the darkest, and save the figure if there is a path.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        FileNotFoundError: If the folder does not exist.
+        ImportError: If matplotlib is not installed.
+        ValueError: If matplotlib cannot write the file format.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "plot_precision_recall needs the package matplotlib: pip install 'focaldet[plot]'"
-        ) from error
+    mpl = import_extra("matplotlib", purpose="plot_precision_recall", install="focaldet[plot]")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
@@ -55,13 +56,18 @@ def plot_precision_recall(
         title="IoU        AP", alignment="right", loc="outside right upper", frameon=False
     )
     if path is not None:
-        _write(figure, Path(path))
+        _save(figure, Path(path))
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
-    """Write the picture aside, then rename it, so that a failure leaves what was there."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        aside = Path(folder) / path.name
-        figure.savefig(aside, dpi=150)
-        aside.replace(path)
+def _save(figure: Figure, path: Path) -> None:
+    supported = figure.canvas.get_supported_filetypes()
+    file_format = path.suffix[1:].lower() or "png"
+    if file_format not in supported:
+        raise ValueError(
+            f"Cannot write {str(path)!r}: matplotlib has no format {file_format!r}. "
+            f"Choose one of: {', '.join(sorted(supported))}."
+        )
+    existing_folder("path", path.parent)
+    with atomic_write(path) as temporary:  # its name has no suffix that says the format
+        figure.savefig(temporary, dpi=150, format=file_format)

@@ -1,4 +1,4 @@
-"""What an evaluation says: twelve numbers, a row for each class, and curves."""
+"""The result of an evaluation: the twelve numbers, the numbers of each class, and the curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from focaldet._checks import check_choice, must_be
+from focaldet._checks import check_choice, shortened
 
 if TYPE_CHECKING:
     import os
@@ -32,14 +32,14 @@ _RECALLS = 101
 
 
 class PrecisionRecall(NamedTuple):
-    """A precision-recall curve in COCO's 101 points.
+    """A precision-recall curve at COCO's 101 recall points.
 
     Attributes:
-        recall: ``[101]``, 0, 0.01 ... 1.
-        precision: ``[101]``, the best precision at this recall or a higher one; 0 at recalls that
+        recall: ``[101]``, from 0 to 1 in steps of 0.01.
+        precision: ``[101]``, the highest precision at this recall or a higher one; 0 at recalls that
             are not reached. Its mean is the average precision. NaN if there are no objects.
-        scores: ``[101]``, the score from which on detections must be kept to reach this recall; 0
-            where it is not reached. NaN if there are no objects, and for all classes together.
+        scores: ``[101]``, the score threshold that reaches this recall; 0 where it is not reached.
+            NaN if there are no objects, and for the mean over classes.
     """
 
     recall: npt.NDArray[np.float64]
@@ -49,17 +49,17 @@ class PrecisionRecall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassResult:
-    """The numbers of one class; AP and AR are NaN if there are no objects of it.
+    """The numbers of one class; AP and AR are NaN if it has no objects.
 
     Attributes:
-        id: the category id in the annotations.
-        name: the category's name; its id if it has none.
+        id: Category id in the annotations.
+        name: Category name, or the id as text if it has none.
         ap: AP over IoU .50:.95.
         ap50: AP at IoU .50.
         ap75: AP at IoU .75.
-        ar100: average recall over IoU .50:.95 with 100 detections an image.
-        objects: objects in the annotations, without crowds.
-        detections: detections in the results.
+        ar100: Average recall over IoU .50:.95 with 100 detections per image.
+        objects: Number of objects in the annotations, without crowds.
+        detections: Number of detections in the results.
     """
 
     id: int
@@ -74,24 +74,24 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CocoResult:
-    """COCO's twelve numbers, the numbers of each class, and the curves that they are means of.
+    """COCO's twelve numbers, the numbers of each class, and the curves they are averaged from.
 
-    The arrays are pycocotools': T = 10 IoU thresholds .50, .55 ... .95; R = 101 recalls
-    0, .01 ... 1; K categories in ascending order of their ids; A = 4 ranges of area (all, small:
-    up to 32² pixels, medium, large: from 96²); M = 3 limits of detections an image and category
-    (1, 10, 100). They hold -1 where there are no such objects.
+    The arrays have pycocotools' layout: T = 10 IoU thresholds (.50, .55 ... .95); R = 101 recalls
+    (0, .01 ... 1); K categories in ascending order of ids; A = 4 area ranges (all; small, up to 32²
+    pixels; medium; large, from 96²); M = 3 limits on the detections per image and category (1, 10,
+    100). They are -1 where there are no objects.
 
     Attributes:
-        stats: in pycocotools' order: AP over IoU .50:.95, AP50, AP75, AP of small, medium and large
-            objects, average recall with 1, 10 and 100 detections an image, and of small, medium and
-            large objects. -1 where there are no such objects.
+        stats: The twelve numbers in pycocotools' order: AP over IoU .50:.95, AP50, AP75, AP of
+            small, medium and large objects, average recall with 1, 10 and 100 detections per image,
+            and average recall of small, medium and large objects. -1 where there are no objects.
         precision: ``[T, R, K, A, M]``.
-        recall: ``[T, K, A, M]``, the highest that is reached.
+        recall: ``[T, K, A, M]``, the highest recall reached.
         scores: ``[T, R, K, A, M]``, the score at which each recall is reached.
-        classes: the numbers of each category, in ascending order of ids, also of those without
-            objects.
-        num_images: how many images were evaluated.
-        backend: what computed the numbers.
+        classes: The numbers of each category, in ascending order of ids. Categories without objects
+            are included.
+        num_images: Number of images evaluated.
+        backend: The backend that computed the numbers.
     """
 
     stats: tuple[float, ...]
@@ -134,14 +134,14 @@ class CocoResult:
 
     @property
     def ar100(self) -> float:
-        """Average recall over IoU .50:.95 with 100 detections an image."""
+        """Average recall over IoU .50:.95 with 100 detections per image."""
         return self.stats[8]
 
     @property
     def ap_by_class(self) -> dict[str, float]:
-        """AP over IoU .50:.95 by name; NaN for a class without objects, which no mean counts.
+        """AP over IoU .50:.95 by class name; NaN for a class without objects, which no mean counts.
 
-        Of categories of the same name the last one is here; `classes` has all of them.
+        If several categories share a name, this has the last of them; `classes` has all.
         """
         return {one.name: one.ap for one in self.classes}
 
@@ -149,12 +149,12 @@ class CocoResult:
         """Return the numbers of one class.
 
         Args:
-            category: its name, or its id in the annotations.
+            category: Name of the class, or its id in the annotations.
 
         Raises:
-            ValueError: there is none, or several have this name.
+            ValueError: If there is no such class, or several have this name.
         """
-        return self.classes[self._place(category)]
+        return self.classes[self._index(category)]
 
     def precision_recall(
         self,
@@ -163,16 +163,16 @@ class CocoResult:
         iou_threshold: float = 0.5,
         area: Area = "all",
     ) -> PrecisionRecall:
-        """Return a precision-recall curve, with 100 detections an image.
+        """Return a precision-recall curve, with 100 detections per image.
 
         Args:
-            category: the class's name, or its id in the annotations; None is the mean of the
-                precisions of all classes that have objects.
-            iou_threshold: .5, .55 ... or .95.
-            area: "all", "small", "medium" or "large" objects.
+            category: Name of the class, or its id in the annotations. None averages the precision
+                over all classes that have objects.
+            iou_threshold: IoU threshold: .5, .55 ... or .95.
+            area: Size of the objects: "all", "small", "medium" or "large".
 
         Raises:
-            ValueError: another threshold or range of area, or no such class.
+            ValueError: If the threshold or the area was not evaluated, or there is no such class.
         """
         check_choice("iou_threshold", round(iou_threshold, 6), _IOU_THRESHOLDS)
         check_choice("area", area, _AREAS)
@@ -183,7 +183,7 @@ class CocoResult:
         if category is None:
             some = precision[:, (precision >= 0).all(axis=0)]
             return PrecisionRecall(recall, some.mean(axis=1) if some.size else none, none)
-        k = self._place(category)
+        k = self._index(category)
         if (precision[:, k] < 0).any():
             return PrecisionRecall(recall, none, none)
         return PrecisionRecall(recall, precision[:, k].copy(), scores[:, k].copy())
@@ -191,18 +191,19 @@ class CocoResult:
     def plot_precision_recall(
         self, path: str | os.PathLike[str] | None = None, *, category: str | int | None = None
     ) -> matplotlib.figure.Figure:
-        """Draw the precision-recall curves at all IoU thresholds (extra ``plot``).
+        """Plot the precision-recall curves at all IoU thresholds (extra ``plot``).
 
         Args:
-            path: where to write the picture, its suffix saying the format; None writes nothing.
-            category: one class's name or id; None draws the means over classes.
+            path: File to save the plot to, in the format of its suffix. None saves nothing.
+            category: Name or id of one class. None plots the mean over classes.
 
         Returns:
-            The figure of matplotlib.
+            The matplotlib figure.
 
         Raises:
-            ImportError: matplotlib is not installed.
-            ValueError: no such class.
+            FileNotFoundError: If the folder of ``path`` does not exist.
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is no such class, or matplotlib cannot write the format.
         """
         from focaldet.evaluation._plot import plot_precision_recall
 
@@ -218,7 +219,7 @@ class CocoResult:
         return plot_precision_recall(curves, title, path)
 
     def table(self) -> str:
-        """Return a table of the classes, and of all of them, to be printed."""
+        """Return a printable table with a row per class and one for all classes."""
         width = max([len("class"), *(len(one.name) for one in self.classes)])
         head = f"{'class':{width}}  objects  detections     AP   AP50   AP75  AR100"
         objects = sum(one.objects for one in self.classes)
@@ -238,7 +239,7 @@ class CocoResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers, without the curves, ready for ``json.dump``; None for no objects."""
+        """Return the numbers, without the curves, for ``json.dump``; None where there are no objects."""
         return {
             "backend": self.backend,
             "num_images": self.num_images,
@@ -252,7 +253,7 @@ class CocoResult:
         }
 
     def to_json(self) -> str:
-        """Return `to_dict` as JSON text."""
+        """Return the content of `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
@@ -263,14 +264,20 @@ class CocoResult:
     def __repr__(self) -> str:
         return f"CocoResult({len(self.classes)} classes, {self.num_images} images: {self})"
 
-    def _place(self, category: str | int) -> int:
+    def _index(self, category: str | int) -> int:
         key = "name" if isinstance(category, str) else "id"
-        places = [k for k, one in enumerate(self.classes) if getattr(one, key) == category]
-        if len(places) != 1:
-            condition = f"the {key} of one class"
-            got = f"{category!r}, which {len(places)} classes have"
-            raise ValueError(must_be("category", condition, got))
-        return places[0]
+        indices = [k for k, one in enumerate(self.classes) if getattr(one, key) == category]
+        if not indices:
+            known = [getattr(one, key) for one in self.classes]
+            raise ValueError(
+                f"No category has the {key} {category!r}. There are: {shortened(known)[1:-1]}."
+            )
+        if len(indices) > 1:
+            ids = ", ".join(str(self.classes[k].id) for k in indices)
+            raise ValueError(
+                f"{len(indices)} categories have the name {category!r}; choose one by its id: {ids}."
+            )
+        return indices[0]
 
 
 def _shown(value: float) -> str:

@@ -1,28 +1,27 @@
-"""COCO's JSON files of instances."""
+"""Annotations in COCO format."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from focaldet._checks import must_be
+from focaldet._checks import existing_file, existing_folder
+from focaldet._coco_json import InstanceColumns, describe_row, read_instances
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
-from focaldet.datasets._json import CocoColumns, read_columns
 from focaldet.datasets._table import AnnotationTable, PackedStrings
 from focaldet.datasets.readers._splits import unknown_split
+from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
     import os
-
-    import numpy.typing as npt
+    from pathlib import Path
 
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_coco", "recognises", "splits"]
 
-_CACHED_FROM = 2**23  # bytes; smaller files open in a moment without a second file beside them
+_CACHED_FROM = 2**23  # bytes; smaller files are read quickly enough without a cache
 
 
 def read_coco(
@@ -31,112 +30,87 @@ def read_coco(
     *,
     cache: bool = True,
 ) -> AnnotationTable:
-    """Read a COCO file of instances.
+    """Read a COCO annotation file ("instances").
+
+    The file is checked as in :func:`focaldet.evaluation.evaluate_coco`: what changes a result must be
+    right, but integers may be written as ``1.0``, and ``id``, ``area``, ``iscrowd``, the size of an
+    image and the name of a category may be missing. Only ``file_name`` is required here and not
+    there. Boxes are not judged; use :func:`check_dataset` to find those that are empty or outside
+    their image.
 
     Args:
-        annotations: the JSON file.
-        images: the folder of the images. None looks for it beside the file and one folder above, as
-            COCO lies: ``annotations/instances_val2017.json`` and ``val2017/``.
-        cache: of a file of 8 MiB or more, keep what was read in a file beside it, and open that the
-            next time.
+        annotations: Path of the JSON file.
+        images: Folder of the images. None looks for it next to the file and in the folder above,
+            where COCO has it: ``annotations/instances_val2017.json`` and ``val2017/``.
+        cache: Whether to keep what was read from a file of 8 MiB or more in a second file next to
+            it, which is read the next time if the annotations are unchanged.
 
     Convention:
-        Boxes are ``x, y, width, height`` in the file and xyxy in the table, as numbers, without
-        a pixel added. Labels are places in the ascending list of category ids.
+        Boxes are ``x, y, width, height`` in the file and xyxy in the table, without a pixel added: a
+        box of ``[1, 2, 3, 4]`` becomes ``[1, 2, 4, 6]``. Labels are positions in the ascending list
+        of category ids.
 
     Raises:
-        FileNotFoundError: no such file, or no folder of images.
-        ValueError: a file that is not in COCO's form; the message names the item and its id.
+        FileNotFoundError: If the file or the image folder does not exist.
+        AnnotationError: If the file is not in COCO format. The message names the item and its id.
+
+    Warns:
+        UserWarning: If images are listed more than once, each time alike; each is kept once.
     """
-    path = Path(annotations)
-    if not path.is_file():
-        raise FileNotFoundError(must_be("annotations", "an existing file", repr(str(path))))
-    folder = _image_folder(path, images)
+    path = existing_file("annotations", annotations)
+    folder = _default_image_folder(path) if images is None else existing_folder("images", images)
     if not cache or path.stat().st_size < _CACHED_FROM:
-        return _table(read_columns(path), path, folder)
+        return _table(read_instances(path), path, folder)
     cached = load_cache(path, folder)
     if cached is not None:
         return cached
     state = fingerprint(path)
-    table = _table(read_columns(path), path, folder)
-    save_cache(table, path, state)
+    columns = read_instances(path)
+    table = _table(columns, path, folder)
+    if not columns.num_repeated_images:  # otherwise the next reading must warn again
+        save_cache(table, path, state)
     return table
 
 
-def _image_folder(path: Path, images: str | os.PathLike[str] | None) -> Path:
-    if images is not None:
-        folder = Path(images)
-        if not folder.is_dir():
-            raise FileNotFoundError(must_be("images", "an existing folder", repr(str(folder))))
-        return folder
+def _default_image_folder(path: Path) -> Path:
     split = path.stem.rpartition("_")[2]  # instances_val2017 -> val2017
-    tried = [
-        base / name for base in (path.parent, path.parent.parent) for name in (split, "images")
-    ]
-    for folder in tried:
-        if folder.is_dir():
-            return folder
+    for base in (path.parent, path.parent.parent):
+        for name in (split, "images"):
+            if (base / name).is_dir():
+                return base / name
     return path.parent
 
 
-def _table(columns: CocoColumns, path: Path, folder: Path) -> AnnotationTable:
-    order = np.argsort(columns.category_ids, kind="stable")
-    category_ids = columns.category_ids[order]
-    labels = _places(columns.annotation_category_ids, category_ids)
-    image_indices = _places(columns.annotation_image_ids, columns.image_ids)
-    _check_ids(columns, image_indices, path)
+def _table(columns: InstanceColumns, path: Path, folder: Path) -> AnnotationTable:
     boxes = columns.boxes.copy()
-    boxes[:, 2:] += boxes[:, :2]
-    areas = np.where(
-        np.isnan(columns.areas), columns.boxes[:, 2] * columns.boxes[:, 3], columns.areas
-    )
-    by_image = np.argsort(image_indices, kind="stable")
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes may be infinite or NaN
+        boxes[:, 2:] += boxes[:, :2]
+    by_image = np.argsort(columns.image_indices, kind="stable")
     return AnnotationTable(
         source=path,
         image_folder=folder,
-        file_names=PackedStrings.pack(columns.file_names),
+        file_names=PackedStrings.pack(_file_names(columns)),
         image_ids=columns.image_ids,
         image_sizes=columns.image_sizes,
-        class_names=tuple(columns.class_names[place] for place in order.tolist()),
-        category_ids=tuple(category_ids.tolist()),
+        class_names=columns.category_names,
+        category_ids=tuple(columns.category_ids.tolist()),
         boxes=boxes[by_image],
-        labels=labels[by_image],
-        areas=areas[by_image],
+        labels=columns.labels[by_image],
+        areas=columns.areas[by_image],
         crowd=columns.crowd[by_image],
         annotation_ids=columns.annotation_ids[by_image],
-        image_indices=image_indices[by_image],
+        image_indices=columns.image_indices[by_image],
     )
 
 
-def _places(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each id stands among the known ones, -1 where it doesn't."""
-    if not len(known):
-        return np.full(len(ids), -1, np.int64)
-    order = np.argsort(known, kind="stable")
-    ascending = known[order]
-    places = np.searchsorted(ascending, ids).clip(max=len(known) - 1)
-    return np.where(ascending[places] == ids, order[places], -1)
-
-
-def _check_ids(columns: CocoColumns, image_indices: npt.NDArray[np.int64], path: Path) -> None:
-    for name, ids in (
-        ("images", columns.image_ids),
-        ("categories", columns.category_ids),
-    ):
-        known, counts = np.unique(ids, return_counts=True)
-        if len(known) < len(ids):
-            got = f"{counts.max()} with id {known[counts.argmax()]} in {str(path)!r}"
-            raise ValueError(must_be(name, "of different ids", got))
-    if (image_indices < 0).any():
-        row = int((image_indices < 0).argmax())
-        got = (
-            f"{columns.annotation_image_ids[row]} "
-            f"(annotation id {columns.annotation_ids[row]}) in {str(path)!r}"
-        )
-        remedy = "Add the image to the file's images, or remove the annotation."
-        raise ValueError(
-            must_be(f"annotations[{row}]['image_id']", "the id of an image", got, remedy)
-        )
+def _file_names(columns: InstanceColumns) -> list[str]:
+    names = [name for name in columns.file_names if name is not None]
+    if len(names) < len(columns.file_names):
+        index = columns.file_names.index(None)
+        image_id = columns.image_ids[index].item()
+        where = describe_row("images", index, columns.source, image_id)
+        raise AnnotationError(f"{where}: file_name is missing, so the image cannot be found.")
+    return names
 
 
 # The entry of this format in focaldet.datasets.readers.READERS.
