@@ -200,7 +200,7 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
         where = describe_row("annotations", index, source, row_id)
         raise AnnotationError(
             f"{where}: image_id {fields.annotation_image_ids[index]} is not the id of an image. "
-            "Add the image to the file's images, or remove the annotation."
+            "Add the image to images, or remove the annotation."
         )
     order = _category_order(fields.category_ids, source)
     category_ids = fields.category_ids[order]

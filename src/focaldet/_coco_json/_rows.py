@@ -33,7 +33,7 @@ MAX_SIDE = 2**31 - 1  # image sizes are stored as int32
 FLAGS = frozenset({0, 1, None})  # 0.0, 1.0, False and True are equal to 0 and 1
 
 _INT64 = np.iinfo(np.int64)
-_MAX_EXACT = 2**53  # from here on a float may stand for more than one integer
+_EXACT_BELOW = 2**53  # a float of this size may be a rounded integer
 
 Value = TypeVar("Value")
 
@@ -175,8 +175,8 @@ class Rows:
     ) -> list[Value]:
         """Convert values one by one, which is slow but knows the row of a wrong one."""
         return [
-            self._convert_one(key, index, _plain(value), convert)
-            for index, value in enumerate(values)
+            self._convert_one(key, index, value, convert)
+            for index, value in enumerate(map(_plain, values))
         ]
 
     def _convert_optional(
@@ -184,8 +184,8 @@ class Rows:
     ) -> list[Value | None]:
         """Convert values one by one; null, or NaN as pandas writes it, gives None."""
         return [
-            None if _is_missing(value) else self._convert_one(key, index, _plain(value), convert)
-            for index, value in enumerate(values)
+            None if _is_missing(value) else self._convert_one(key, index, value, convert)
+            for index, value in enumerate(map(_plain, values))
         ]
 
     def _convert_one(
@@ -245,7 +245,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _integer(value: object) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_BELOW:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _FieldError("must be an integer")
