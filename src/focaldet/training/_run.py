@@ -114,7 +114,7 @@ def train(
         seed=options.seed,
     )
     with _heard(), _quiet(), explaining(folder, last):
-        prepare(folder, model.config, options, resume=resume)
+        prepare(folder, model.current_config(), options, resume=resume)
         step = step_of(last) if resume else None
         metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
         best = BestModel(folder / "best")
@@ -130,7 +130,8 @@ def train(
         module = RetinaNetModule(model.train(), options, resize_images=resize_images)
         trainer.fit(module, data, ckpt_path=None if step is None else last, weights_only=True)
         if trainer.is_global_zero:
-            save_checkpoint(Weights(model.config, kept_weights(trainer, module)), folder / "last")
+            weights = Weights(model.current_config(), kept_weights(trainer, module))
+            save_checkpoint(weights, folder / "last")
             _LOG.info("%s", _conclusion(folder, best))
     model.eval()
     return TrainingSummary(folder, best.best, best.epoch, trainer.current_epoch)
