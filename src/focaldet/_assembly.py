@@ -143,8 +143,9 @@ def _build_assigner(config: RetinaNetConfig) -> Assigner:
 def _build_classification_loss(config: RetinaNetConfig) -> ClassificationLoss:
     if config.classification_loss == "cross_entropy":
         return CrossEntropyMapLoss()
-    loss = {"focal": FocalMapLoss, "softmax_focal": SoftmaxFocalMapLoss}[config.classification_loss]
-    return loss(config.focal_alpha, config.focal_gamma)
+    if config.classification_loss == "softmax_focal":
+        return SoftmaxFocalMapLoss(config.focal_alpha, config.focal_gamma)
+    return FocalMapLoss(config.focal_alpha, config.focal_gamma)
 
 
 class _MissingCriterion(nn.Module):

@@ -93,7 +93,8 @@ class AnchorGrid:
             count // (height * width)
             for count, (height, width) in zip(self.num_anchors, self.grid_sizes, strict=True)
         )
-        return torch.stack([level[0] for level in self._spacing_N2.split(list(per_cell))])
+        levels = torch.split(self._spacing_N2, list(per_cell))
+        return torch.stack([level[0] for level in levels])
 
     def nearest(self, boxes: Tensor) -> Tensor:
         """Return the index of the anchor in the nearest cell, for each anchor of a cell: ``[G, N]``.

@@ -300,14 +300,16 @@ class ATSSAssigner:
 
     def _candidates(self, boxes: Tensor, grid: AnchorGrid) -> Tensor:
         """Return the candidate anchors of each box, ``[G, C]`` indices, level by level."""
-        of_levels = []
+        of_levels: list[Tensor] = []
         first = 0
-        for level in grid.anchors.split(list(grid.num_anchors)):
+        for level in torch.split(grid.anchors, list(grid.num_anchors)):
             height, width = grid.grid_sizes[len(of_levels)]
             per_cell = len(level) // (height * width)
             centres = ((level[:, :2] + level[:, 2:]) / 2).view(-1, per_cell, 2).mean(dim=1)
             step = max(1, _IOUS_AT_ONCE // len(centres))
-            cells_GK = torch.cat([self._nearest(some, centres) for some in boxes.split(step)])
+            cells_GK = torch.cat(
+                [self._nearest(some, centres) for some in torch.split(boxes, step)]
+            )
             anchors_GKA = (cells_GK * per_cell)[..., None] + torch.arange(
                 first, first + per_cell, device=level.device
             )
