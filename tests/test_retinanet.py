@@ -131,7 +131,7 @@ def test_stages_are_frozen_only_once_they_hold_weights(
 
 
 def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig) -> None:
-    with pytest.warns(UserWarning, match="backbone_norm='frozen' without backbone_weights"):
+    with pytest.warns(UserWarning, match="BatchNorm is frozen.*backbone_norm='batch'"):
         RetinaNet.from_config(tiny_config.replace(backbone_norm="frozen"))
 
 

@@ -336,7 +336,7 @@ def _changed_fields(config: RetinaNetConfig, parts: Parts) -> dict[str, object]:
 def _differences(path: str, part: object, described: object) -> list[str]:
     """Return how a part differs from the one that the config describes, by attribute."""
     if type(part) is not type(described):
-        return [f"{path} is a {type(part).__name__} instead of a {type(described).__name__}"]
+        return [f"{path} is of type {type(part).__name__} instead of {type(described).__name__}"]
     found = []
     own, expected = _settings(part), _settings(described)
     for name, value in expected.items():

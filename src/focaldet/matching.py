@@ -287,7 +287,7 @@ class ATSSAssigner:
         iou_GC = paired_box_iou(boxes[:, None], candidate_GC4)
         # One candidate has no deviation from its mean.
         deviation_G1 = iou_GC.std(dim=1, keepdim=True, correction=min(1, iou_GC.shape[1] - 1))
-        enough_GC = iou_GC >= iou_GC.mean(dim=1, keepdim=True) + deviation_G1
+        enough_GC = (iou_GC >= iou_GC.mean(dim=1, keepdim=True) + deviation_G1) & (iou_GC > 0)
         centre_GC2 = (candidate_GC4[..., :2] + candidate_GC4[..., 2:]) / 2
         inside_GC = ((centre_GC2 >= boxes[:, None, :2]) & (centre_GC2 < boxes[:, None, 2:])).all(-1)
         box_P, place_P = (enough_GC & inside_GC).nonzero(as_tuple=True)
