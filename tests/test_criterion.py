@@ -314,10 +314,10 @@ def test_old_names_work_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match="RetinaNetCriterion.matcher.*use assigner"):
         assert module.matcher is matcher
     with pytest.warns(DeprecationWarning, match="use assigner"):
-        module.matcher = Matcher()
+        module.matcher = Matcher()  # type: ignore[misc]
     assert module.assigner is not matcher
     with pytest.warns(DeprecationWarning, match=r"focal_gamma.*use classification_loss\.gamma"):
-        module.focal_gamma = 1.0
+        module.focal_gamma = 1.0  # type: ignore[misc]
     assert module.classification_loss == FocalMapLoss(0.25, 1.0)
     with pytest.warns(DeprecationWarning, match=r"focal_alpha.*use classification_loss\.alpha"):
         assert module.focal_alpha == 0.25
@@ -333,7 +333,7 @@ def test_a_module_as_assigner_can_be_set_under_the_old_name() -> None:
 
     module = criterion()
     with pytest.warns(DeprecationWarning, match="use assigner"):
-        module.matcher = Assigning()
+        module.matcher = Assigning()  # type: ignore[misc]
     assert isinstance(module.assigner, Assigning)
     case = example()
     assert_close(module(*case), criterion()(*case), rtol=0, atol=0)

@@ -363,7 +363,8 @@ def atss_by_brute_force(boxes: torch.Tensor, grid: AnchorGrid, top_k: int) -> li
             ((a1 + a2 - x1 - x2) / 2) ** 2 + ((b1 + b2 - y1 - y2) / 2) ** 2
             for a1, b1, a2, b2 in anchors
         ]
-        candidates, first = [], 0
+        candidates: list[int] = []
+        first = 0
         for count, (height, width) in zip(grid.num_anchors, grid.grid_sizes, strict=True):
             per_cell = count // (height * width)
             starts = range(first, first + count, per_cell)

@@ -105,9 +105,7 @@ def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
         RetinaNet.from_config(config)
     with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
-    with pytest.raises(
-        TypeError, match="`backbone` must be a module with three `channels`.*Linear"
-    ):
+    with pytest.raises(TypeError, match="backbone.*'channels'.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 
