@@ -41,7 +41,7 @@ def test_torchvision_mode_truncates_rounds_and_infers_strides() -> None:
     assert p7[11 * 9, 1] - p7[0, 1] == 114
 
 
-def test_anchors_are_kept_for_the_next_call_and_by_size_and_dtype() -> None:
+def test_anchors_are_cached_by_size_and_dtype() -> None:
     generator = AnchorGenerator()
     first = generator(FEATURES)
     assert generator(FEATURES)[0] is first[0]
@@ -52,14 +52,14 @@ def test_anchors_are_kept_for_the_next_call_and_by_size_and_dtype() -> None:
     assert len(generator._cache) <= 16
 
 
-def test_copies_and_pickles_leave_the_kept_anchors_behind() -> None:
+def test_copies_and_pickles_do_not_carry_the_cache() -> None:
     generator = AnchorGenerator()
     generator(FEATURES)
     assert len(pickle.dumps(generator)) < 10_000
     assert copy.deepcopy(generator)(FEATURES)[0].shape == (151200, 4)
 
 
-def test_anchors_made_in_inference_mode_serve_a_later_training_step() -> None:
+def test_anchors_created_in_inference_mode_can_be_used_in_training() -> None:
     generator = AnchorGenerator()
     with torch.inference_mode():
         generator([(1, 1)] * 5)
@@ -71,23 +71,23 @@ def test_anchors_made_in_inference_mode_serve_a_later_training_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": (32, -1, 1, 1, 1)}, r"`sizes` must be > 0; got -1"),
-        ({"sizes": (32,)}, r"`strides` must be one a level \(1 sizes\); got 5 strides"),
-        ({"octave_scales": ()}, "`octave_scales` must be not empty"),
-        ({"offset": 1.5}, r"`offset` must be in \[0, 1\]; got 1.5"),
-        ({"mode": "exakt"}, "`mode` must be one of 'exact', 'rounded', 'torchvision'; got 'exakt'"),
-        ({"mode": "torchvision"}, "`offset` must be 0 in mode 'torchvision'; got 0.5"),
+        ({"sizes": (32, -1, 1, 1, 1)}, r"sizes\[1\].* -1"),
+        ({"sizes": (32,)}, "1 sizes and 5 strides"),
+        ({"octave_scales": ()}, "octave_scales is empty"),
+        ({"offset": 1.5}, r"offset must be in \[0, 1\], got 1.5"),
+        ({"mode": "exakt"}, "mode 'exakt'.*'exact', 'rounded' or 'torchvision'"),
+        ({"mode": "torchvision"}, "mode='torchvision' requires offset=0.*0.5"),
     ],
 )
-def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnchorGenerator(**options)
 
 
-def test_wrong_calls_are_named() -> None:
-    with pytest.raises(ValueError, match=r"`feature_sizes` must be one a level \(5\)"):
+def test_errors_name_wrong_calls() -> None:
+    with pytest.raises(ValueError, match=r"feature_sizes.*5 levels.*\[\(1, 1\)\]"):
         AnchorGenerator()([(1, 1)])
-    with pytest.raises(ValueError, match="`image_size` must be given in mode 'torchvision'"):
+    with pytest.raises(ValueError, match="mode='torchvision'.*image_size is required"):
         AnchorGenerator(mode="torchvision", offset=0)(FEATURES)
 
 
@@ -95,18 +95,18 @@ def test_repr_shows_the_arguments() -> None:
     assert "strides=(8, 16, 32, 64, 128), offset=0.5, mode='exact'" in repr(AnchorGenerator())
 
 
-def test_rounded_anchors_are_those_of_older_nvidia_releases() -> None:
+def test_rounded_anchors_equal_those_of_older_nvidia_releases() -> None:
     octaves = tuple(4 * 2 ** (i / 3) for i in range(3))
     generator = AnchorGenerator((8, 16, 32, 64, 128), octave_scales=octaves, mode="rounded")
     tall, square, wide = (generator.cell_anchors(0)[index] for index in (6, 3, 0))
-    # Their corners include the last pixel: -8, -20, 15, 27 in a cell of 8 pixels at (0, 0).
+    # Their corners include the last pixel: (-8, -20, 15, 27) in a cell of 8 pixels at (0, 0).
     assert tall.tolist() == [-12, -24, 12, 24]
     assert square.tolist() == [-16, -16, 16, 16]
     assert wide.tolist() == [-22, -12, 22, 12]
     assert_close(generator.cell_anchors(0)[7], tall * 2 ** (1 / 3))
 
 
-def test_anchors_of_detectors_with_a_last_pixel_are_a_pixel_larger() -> None:
+def test_plus_one_makes_anchors_a_pixel_larger() -> None:
     exact, larger = AnchorGenerator(), AnchorGenerator(plus_one=True)
     for a, b in zip(exact(FEATURES), larger(FEATURES), strict=True):
         assert_close(b - a, torch.tensor([0.0, 0, 1, 1]).expand_as(a), rtol=0, atol=1e-3)

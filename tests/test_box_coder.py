@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder as PeerCoder
 
 from focaldet.box_coder import BoxCoder
-from tests.test_boxes import random_boxes
+from tests.helpers.boxes import random_boxes
 
 
 def test_deltas_by_hand() -> None:
@@ -20,7 +20,7 @@ def test_deltas_by_hand() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 10))
-def test_decoding_undoes_encoding(seed: int, weight: float) -> None:
+def test_decoding_is_the_inverse_of_encoding(seed: int, weight: float) -> None:
     torch.manual_seed(seed)
     coder = BoxCoder((weight, 1, 2, weight))
     boxes, anchors = random_boxes(8), random_boxes(8)
@@ -28,7 +28,7 @@ def test_decoding_undoes_encoding(seed: int, weight: float) -> None:
 
 
 @pytest.mark.parity
-def test_encoding_and_decoding_are_torchvisions() -> None:
+def test_encoding_and_decoding_agree_with_torchvision() -> None:
     boxes, anchors = random_boxes(30), random_boxes(30)
     peer, coder = PeerCoder((1.0, 1.0, 2.0, 2.0)), BoxCoder((1, 1, 2, 2))
     assert_close(coder.encode(boxes, anchors), peer.encode_single(boxes, anchors))
@@ -36,7 +36,7 @@ def test_encoding_and_decoding_are_torchvisions() -> None:
     assert_close(coder.decode(deltas, anchors), peer.decode_single(deltas, anchors))
 
 
-def test_wild_deltas_decode_to_finite_boxes() -> None:
+def test_extreme_deltas_decode_to_finite_boxes() -> None:
     anchors = torch.tensor([[0.0, 0, 16, 16]])
     box = BoxCoder().decode(torch.tensor([[0.0, 0.0, 1e6, 1e6]]), anchors)[0]
     assert_close(box[2] - box[0], torch.tensor(1000.0))
@@ -53,16 +53,16 @@ def test_no_boxes_encode_to_no_deltas() -> None:
     assert BoxCoder().decode(empty, empty).shape == (0, 4)
 
 
-def test_wrong_weights_are_named() -> None:
-    with pytest.raises(ValueError, match="`weights` must be four numbers"):
+def test_errors_name_wrong_weights() -> None:
+    with pytest.raises(ValueError, match=r"weights must be four numbers.*\(1.0, 1.0\)"):
         BoxCoder((1.0, 1.0))
-    with pytest.raises(ValueError, match="`weights` must be > 0; got 0"):
+    with pytest.raises(ValueError, match=r"weights\[2\].*0"):
         BoxCoder((1.0, 1.0, 0, 1.0))
-    with pytest.raises(ValueError, match="`max_log_scale` must be > 0"):
+    with pytest.raises(ValueError, match=r"max_log_scale.*0"):
         BoxCoder(max_log_scale=0)
 
 
-def test_sizes_can_be_held_from_below_or_left_free() -> None:
+def test_the_log_scale_can_be_limited_from_below_or_not_at_all() -> None:
     anchors = torch.tensor([[0.0, 0, 16, 16]])
     deltas = torch.tensor([[0.0, 0, -9, 9]])
     limit = math.log(1000 / 16)
@@ -76,5 +76,5 @@ def test_sizes_can_be_held_from_below_or_left_free() -> None:
     free = BoxCoder(max_log_scale=math.inf)
     assert sides(free) == pytest.approx([16 * math.exp(-9), 16 * math.exp(9)], rel=1e-3)
     assert "min_log_scale=-4.1352" in repr(BoxCoder(min_log_scale=-limit))
-    with pytest.raises(ValueError, match="`min_log_scale` must be in .*; got 1"):
+    with pytest.raises(ValueError, match=r"min_log_scale.* 1\."):
         BoxCoder(min_log_scale=1)

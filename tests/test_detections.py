@@ -33,7 +33,7 @@ def test_selection_by_index_slice_mask_and_list(found: Detections) -> None:
     assert found[[2, 0]].scores.tolist() == pytest.approx([0.1, 0.9])
     assert [len(one) for one in found] == [1, 1, 1]
     assert len(found[[]]) == 0
-    with pytest.raises(IndexError, match=r"`index` must be in 0\.\.2; got 3"):
+    with pytest.raises(IndexError, match="Index 3.*3 detections"):
         found[3]
 
 
@@ -43,11 +43,11 @@ def test_filtering_by_score_and_by_class(found: Detections) -> None:
     assert found.filter(labels=[0], score_threshold=0.2).label_names == ["cat"]
     assert len(found.filter(labels=[])) == 0
     assert len(found.filter()) == 3
-    with pytest.raises(ValueError, match="`labels` must be known class names; got 'cow'"):
+    with pytest.raises(ValueError, match="labels contains 'cow'.*'dog'"):
         found.filter(labels=["cow"])
 
 
-def test_plain_forms(found: Detections) -> None:
+def test_conversion_to_dictionaries_and_coco_results(found: Detections) -> None:
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["label_names"] == ["owl", "cat", "owl"]
     assert plain["image_size"] == [50, 60]
@@ -61,7 +61,7 @@ def test_plain_forms(found: Detections) -> None:
     assert [e["category_id"] for e in found.to_coco(7)] == [2, 0, 2]
 
 
-def test_supervisions_form(found: Detections) -> None:
+def test_conversion_to_supervision(found: Detections) -> None:
     pytest.importorskip("supervision")
     theirs = found.to_supervision()
     assert theirs.xyxy.tolist() == found.boxes.tolist()
@@ -77,7 +77,7 @@ def test_without_supervision_the_error_says_what_to_install(
         found.to_supervision()
 
 
-def test_without_names_a_label_is_its_number() -> None:
+def test_without_names_the_label_name_is_its_number() -> None:
     found = Detections(torch.zeros(1, 4), torch.ones(1), torch.tensor([4]), (5, 5))
     assert found.label_names == ["4"]
     assert repr(found) == "Detections(1 in 5x5: 4 1.00)"
@@ -92,28 +92,32 @@ def test_drawing_reads_the_source_again(found: Detections, tmp_path: Path) -> No
     assert picture.getextrema() != ((128, 128),) * 3
 
 
-def test_drawing_needs_the_image_detected_in(found: Detections) -> None:
-    with pytest.raises(ValueError, match="`image` must be given for detections without a source"):
+def test_drawing_needs_the_image_of_the_detections(found: Detections) -> None:
+    with pytest.raises(ValueError, match="no source.*image is required"):
         found.draw()
-    with pytest.raises(ValueError, match="`image` must be 50x60 as detected in; got 60x50"):
+    with pytest.raises(ValueError, match="50x60 image.*60x50"):
         found.draw(Image.new("RGB", (50, 60)))
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"boxes": torch.zeros(2, 5)}, ValueError, r"`boxes` must be of shape \[N, 4\]"),
-        ({"boxes": torch.full((2, 4), torch.nan)}, ValueError, "`boxes` must be finite"),
-        ({"scores": torch.zeros(3)}, ValueError, r"`scores` must be of shape \[2\].*got \[3\]"),
-        ({"scores": torch.tensor([0.5, 1.5])}, ValueError, r"`scores` must be in \[0, 1\]"),
-        ({"scores": torch.tensor([0.5, torch.nan])}, ValueError, r"`scores` must be in \[0, 1\]"),
-        ({"scores": torch.tensor([0, 1])}, TypeError, "`scores` must be a floating-point tensor"),
-        ({"labels": torch.zeros(2)}, TypeError, "`labels` must be of dtype torch.int64"),
-        ({"labels": torch.tensor([0, -1])}, ValueError, "`labels` must be >= 0; got -1"),
-        ({"labels": torch.tensor([0, 3])}, ValueError, r"`labels` must be in 0\.\.1.*got 3"),
+        ({"boxes": torch.zeros(2, 5)}, ValueError, r"boxes must have shape \[N, 4\]"),
+        ({"boxes": torch.full((2, 4), torch.nan)}, ValueError, r"boxes\[0\] is not finite.*nan"),
+        ({"scores": torch.zeros(3)}, ValueError, r"scores must have shape \[2\].*got \[3\]"),
+        ({"scores": torch.tensor([0.5, 1.5])}, ValueError, r"scores\[1\] is 1.5"),
+        ({"scores": torch.tensor([0.5, torch.nan])}, ValueError, r"scores\[1\] is nan"),
+        (
+            {"scores": torch.tensor([0, 1])},
+            TypeError,
+            "scores must be a floating-point tensor.*int64",
+        ),
+        ({"labels": torch.zeros(2)}, TypeError, "labels must have dtype torch.int64.*float32"),
+        ({"labels": torch.tensor([0, -1])}, ValueError, "labels.* -1"),
+        ({"labels": torch.tensor([0, 3])}, ValueError, "labels contains 3.*0 to 1"),
     ],
 )
-def test_wrong_detections_are_named(
+def test_errors_name_wrong_detections(
     changes: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     good: dict[str, Any] = {

@@ -11,14 +11,14 @@ from focaldet import RetinaNetHead
 from focaldet.heads import flatten_maps, gather_from_map
 
 
-def test_at_first_every_anchor_says_object_with_the_prior() -> None:
+def test_every_class_starts_with_the_prior_probability() -> None:
     head = RetinaNetHead(8, num_classes=3, prior=0.02)
     logits, box_deltas = head([torch.zeros(1, 8, 2, 2)])
     assert_close(logits[0].sigmoid(), torch.full((1, 27, 2, 2), 0.02))
     assert_close(box_deltas[0], torch.zeros(1, 36, 2, 2))
 
 
-def test_towers_are_shared_over_levels_and_separate_for_class_and_box() -> None:
+def test_towers_are_shared_by_levels_and_separate_for_classes_and_boxes() -> None:
     head = RetinaNetHead(8, num_classes=3, depth=2)
     feature = torch.randn(1, 8, 4, 4)
     logits, _ = head([feature, feature])
@@ -27,7 +27,7 @@ def test_towers_are_shared_over_levels_and_separate_for_class_and_box() -> None:
     assert not torch.equal(weights["class_tower.0.conv.weight"], weights["box_tower.0.conv.weight"])
 
 
-def test_group_norm_stands_after_convolutions_without_bias() -> None:
+def test_group_norm_follows_convolutions_without_bias() -> None:
     head = RetinaNetHead(32, num_classes=3, norm="group", depth=3)
     norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
     convs = [m for m in head.class_tower.modules() if isinstance(m, nn.Conv2d)]
@@ -57,14 +57,14 @@ def test_gathering_rows_agrees_with_flattening(layout: torch.memory_format) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "`num_classes` must be >= 1; got 0"),
-        ({"num_anchors": 0}, "`num_anchors` must be >= 1; got 0"),
-        ({"depth": -1}, "`depth` must be >= 0; got -1"),
-        ({"prior": 1.0}, r"`prior` must be in \(0, 1\); got 1.0"),
-        ({"norm": "batch"}, "`norm` must be one of None, 'group'; got 'batch'"),
-        ({"norm": "group", "in_channels": 40}, "`num_groups` must be a divisor of 40; got 32"),
+        ({"num_classes": 0}, "num_classes.* 0"),
+        ({"num_anchors": 0}, "num_anchors.* 0"),
+        ({"depth": -1}, "depth.* -1"),
+        ({"prior": 1.0}, r"prior must be in \(0, 1\), got 1.0"),
+        ({"norm": "batch"}, "norm 'batch'.*'group'"),
+        ({"norm": "group", "in_channels": 40}, "num_groups.* 40 .*32"),
     ],
 )
-def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RetinaNetHead(**options)

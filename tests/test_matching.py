@@ -15,8 +15,8 @@ from focaldet.anchor_grid import AnchorGrid
 from focaldet.box_coder import BoxCoder
 from focaldet.boxes import paired_box_iou
 from focaldet.criterion import RetinaNetCriterion
-from focaldet.matching import BACKGROUND, BETWEEN, Matcher
-from tests.test_boxes import random_boxes
+from focaldet.matching import BACKGROUND, BETWEEN, ATSSAssigner, Matcher
+from tests.helpers.boxes import random_boxes
 
 SQUARE = torch.tensor([[0.0, 0, 10, 10]])
 
@@ -24,7 +24,7 @@ SQUARE = torch.tensor([[0.0, 0, 10, 10]])
 @pytest.mark.parametrize(
     ("height", "expected"), [(5.1, 0), (5.0, 0), (4.9, BETWEEN), (4.0, BETWEEN), (3.9, BACKGROUND)]
 )
-def test_thresholds_are_closed_below(height: float, expected: int) -> None:
+def test_an_iou_equal_to_a_threshold_reaches_it(height: float, expected: int) -> None:
     anchors = torch.tensor([[0.0, 0, 10, height]], dtype=torch.float64)
     match = Matcher(force_match_floor=None)(SQUARE.double(), anchors)
     assert match.tolist() == [expected]
@@ -36,16 +36,16 @@ def test_the_best_anchor_of_an_object_is_positive_whatever_its_iou() -> None:
     assert Matcher(force_match_floor=0.3)(SQUARE, anchors).tolist() == [BACKGROUND, BACKGROUND]
 
 
-def test_a_box_that_no_anchor_touches_makes_none_positive() -> None:
+def test_a_box_that_overlaps_no_anchor_makes_none_positive() -> None:
     far = torch.tensor([[900.0, 900, 910, 910]])
     anchors = AnchorGenerator()([(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)])
     small = anchors[0]
     assert set(Matcher()(far, small).tolist()) == {BACKGROUND}
     peer = PeerMatcher(0.5, 0.4, allow_low_quality_matches=True)
-    assert int((peer(box_iou(far, small)) >= 0).sum()) == len(small)  # the fault we do not repeat
+    assert int((peer(box_iou(far, small)) >= 0).sum()) == len(small)  # see the deviation of Matcher
 
 
-def test_ties_for_the_best_anchor_are_all_positive() -> None:
+def test_all_anchors_that_tie_for_the_best_are_positive() -> None:
     anchors = torch.tensor([[0.0, 0, 10, 2], [0, 8, 10, 10]])
     assert Matcher()(SQUARE, anchors).tolist() == [0, 0]
 
@@ -56,15 +56,13 @@ def test_a_forced_anchor_keeps_the_box_that_it_overlaps_most() -> None:
     assert Matcher()(boxes, anchors).tolist() == [0]
 
 
-def test_no_boxes_leave_background_alone() -> None:
+def test_without_boxes_every_anchor_is_background() -> None:
     assert Matcher()(torch.zeros(0, 4), random_boxes(3, torch.float32)).tolist() == [BACKGROUND] * 3
 
 
 @pytest.mark.parity
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans(), st.integers(1, 300))
-def test_matches_are_torchvisions_index_by_index(
-    seed: int, count: int, force: bool, block: int
-) -> None:
+def test_matches_equal_those_of_torchvision(seed: int, count: int, force: bool, block: int) -> None:
     torch.manual_seed(seed)
     anchors = torch.cat(AnchorGenerator()([(8, 9), (4, 5), (2, 3), (1, 2), (1, 1)]))
     boxes = random_boxes(count, torch.float32) * 0.5
@@ -98,9 +96,9 @@ def pyramid(
 def boxes_of_all_kinds(
     count: int, height: int, width: int, smallest: float, largest: float, snap: float
 ) -> torch.Tensor:
-    """Boxes of sides log-uniform in a range, in, around and far from an image, some twice.
+    """Return boxes with log-uniform sides, inside, around and far from an image, some of them twice.
 
-    With ``snap`` > 0 they keep to multiples of it, so that many anchors overlap a box alike.
+    With ``snap`` above 0, coordinates are multiples of it, so that many anchors tie.
     """
     ratio = torch.tensor(largest / smallest)
     sides = smallest * torch.exp(torch.rand(count, 2) * ratio.log())
@@ -114,7 +112,7 @@ def boxes_of_all_kinds(
 def match_both_ways(
     matcher: Matcher, boxes: torch.Tensor, grid: AnchorGrid, *, block: int = 2**18
 ) -> torch.Tensor:
-    """Match within reach, however far that is, and prove it to be the match of all pairs."""
+    """Match within reach, however large the windows, and compare with the match of all pairs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "_FEW_PAIRS", 0)
         patch.setattr(matching, "_FEW_PAIRS_ON_A_GPU", 0)
@@ -128,7 +126,7 @@ def match_both_ways(
     return within_reach
 
 
-# Anchors of NVIDIA's detector: a pixel larger than meant, or in older files of whole sides.
+# Anchors of NVIDIA's detector: one pixel larger than intended, or rounded in older files.
 ODTK: dict[str, Any] = {
     "sizes": (8, 16, 32, 64, 128),
     "octave_scales": tuple(4 * 2 ** (i / 3) for i in range(3)),
@@ -156,7 +154,7 @@ ODTK: dict[str, Any] = {
     floor=st.sampled_from([0.0, None, 0.2]),
     block=st.sampled_from([1, 100, 2**18]),
 )
-def test_looking_within_reach_finds_the_match_of_all_pairs(
+def test_matching_within_reach_equals_matching_all_pairs(
     seed: int,
     image: tuple[int, int],
     count: int,
@@ -169,7 +167,7 @@ def test_looking_within_reach_finds_the_match_of_all_pairs(
 ) -> None:
     torch.manual_seed(seed)
     if anchors.get("mode") == "torchvision":
-        image = (max(image[0], 32), max(image[1], 32))  # its strides must not come out as 0
+        image = (max(image[0], 32), max(image[1], 32))  # strides of 0 must not result
     matcher = Matcher(*thresholds, force_match_floor=floor)
     boxes = boxes_of_all_kinds(count, *image, *sides, snap)
     match_both_ways(matcher, boxes, pyramid(*image, **anchors), block=block)
@@ -179,19 +177,19 @@ def test_looking_within_reach_finds_the_match_of_all_pairs(
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize("anchors", [{}, {"mode": "torchvision", "offset": 0}])
 @pytest.mark.parametrize("snap", [0, 4])
-def test_within_reach_matches_are_torchvisions_index_by_index(
+def test_matches_within_reach_equal_those_of_torchvision(
     force: bool, anchors: dict[str, Any], snap: int
 ) -> None:
     grid = pyramid(320, 480, **anchors)
     boxes = boxes_of_all_kinds(100, 320, 480, 4, 400, snap)
-    boxes = boxes[(box_iou(boxes, grid.anchors) > 0).any(dim=1)]  # the one fault we do not repeat
+    boxes = boxes[(box_iou(boxes, grid.anchors) > 0).any(dim=1)]  # see the deviation of Matcher
     peer = PeerMatcher(0.5, 0.4, allow_low_quality_matches=force)(box_iou(boxes, grid.anchors))
     found = match_both_ways(Matcher(force_match_floor=0.0 if force else None), boxes, grid)
     assert_close(found, peer, rtol=0, atol=0)
     assert len(set(found.tolist())) > (40 if force else 10)
 
 
-def test_the_best_anchor_is_found_far_below_the_threshold() -> None:
+def test_the_best_anchor_is_found_even_far_below_the_threshold() -> None:
     grid = pyramid(400, 400)
     tiny, long = [50.0, 50, 52, 52], [-3000.0, 200, 3000, 203]
     match = match_both_ways(Matcher(), torch.tensor([tiny, long]), grid)
@@ -199,7 +197,7 @@ def test_the_best_anchor_is_found_far_below_the_threshold() -> None:
     assert set(match.tolist()) == {BACKGROUND, 0, 1}
 
 
-def test_a_weakly_forced_anchor_keeps_a_box_that_has_better_anchors() -> None:
+def test_a_forced_anchor_may_match_a_box_that_has_better_anchors() -> None:
     anchors = torch.tensor([[8.0 * x, 0, 8.0 * x + 16, 16] for x in range(5)])
     thin, wide = [0.0, 0, 2, 16], [8.0, 0, 24, 16]  # IoU with the first anchor 1/8 and 1/3
     grid = AnchorGrid([anchors], [(1, 5)])
@@ -207,7 +205,7 @@ def test_a_weakly_forced_anchor_keeps_a_box_that_has_better_anchors() -> None:
     assert match.tolist() == [1, 1, BACKGROUND, BACKGROUND, BACKGROUND]
 
 
-def test_many_boxes_are_compared_with_few_anchors_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_many_boxes_is_compared_with_few_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = pyramid(800, 1344)
     boxes = boxes_of_all_kinds(1000, 800, 1344, 8, 600, 0)
     sizes: list[int] = []
@@ -224,7 +222,7 @@ def test_many_boxes_are_compared_with_few_anchors_each(monkeypatch: pytest.Monke
     assert max(sizes) < 2 * matching._PAIRS_AT_ONCE
 
 
-def test_windows_that_hold_too_much_are_left_for_all_pairs() -> None:
+def test_all_pairs_are_compared_if_windows_are_too_large() -> None:
     grid = pyramid(400, 400)
     boxes = boxes_of_all_kinds(30, 400, 400, 100, 300, 0)
     everything = Matcher(negative_threshold=0.0, force_match_floor=None)
@@ -237,19 +235,19 @@ def test_windows_that_hold_too_much_are_left_for_all_pairs() -> None:
 @pytest.mark.parametrize("mode", ["exact", "rounded"])
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("snap", [0, 1])
-def test_within_reach_of_anchors_a_pixel_larger_or_rounded_or_off_centre(
+def test_matching_within_reach_works_for_larger_rounded_or_shifted_anchors(
     mode: str, plus_one: bool, offset: float, snap: int
 ) -> None:
     grid = pyramid(333, 500, **ODTK, mode=mode, plus_one=plus_one, offset=offset)
     boxes = boxes_of_all_kinds(60, 333, 500, 3, 500, snap)
-    boxes = torch.cat((boxes, grid.anchors[:: len(grid.anchors) // 20]))  # equals of anchors too
+    boxes = torch.cat((boxes, grid.anchors[:: len(grid.anchors) // 20]))  # some equal an anchor
     for floor in (0.0, None, 0.2):
         match = match_both_ways(Matcher(force_match_floor=floor), boxes, grid)
         assert len(set(match.tolist())) > 20
 
 
 @pytest.mark.parametrize("disorder", ["shuffled", "shaken", "reversed", "nan", "infinite", "flat"])
-def test_anchors_that_lie_on_no_grid_are_matched_all_the_same(disorder: str) -> None:
+def test_anchors_without_a_grid_are_matched_too(disorder: str) -> None:
     boxes = boxes_of_all_kinds(20, 200, 200, 8, 200, 0)
     sizes = [(25, 25), (13, 13)]
     levels = AnchorGenerator((32, 64), strides=(8, 16))(sizes)
@@ -284,7 +282,7 @@ def test_dtypes_may_differ(of_boxes: torch.dtype, of_anchors: torch.dtype) -> No
         assert int(match.max()) > 20
 
 
-def test_the_criterion_tells_the_matcher_the_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_criterion_passes_the_grids_to_the_matcher(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(13, 20), (7, 10)]
     anchors = AnchorGenerator((32, 64), strides=(8, 16))(sizes)
     logits, deltas = ([torch.randn(2, 9 * k, *size) for size in sizes] for k in (3, 4))
@@ -302,7 +300,7 @@ def test_the_criterion_tells_the_matcher_the_grids(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_finds_the_match_of_a_cpu() -> None:
+def test_gpu_and_cpu_give_the_same_matches() -> None:
     grid = pyramid(800, 1344)
     boxes = boxes_of_all_kinds(200, 800, 1344, 4, 600, 4)
     on_gpu = AnchorGrid([grid.anchors.cuda()[:151200]], [(100, 168)])
@@ -314,16 +312,148 @@ def test_a_gpu_finds_the_match_of_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"positive_threshold": 0}, r"`positive_threshold` must be in \(0, 1\]; got 0"),
-        ({"negative_threshold": 0.6}, r"`negative_threshold` must be in \[0, 0.5\]; got 0.6"),
-        ({"force_match_floor": -0.1}, r"`force_match_floor` must be in \[0, 1\]; got -0.1"),
+        ({"positive_threshold": 0}, r"positive_threshold must be in \(0, 1\], got 0"),
+        ({"negative_threshold": 0.6}, r"negative_threshold must be in \[0, 0.5\], got 0.6"),
+        ({"force_match_floor": -0.1}, r"force_match_floor must be in \[0, 1\], got -0.1"),
     ],
 )
-def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Matcher(**options)
 
 
 def test_no_anchors_are_an_error() -> None:
-    with pytest.raises(ValueError, match="`anchors` must be not empty"):
+    with pytest.raises(ValueError, match="anchors is empty"):
         Matcher()(SQUARE, torch.zeros(0, 4))
+
+
+def test_atss_by_hand() -> None:
+    # A level of 4x1 cells of 8 pixels, and one of 2x1 cells of 16, each with one square anchor.
+    fine = torch.tensor([[8.0 * x, 0, 8.0 * x + 8, 8] for x in range(4)])
+    coarse = torch.tensor([[16.0 * x, 0, 16.0 * x + 16, 16] for x in range(2)])
+    grid = AnchorGrid([fine, coarse], [(1, 4), (1, 2)])
+    box = torch.tensor([[2.0, 0, 14, 8]])  # centre (8, 4)
+    # Two cells each: IoUs 48/112 twice, and 96/256 and 0. Mean 0.308, deviation 0.207, sum 0.515.
+    assert ATSSAssigner(top_k=2)(box, grid).tolist() == [BACKGROUND] * 6
+    # One cell each, the first of the two nearest: 3/7 and 3/8. Mean 0.402, deviation 0.038.
+    assert ATSSAssigner(top_k=1)(box, grid).tolist() == [BACKGROUND] * 6
+    # Centred on a cell, with IoU 1 against 0, 0, and 1/4 and 0 at the coarse level.
+    box = torch.tensor([[8.0, 0, 16, 8]])
+    assert ATSSAssigner(top_k=3)(box, grid).tolist() == [BACKGROUND, 0] + [BACKGROUND] * 4
+
+
+def test_atss_anchors_need_their_centre_in_the_box() -> None:
+    anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]])
+    grid = AnchorGrid([anchors], [(1, 2)])
+    box = torch.tensor([[4.5, 0, 8, 8]])  # overlaps the first anchor alone, beside its centre
+    assert ATSSAssigner()(box, grid).tolist() == [BACKGROUND, BACKGROUND]
+    box = torch.tensor([[4.0, 0, 8, 8]])
+    assert ATSSAssigner()(box, grid).tolist() == [BACKGROUND, BACKGROUND]  # 0.25 + 0.35 > 0.5
+    single = AnchorGrid([anchors[:1]], [(1, 1)])
+    assert ATSSAssigner()(box, single).tolist() == [0]  # a single candidate has no deviation
+
+
+def atss_by_brute_force(boxes: torch.Tensor, grid: AnchorGrid, top_k: int) -> list[int]:
+    """Follow algorithm 1 of the paper box by box, with lists and loops."""
+    anchors = grid.anchors.tolist()
+    iou = box_iou(boxes, grid.anchors)
+    matches, best = [BACKGROUND] * len(anchors), [0.0] * len(anchors)
+    for g, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        distances = [
+            ((a1 + a2 - x1 - x2) / 2) ** 2 + ((b1 + b2 - y1 - y2) / 2) ** 2
+            for a1, b1, a2, b2 in anchors
+        ]
+        candidates: list[int] = []
+        first = 0
+        for count, (height, width) in zip(grid.num_anchors, grid.grid_sizes, strict=True):
+            per_cell = count // (height * width)
+            starts = range(first, first + count, per_cell)
+            for start in sorted(starts, key=distances.__getitem__)[:top_k]:
+                candidates += range(start, start + per_cell)
+            first += count
+        values = iou[g, candidates]
+        threshold = float(values.mean() + values.std())
+        for anchor in candidates:
+            a1, b1, a2, b2 = anchors[anchor]
+            inside = x1 <= (a1 + a2) / 2 < x2 and y1 <= (b1 + b2) / 2 < y2
+            if inside and iou[g, anchor] >= threshold and iou[g, anchor] > best[anchor]:
+                matches[anchor], best[anchor] = g, float(iou[g, anchor])
+    return matches
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 12),
+    top_k=st.sampled_from([1, 4, 9, 10_000]),
+    ratios=st.sampled_from([(1.0,), (0.5, 1.0, 2.0)]),
+    block=st.sampled_from([1, 2**22]),
+)
+def test_atss_agrees_with_brute_force(
+    seed: int, count: int, top_k: int, ratios: tuple[float, ...], block: int
+) -> None:
+    torch.manual_seed(seed)
+    grid = pyramid(
+        120,
+        150,
+        sizes=(32, 64, 128),
+        strides=(8, 16, 32),
+        aspect_ratios=ratios,
+        dtype=torch.float64,
+    )
+    # Random positions, so that neither distances nor IoUs tie or reach a threshold exactly.
+    boxes = boxes_of_all_kinds(max(count, 1), 120, 150, 4, 150, 0)[:count].double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_IOUS_AT_ONCE", block)
+        match = ATSSAssigner(top_k)(boxes, grid)
+    assert match.tolist() == atss_by_brute_force(boxes, grid, top_k)
+
+
+def test_atss_takes_the_first_of_equally_near_cells() -> None:
+    grid = pyramid(64, 64, sizes=(16,), strides=(8,), octave_scales=(1,), aspect_ratios=(1,))
+    box = torch.tensor([[24.0, 24, 40, 40]])  # its centre is a corner of four cells
+    candidates = ATSSAssigner(6)._candidates(box, grid)
+    row, column = candidates[0] // 8, candidates[0] % 8
+    # The four cells around the centre, and the first two of eight at the same distance.
+    assert list(zip(row.tolist(), column.tolist(), strict=True)) == [
+        *((2, 3), (2, 4)),
+        *((3, 3), (3, 4), (4, 3), (4, 4)),
+    ]
+
+
+def test_atss_makes_every_ordinary_box_positive_somewhere() -> None:
+    grid = pyramid(400, 400)
+    boxes = boxes_of_all_kinds(60, 400, 400, 32, 300, 1)
+    match = ATSSAssigner()(boxes, grid)
+    assert match.dtype == torch.int64
+    assert BETWEEN not in match
+    inside = ((boxes > 0) & (boxes < 400)).all(dim=1).nonzero()[:, 0].tolist()
+    repeated = {i for i in inside if any(torch.equal(boxes[i], boxes[j]) for j in range(i))}
+    assert set(inside) - repeated <= set(match.tolist())
+
+
+def test_atss_ignores_boxes_without_finite_corners() -> None:
+    boxes = torch.tensor([[torch.nan, 0, 9, 9], [0, 0, torch.inf, torch.inf], [40, 40, 80, 80]])
+    assert set(ATSSAssigner()(boxes, pyramid(200, 200)).tolist()) == {BACKGROUND, 2}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_atss_gives_the_same_matches_on_a_gpu() -> None:
+    sizes = [(100, 168), (50, 84)]
+    levels = AnchorGenerator((32, 64), strides=(8, 16))(sizes)
+    boxes = boxes_of_all_kinds(200, 800, 1344, 4, 600, 4)
+    on_gpu = ATSSAssigner()(boxes.cuda(), AnchorGrid([level.cuda() for level in levels], sizes))
+    expected = ATSSAssigner()(boxes, AnchorGrid(levels, sizes))
+    # The sum of IoUs is rounded differently, which can decide over a candidate at its threshold.
+    assert float((on_gpu.cpu() == expected).float().mean()) > 0.9999
+
+
+def test_atss_errors_name_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="top_k.* 0"):
+        ATSSAssigner(0)
+    with pytest.raises(TypeError, match="top_k.*integer.*9.0"):
+        ATSSAssigner(9.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="anchors must be an AnchorGrid, got Tensor"):
+        ATSSAssigner()(SQUARE, SQUARE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"boxes must have shape \[N, 4\]"):
+        ATSSAssigner()(torch.zeros(2, 5), pyramid(32, 32))

@@ -37,6 +37,8 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "aspect_ratios": ((1.0,), (0.3, 1.0)),
     "anchor_offset": (0.0,),
     "box_weights": ((10.0, 10.0, 5.0, 5.0),),
+    "criterion": (),  # tested in test_assembly.py
+    "atss_top_k": (4,),
     "positive_threshold": (0.6,),
     "negative_threshold": (0.3,),
     "force_match_floor": (None, 0.2),
@@ -111,7 +113,7 @@ def test_every_option_survives_a_round_trip(change: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in BACKBONES]
 )
-@pytest.mark.filterwarnings("ignore:backbone_norm='frozen' without")
+@pytest.mark.filterwarnings("ignore:The backbone is randomly initialised")
 def test_every_backbone_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     config = TINY_CONFIG.replace(backbone=name, backbone_norm="frozen", trainable_stages=2)
     assert_round_trip(RetinaNet.from_config(config), tmp_path)

@@ -1,4 +1,4 @@
-"""What people import, from whatever installation is found: the checkout or a built wheel."""
+"""The public names and their imports, from the checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_other_names_are_attribute_errors() -> None:
         focaldet.YOLO  # noqa: B018
 
 
-def test_importing_the_package_imports_nothing_but_itself() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     assert "torch" not in modules_after("import focaldet")
 
 
-def test_the_light_parts_import_what_torch_imports() -> None:
+def test_the_light_parts_import_little_more_than_torch() -> None:
     parts = modules_after(f"from focaldet import {', '.join(LIGHT)}")
     extra = parts - modules_after("import torch")
     foreign = {m for m in extra if not m.startswith("focaldet")}
@@ -77,7 +77,7 @@ def test_with_a_broken_torchvision_the_loss_works_and_the_detector_says_why() ->
     assert "pip install --force-reinstall torch torchvision" in last
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert focaldet.__file__ is not None
     assert (Path(focaldet.__file__).parent / "py.typed").is_file()
 
@@ -85,8 +85,9 @@ def test_the_package_says_that_it_is_typed() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("anchors", "backbones", "box_coder", "boxes", "class_names", "config", "criterion"),
-        *("detections", "evaluation", "fpn", "heads", "images", "losses", "matching"),
+        *("anchor_grid", "anchors", "backbones", "box_coder", "boxes", "class_names", "config"),
+        *("criterion", "detections", "errors", "evaluation", "fpn", "heads", "images"),
+        *("losses", "matching"),
         *("postprocess", "pretrained", "retinanet", "structures", "transforms", "visualization"),
     ],
 )

@@ -105,9 +105,7 @@ def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
         RetinaNet.from_config(config)
     with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
-    with pytest.raises(
-        TypeError, match="`backbone` must be a module with three `channels`.*Linear"
-    ):
+    with pytest.raises(TypeError, match="backbone.*'channels'.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 
@@ -131,7 +129,7 @@ def test_stages_are_frozen_only_once_they_hold_weights(
 
 
 def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig) -> None:
-    with pytest.warns(UserWarning, match="backbone_norm='frozen' without backbone_weights"):
+    with pytest.warns(UserWarning, match="BatchNorm is frozen.*backbone_norm='batch'"):
         RetinaNet.from_config(tiny_config.replace(backbone_norm="frozen"))
 
 

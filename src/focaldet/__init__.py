@@ -1,7 +1,7 @@
-"""RetinaNet and the focal loss for PyTorch: small parts that work alone and together.
+"""RetinaNet and the focal loss for PyTorch, as small parts that work alone or together.
 
-``import focaldet`` imports nothing heavy. A public name is imported when it is first used, so
-``from focaldet import FocalLoss`` costs what ``import torch`` costs.
+``import focaldet`` imports nothing heavy. Public names are imported on first use, so that
+``from focaldet import FocalLoss`` takes no longer than ``import torch``.
 
 References:
     Lin, Goyal, Girshick, He, Dollár. Focal Loss for Dense Object Detection. ICCV 2017.
@@ -65,7 +65,7 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     """Import a public name from its module on first use (PEP 562)."""
-    if name == "pretrained":  # focaldet.pretrained.list() without an import of its own
+    if name == "pretrained":  # so that focaldet.pretrained.list() needs no other import
         return importlib.import_module(f"{__name__}.pretrained")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,28 +1,38 @@
-"""From a configuration to the parts that it describes."""
+"""Build the parts that a configuration describes, and find the configuration of given parts."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
-from focaldet._checks import check_choice, must_be
+import torch
+from torch import nn
+
+from focaldet._checks import must_be
 from focaldet.anchors import AnchorGenerator
 from focaldet.backbones import build_backbone, freeze_stages
 from focaldet.box_coder import BoxCoder
-from focaldet.criterion import RetinaNetCriterion
+from focaldet.criterion import (
+    CrossEntropyMapLoss,
+    FocalMapLoss,
+    RetinaNetCriterion,
+    SoftmaxFocalMapLoss,
+)
 from focaldet.fpn import FPN
 from focaldet.heads import RetinaNetHead
-from focaldet.matching import Matcher
+from focaldet.matching import ATSSAssigner, Matcher
 from focaldet.postprocess import PostProcess
 from focaldet.transforms import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from focaldet.config import RetinaNetConfig
+    from focaldet.criterion import ClassificationLoss
+    from focaldet.matching import Assigner
 
 __all__ = [
     "Parts",
@@ -30,41 +40,49 @@ __all__ = [
     "build_parts",
     "build_preprocess",
     "choose_backbone",
+    "current_config",
     "starting_at_random",
 ]
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
 _RANDOM_FROZEN = (
-    "backbone_norm='frozen' without backbone_weights: a backbone that starts at random hardly trains "
-    "without working norms. Use backbone_norm='batch', weights, or from_pretrained."
+    "The backbone is randomly initialised but its BatchNorm is frozen, so it will barely train. Use "
+    "backbone_norm='batch', backbone_weights or from_pretrained."
 )
 
 
 class Parts(TypedDict):
-    """The parts of a RetinaNet but its backbone, by the names of its constructor's arguments."""
+    """The parts of a RetinaNet except its backbone, by the names of its constructor's arguments."""
 
     preprocess: Preprocess
     fpn: FPN
     head: RetinaNetHead
     anchor_generator: AnchorGenerator
-    criterion: RetinaNetCriterion
+    criterion: nn.Module
     postprocess: PostProcess
 
 
-def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
-    """Build all parts but the backbone.
+def build_parts(
+    config: RetinaNetConfig, backbone: nn.Module, criterion: nn.Module | None = None
+) -> Parts:
+    """Build all parts except the backbone.
 
     Args:
-        config: describes them.
-        backbone: its ``channels`` and ``strides`` shape the pyramid and the anchors.
+        config: Describes the parts.
+        backbone: Its ``channels`` and ``strides`` determine the pyramid and the anchors.
+        criterion: Used instead of the one that the config describes. If it is None and
+            ``config.criterion`` is "custom", computing losses is an error that asks for it.
 
     Raises:
-        TypeError: a backbone without ``channels`` or ``strides``.
-        ValueError: an option out of its range.
+        TypeError: If the backbone lacks ``channels`` or ``strides``.
+        ValueError: If an option is out of range.
     """
     channels, strides = _levels_of(backbone)
     box_coder = _build_box_coder(config)
     anchor_generator = build_anchor_generator(config, strides)
+    if criterion is None:
+        custom = config.criterion == "custom"
+        criterion = _MissingCriterion() if custom else _build_criterion(config, box_coder)
     return Parts(
         preprocess=build_preprocess(config),
         fpn=FPN(channels, config.fpn_channels, p6_from=config.p6_from, p7_relu=config.p7_relu),
@@ -77,20 +95,7 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
             prior=config.prior,
         ),
         anchor_generator=anchor_generator,
-        criterion=RetinaNetCriterion(
-            Matcher(
-                config.positive_threshold,
-                config.negative_threshold,
-                force_match_floor=config.force_match_floor,
-            ),
-            box_coder,
-            focal_alpha=config.focal_alpha,
-            focal_gamma=config.focal_gamma,
-            box_loss=config.box_loss,
-            smooth_l1_beta=config.smooth_l1_beta,
-            box_loss_weight=config.box_loss_weight,
-            normalizer=config.normalizer,
-        ),
+        criterion=criterion,
         postprocess=PostProcess(
             box_coder,
             score_threshold=config.score_threshold,
@@ -108,17 +113,56 @@ def build_parts(config: RetinaNetConfig, backbone: nn.Module) -> Parts:
 
 
 def _build_box_coder(config: RetinaNetConfig) -> BoxCoder:
-    check_choice("log_scale_clamp", config.log_scale_clamp, ("above", "both", None))
     high = math.inf if config.log_scale_clamp is None else _MAX_LOG_SCALE
     low = -_MAX_LOG_SCALE if config.log_scale_clamp == "both" else -math.inf
     return BoxCoder(config.box_weights, max_log_scale=high, min_log_scale=low)
 
 
+def _build_criterion(config: RetinaNetConfig, box_coder: BoxCoder) -> RetinaNetCriterion:
+    return RetinaNetCriterion(
+        _build_assigner(config),
+        box_coder,
+        classification_loss=_build_classification_loss(config),
+        box_loss=config.box_loss,
+        smooth_l1_beta=config.smooth_l1_beta,
+        box_loss_weight=config.box_loss_weight,
+        normalizer=config.normalizer,
+    )
+
+
+def _build_assigner(config: RetinaNetConfig) -> Assigner:
+    if config.assigner == "atss":
+        return ATSSAssigner(config.atss_top_k)
+    return Matcher(
+        config.positive_threshold,
+        config.negative_threshold,
+        force_match_floor=config.force_match_floor,
+    )
+
+
+def _build_classification_loss(config: RetinaNetConfig) -> ClassificationLoss:
+    if config.classification_loss == "cross_entropy":
+        return CrossEntropyMapLoss()
+    if config.classification_loss == "softmax_focal":
+        return SoftmaxFocalMapLoss(config.focal_alpha, config.focal_gamma)
+    return FocalMapLoss(config.focal_alpha, config.focal_gamma)
+
+
+class _MissingCriterion(nn.Module):
+    """Stands for a custom criterion that was not passed in. The model can predict without it."""
+
+    def forward(self, *_: object) -> NoReturn:
+        raise ValueError(
+            "This model was trained with a custom criterion, which config.json cannot describe, so "
+            "computing losses requires it: RetinaNet.from_pretrained(..., criterion=...)."
+        )
+
+
 def build_preprocess(config: RetinaNetConfig) -> Preprocess:
-    """Build what brings images to the model's input size.
+    """Build the part that normalises, resizes and pads images.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: If an option is out of range.
     """
     return Preprocess(
         min_size=config.min_size,
@@ -137,11 +181,11 @@ def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> A
     """Build the anchors of P3..P7.
 
     Args:
-        config: describes them.
-        strides: of the backbone's C3, C4 and C5, in pixels.
+        config: Describes the anchors.
+        strides: Strides of the backbone's C3, C4 and C5, in pixels.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: If an option is out of range.
     """
     return AnchorGenerator(
         config.anchor_sizes,
@@ -186,10 +230,10 @@ def choose_backbone(
 
 
 def starting_at_random(config: RetinaNetConfig) -> RetinaNetConfig:
-    """Return the config of a model whose backbone has no weights to begin with: all of it trains.
+    """Return the config of a model whose backbone starts without weights, so that all of it trains.
 
     Warns:
-        UserWarning: frozen BatchNorm, which hardly lets such a backbone train.
+        UserWarning: If BatchNorm is frozen, with which a random backbone barely trains.
     """
     if config.backbone_norm == "frozen":
         warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=3)
@@ -201,7 +245,127 @@ def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for name in ("channels", "strides"):
         values = getattr(backbone, name, None)
         if not isinstance(values, tuple | list) or len(values) != 3:
-            condition = f"a module with three `{name}`, of C3, C4 and C5"
-            raise TypeError(must_be("backbone", condition, f"{type(backbone).__name__}: {values}"))
+            raise TypeError(
+                f"backbone must have an attribute {name!r} with three numbers, for C3, C4 and C5. "
+                f"{type(backbone).__name__}.{name} is {values!r}."
+            )
         found.append(tuple(int(value) for value in values))
     return found[0], found[1]
+
+
+def current_config(config: RetinaNetConfig, parts: Parts, backbone: nn.Module) -> RetinaNetConfig:
+    """Return the config that describes parts as they are now.
+
+    Parts can be changed after they were built, as by ``model.postprocess.score_threshold = 0.3``.
+    The config takes over what it has a field for. A criterion that it cannot describe makes it
+    "custom".
+
+    Args:
+        config: The config that the parts were built from.
+        parts: The parts.
+        backbone: The backbone of the model, which is not compared.
+
+    Raises:
+        ValueError: If a part other than the criterion differs from every config. The message names
+            what differs.
+    """
+    config = config.replace(**_changed_fields(config, parts))
+    with torch.device("meta"):  # without memory for weights, and without random numbers
+        described = build_parts(config, backbone)
+    differences = {
+        name: _differences(name, part, described[name])  # type: ignore[literal-required]
+        for name, part in parts.items()
+    }
+    if differences.pop("criterion") and config.criterion != "custom":
+        config = config.replace(criterion="custom")
+    found = [difference for part in differences.values() for difference in part]
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            "The model's config cannot describe its parts, so a saved model would load as a different "
+            f"one: {'; '.join(found[:3])}{more}. Build the model from a config that describes the "
+            "parts, or save model.state_dict() yourself."
+        )
+    return config
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+_FIELDS: dict[type, dict[str, str]] = {
+    Preprocess: _same(
+        *("min_size", "max_size", "size_divisor", "size_rounding"),
+        *("antialias", "round_pixels", "always_pad"),
+    ),
+    PostProcess: _same(
+        *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
+        *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners"),
+    ),
+    RetinaNetCriterion: _same("box_loss", "smooth_l1_beta", "box_loss_weight", "normalizer"),
+    Matcher: _same("positive_threshold", "negative_threshold", "force_match_floor"),
+    ATSSAssigner: {"top_k": "atss_top_k"},
+    FocalMapLoss: {"alpha": "focal_alpha", "gamma": "focal_gamma"},
+    SoftmaxFocalMapLoss: {"alpha": "focal_alpha", "gamma": "focal_gamma"},
+}
+"""The attributes of parts that can be changed after they are built, with their fields in the config."""
+
+_KINDS: dict[type, dict[str, object]] = {
+    Matcher: {"assigner": "iou"},
+    ATSSAssigner: {"assigner": "atss"},
+    FocalMapLoss: {"classification_loss": "focal"},
+    CrossEntropyMapLoss: {"classification_loss": "cross_entropy"},
+    SoftmaxFocalMapLoss: {"classification_loss": "softmax_focal"},
+}
+
+
+def _changed_fields(config: RetinaNetConfig, parts: Parts) -> dict[str, object]:
+    """Return the fields of the config that the parts have other values for."""
+    criterion = parts["criterion"]
+    described: list[object] = [parts["preprocess"], parts["postprocess"], criterion]
+    if isinstance(criterion, RetinaNetCriterion):
+        described += [criterion.assigner, criterion.classification_loss]
+    found: dict[str, object] = {}
+    for part in described:
+        found |= _KINDS.get(type(part), {})
+        for name, field in _FIELDS.get(type(part), {}).items():
+            found[field] = getattr(part, name)
+    return {field: value for field, value in found.items() if value != getattr(config, field)}
+
+
+def _differences(path: str, part: object, described: object) -> list[str]:
+    """Return how a part differs from the one that the config describes, by attribute."""
+    if type(part) is not type(described):
+        return [f"{path} is of type {type(part).__name__} instead of {type(described).__name__}"]
+    found = []
+    own, expected = _settings(part), _settings(described)
+    for name, value in expected.items():
+        if name not in own:
+            found.append(f"{path}.{name} is missing")
+        elif _is_simple(value):
+            if not _is_simple(own[name]) or own[name] != value:
+                found.append(f"{path}.{name} is {own[name]!r} instead of {value!r}")
+        else:
+            found += _differences(f"{path}.{name}", own[name], value)
+    if isinstance(part, nn.Module):
+        weights = {*dict(part.named_children()), *dict(part.named_parameters(recurse=False))}
+        found += [f"{path} has an extra {name!r}" for name in sorted(weights - expected.keys())]
+    return found
+
+
+def _settings(part: object) -> dict[str, object]:
+    """Return the public attributes of a part, and the shapes of its tensors."""
+    found = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in getattr(part, "__dict__", {}).items()
+        if not name.startswith("_") and name != "training"
+    }
+    if isinstance(part, nn.Module):
+        found |= dict(part.named_children())
+        for named in (part.named_parameters, part.named_buffers):
+            found |= {name: tuple(value.shape) for name, value in named(recurse=False)}
+    return found
+
+
+def _is_simple(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | tuple)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["moved"]
+__all__ = ["moved", "renamed_argument", "warn_renamed"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def moved(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
@@ -34,3 +38,36 @@ def moved(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
         return value
 
     return __getattr__
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn that the caller's caller uses an old name."""
+    warnings.warn(
+        f"{old} is deprecated and will be removed in focaldet 1.0; use {new}.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
+def renamed_argument(old: str, new: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Build a decorator that keeps the old name of a keyword argument working.
+
+    Args:
+        old: The old name, which the function's signature no longer has.
+        new: The new name.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if old in kwargs:
+                if new in kwargs:
+                    raise TypeError(f"{new} and its old name {old} were both given; use {new}.")
+                name = function.__qualname__.removesuffix(".__init__")
+                warn_renamed(f"{old}= of {name}", f"{new}=")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate

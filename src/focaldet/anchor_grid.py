@@ -1,4 +1,4 @@
-"""The grids of cells on which the anchors of a feature pyramid lie, and where on them to look."""
+"""The anchors of a feature pyramid, with the grid of cells they belong to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from focaldet._checks import check_boxes, must_be
+from focaldet._checks import check_boxes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,54 +17,92 @@ __all__ = ["AnchorGrid", "Windows"]
 
 
 class AnchorGrid:
-    """The anchors of a feature pyramid, and the grids of cells on which they lie.
+    """Anchors of all pyramid levels, with the grid of cells they belong to.
 
-    It tells a :class:`~focaldet.matching.Matcher` in which cells the anchors lie that a box can overlap enough. Any
-    anchors will do: how far they lie from an even grid is measured, and windows are widened by it.
+    :class:`~focaldet.matching.Matcher` uses it to find the cells whose anchors can overlap a box
+    enough, and :class:`~focaldet.matching.ATSSAssigner` to choose candidates level by level. Anchors
+    may be off the grid: the offset is measured, and the search is widened by it.
 
     Args:
-        anchors: ``[H * W * A, 4]`` a level, xyxy, as ``AnchorGenerator`` gives them.
-        grid_sizes: ``(height, width)`` of every level, in cells, each at least 1.
+        anchors: One ``[H * W * A, 4]`` tensor per level, xyxy, in the order of ``AnchorGenerator``.
+        grid_sizes: ``(height, width)`` of each level in cells, each at least 1.
 
     Attributes:
-        anchors: ``[R, 4]``, those of all levels, in order.
+        anchors: ``[R, 4]``, the anchors of all levels, in order.
+        grid_sizes: ``(height, width)`` of each level, in cells.
+        num_anchors: Number of anchors of each level, ``H * W * A``.
 
     Raises:
-        ValueError: not one grid a level, or anchors that don't fill the cells of their grid.
+        ValueError: If there is not one grid size per level, or a level's anchors do not fill the
+            cells of its grid.
+        TypeError: If the anchors are not floating-point.
 
     >>> from focaldet.anchors import AnchorGenerator
     >>> sizes = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
     >>> grid = AnchorGrid(AnchorGenerator()(sizes), sizes)
+    >>> grid.num_anchors
+    (151200, 37800, 9450, 2457, 693)
     >>> box = torch.tensor([[100.0, 100.0, 200.0, 300.0]])
     >>> grid.windows(box, torch.tensor([0.5])).num_anchors()  # of 201,600
     tensor([29])
     """
 
-    # Shapes below: N is A summed over the levels, so one row for each anchor of one cell.
+    # In the shapes below, N is the sum of A over the levels: one row per anchor of a cell.
 
     @torch.no_grad()
     def __init__(self, anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]]) -> None:
-        if not anchors or len(anchors) != len(grid_sizes):
-            condition = f"one (height, width) a level ({len(anchors)} levels of anchors)"
-            raise ValueError(must_be("grid_sizes", condition, list(grid_sizes)))
+        if not anchors:
+            raise ValueError("anchors is empty; pass one tensor per pyramid level.")
+        if len(anchors) != len(grid_sizes):
+            raise ValueError(
+                f"grid_sizes must have one (height, width) per level of anchors, but there are "
+                f"{len(grid_sizes)} sizes and {len(anchors)} levels."
+            )
         levels = []
         start = 0
         for i, (level, (height, width)) in enumerate(zip(anchors, grid_sizes, strict=True)):
             check_boxes(f"anchors[{i}]", level)
-            if not len(level) or height < 1 or width < 1 or len(level) % (height * width):
-                condition = f"[H * W * A, 4] for a grid of {height} x {width} cells"
-                raise ValueError(must_be(f"anchors[{i}]", condition, list(level.shape)))
+            if height < 1 or width < 1:
+                raise ValueError(f"grid_sizes[{i}] must be at least (1, 1), got {height, width}.")
+            if not len(level) or len(level) % (height * width):
+                raise ValueError(
+                    f"anchors[{i}] must have the same number of anchors in each cell of its "
+                    f"{height}x{width} grid (shape [{height * width} * A, 4]), got "
+                    f"{list(level.shape)}."
+                )
             levels.append(_lay_out(level, height, width, start))
             start += len(level)
         self.anchors = torch.cat(list(anchors))
+        self.grid_sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
+        self.num_anchors = tuple(map(len, anchors))
         columns = [torch.cat(column) for column in zip(*levels, strict=True)]
-        self._corners_N4, self._strides_N2, self._slack_N1 = columns[:3]
+        self._corners_N4, self._spacing_N2, self._slack_N1 = columns[:3]
         self._sizes_N2, self._first_N, self._steps_N2 = columns[3:]
+        self._strides_N2 = self._spacing_N2.nan_to_num(nan=1.0)
+
+    @property
+    def strides(self) -> Tensor:
+        """Distance between neighbouring cells of each level: ``[L, 2]``, (x, y) in pixels.
+
+        It is measured from the anchors. A level that is one cell wide or high has no distance to
+        measure in that direction, which gives NaN.
+
+        .. versionadded:: 0.3.0
+        """
+        per_cell = (
+            count // (height * width)
+            for count, (height, width) in zip(self.num_anchors, self.grid_sizes, strict=True)
+        )
+        levels = torch.split(self._spacing_N2, list(per_cell))
+        return torch.stack([level[0] for level in levels])
 
     def nearest(self, boxes: Tensor) -> Tensor:
-        """Return, for every anchor of a cell, the index of that whose cell is nearest: ``[G, N]``.
+        """Return the index of the anchor in the nearest cell, for each anchor of a cell: ``[G, N]``.
 
-        No other of its kind overlaps the box more, but for rounding.
+        Apart from rounding, no anchor of the same size and shape overlaps the box more.
+
+        Args:
+            boxes: ``[G, 4]``, xyxy.
         """
         from_first_GN2 = _centres(boxes)[:, None] - _centres(self._corners_N4)
         cells_GN2 = (from_first_GN2 / self._strides_N2).round_().nan_to_num_(nan=0.0)
@@ -74,15 +112,15 @@ class AnchorGrid:
         return self._first_N + (cells_GN2 * self._steps_N2).sum(dim=-1)
 
     def windows(self, boxes: Tensor, iou_G: Tensor) -> Windows:
-        """Return where all anchors lie whose IoU with a box is at least ``iou_G`` and above 0.
+        """Return the cells of all anchors whose IoU with a box is positive and at least ``iou_G``.
 
-        The cells whose anchor overlaps a box by some length in x are a range of columns, and those
-        that do in y a range of rows. Nothing is lost to rounding: positions have a slack of what
-        the anchors are off the grid and of 16 units in the last place.
+        The cells whose anchor overlaps a box by a given length form a range of columns in x and a
+        range of rows in y. Rounding loses nothing: each range is widened by the distance of the
+        anchors from the grid and by 16 units in the last place.
 
         Args:
             boxes: ``[G, 4]``, xyxy.
-            iou_G: ``[G]`` in [0, 1], as ``box_iou`` would give it.
+            iou_G: ``[G]`` in [0, 1], in the rounding of ``box_iou``.
         """
         corners_N4 = self._corners_N4
         box_G4 = boxes.to(torch.promote_types(boxes.dtype, corners_N4.dtype))
@@ -91,7 +129,7 @@ class AnchorGrid:
         need_GN2 = self._needed_overlap(boxes, iou_G.to(box_G4.dtype), slack_GN1)
         low_GN2 = box_G4[:, None, :2] + need_GN2 - corners_N4[:, 2:] - slack_GN1
         high_GN2 = box_G4[:, None, 2:] - need_GN2 - corners_N4[:, :2] + slack_GN1
-        # NaN, from anchors that are no grid, widens a range to the whole level.
+        # NaN comes from anchors without a grid. It widens a range to the whole level.
         first_GN2 = (low_GN2 / self._strides_N2).ceil_().nan_to_num_(nan=0.0)
         last_GN2 = (high_GN2 / self._strides_N2).floor_().nan_to_num_(nan=torch.inf)
         first_GN2 = _clamp(first_GN2, self._sizes_N2)
@@ -100,11 +138,12 @@ class AnchorGrid:
         return Windows(self._index(first_GN2), counts_GN2, self._steps_N2)
 
     def _needed_overlap(self, boxes: Tensor, iou_G: Tensor, slack_GN1: Tensor) -> Tensor:
-        """Return the least overlap in x and y that an IoU of ``iou_G`` takes, or infinity.
+        """Return the smallest overlap in x and y that an IoU of ``iou_G`` needs, or infinity.
 
-        An IoU of t takes an intersection of t / (1 + t) times the sum of both areas, and this, over
-        the smaller height, is what x needs; likewise y. ``box_iou`` rounds, so t is taken 64 units
-        in the last place smaller, and as 0 where it or the intersection is near underflow.
+        An IoU of t needs an intersection of t / (1 + t) times the sum of both areas. Divided by the
+        smaller height, that is the overlap needed in x, and likewise in y. Because ``box_iou``
+        rounds, t is reduced by 64 units in the last place, and is 0 where it or the intersection is
+        close to underflow.
         """
         infos = torch.finfo(boxes.dtype), torch.finfo(self.anchors.dtype)
         unit, tiny = max(info.eps for info in infos), max(info.tiny for info in infos)
@@ -116,7 +155,7 @@ class AnchorGrid:
         area_GN = (size_N2 - 2 * slack_GN1).clamp_(min=0).prod(dim=-1)
         common_GN2 = torch.minimum(size_G2[:, None], size_N2 + 2 * slack_GN1)
         need_GN = (iou_G / (1 + iou_G))[:, None] * (area_G[:, None] + area_GN)
-        void_G = (size_G2 <= 0).any(dim=1) | ~area_G.isfinite()  # with these box_iou is 0
+        void_G = (size_G2 <= 0).any(dim=1) | ~area_G.isfinite()  # box_iou of these boxes is 0
         never_GN = (need_GN > common_GN2.prod(dim=-1)) | void_G[:, None]
         return torch.where(
             never_GN[:, :, None], torch.inf, need_GN[:, :, None] / common_GN2.flip(-1)
@@ -128,8 +167,8 @@ class Windows(NamedTuple):
 
     Args:
         first: ``[G, N]``, the index of the first anchor.
-        counts: ``[G, N, 2]``, columns and rows, 0 or more.
-        steps: ``[N, 2]``, from an anchor to the same of the next column and row.
+        counts: ``[G, N, 2]``, the number of columns and rows, 0 or more.
+        steps: ``[N, 2]``, the difference in index to the same anchor of the next column and row.
     """
 
     first: Tensor
@@ -137,11 +176,15 @@ class Windows(NamedTuple):
     steps: Tensor
 
     def num_anchors(self) -> Tensor:
-        """Count the anchors in each box's windows: ``[G]``."""
+        """Return the number of anchors in the windows of each box: ``[G]``."""
         return self.counts.prod(dim=-1).sum(dim=-1)
 
     def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the pairs in the windows of some boxes: ``[P]`` boxes, in order, and anchors."""
+        """Return the pairs of box and anchor in the windows of boxes ``start`` to ``stop - 1``.
+
+        Returns:
+            The boxes ``[P]``, in increasing order, and the anchors ``[P]``, both as indices.
+        """
         counts = self.counts[start:stop]
         box, kind = (counts.prod(dim=-1) > 0).nonzero(as_tuple=True)
         first = self.first[start:stop][box, kind]
@@ -154,7 +197,7 @@ class Windows(NamedTuple):
 
 
 def _count_off(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for ``counts[i]`` places in a row for each i, every place's i and its number in it.
+    """Repeat each index i ``counts[i]`` times, and number its repetitions from 0.
 
     >>> _count_off(torch.tensor([2, 3]))
     (tensor([0, 0, 1, 1, 1]), tensor([0, 1, 0, 1, 2]))
@@ -169,18 +212,19 @@ def _centres(boxes: Tensor) -> Tensor:
 
 
 def _clamp(cells: Tensor, last_N2: Tensor) -> Tensor:
-    """Bring cell numbers into ``0 .. last``."""
+    """Clamp cell numbers to 0 to ``last``."""
     return torch.minimum(cells.clamp_(min=0), last_N2).long()
 
 
 def _lay_out(level: Tensor, height: int, width: int, start: int) -> tuple[Tensor, ...]:
-    """Return a level's columns of an :class:`AnchorGrid`."""
+    """Return what an :class:`AnchorGrid` stores of a level, one row per anchor of a cell."""
     level = level.to(torch.promote_types(level.dtype, torch.float32))
     cells_HWA4 = level.reshape(height, width, -1, 4)
     corners_A4 = cells_HWA4[0, 0]
     intervals = level.new_tensor([max(1, width - 1), max(1, height - 1)])
     steps_2 = (cells_HWA4[-1, -1, 0] - corners_A4[0])[:2] / intervals
-    strides_2 = torch.where((steps_2 > 0) & steps_2.isfinite(), steps_2, 1.0)
+    measured_2 = (steps_2 > 0) & steps_2.isfinite()
+    strides_2 = torch.where(measured_2, steps_2, 1.0)
     x, y = (
         torch.arange(count, device=level.device, dtype=level.dtype)[:, None, None]
         for count in (width, height)
@@ -198,7 +242,7 @@ def _lay_out(level: Tensor, height: int, width: int, start: int) -> tuple[Tensor
     per_cell = len(corners_A4)
     return (
         corners_A4,
-        strides_2.expand(per_cell, 2),
+        torch.where(measured_2, steps_2, torch.nan).expand(per_cell, 2),
         slack.expand(per_cell, 1),
         level.new_tensor([width, height]).expand(per_cell, 2),
         torch.arange(start, start + per_cell, device=level.device),

@@ -1,4 +1,4 @@
-"""Anchors: the boxes that every cell of every pyramid level starts from."""
+"""Anchors: the reference boxes of every cell of every pyramid level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from focaldet._checks import check_choice, check_range, must_be
+from focaldet._checks import check_choice, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 __all__ = ["AnchorGenerator"]
 
-_CACHED_BATCH_SIZES = 16  # sets of anchors kept; 3.2 MB each at 800x1344
+_CACHED_BATCH_SIZES = 16  # sets of anchors in the cache; 3.2 MB each at 800x1344
 
 
 class AnchorGenerator(nn.Module):
-    """Lay anchors of several sizes and shapes over every cell of a feature pyramid.
+    """Generate anchors of several sizes and shapes for every cell of a feature pyramid.
 
     Args:
-        sizes: side in pixels of the square anchor at octave scale 1, one a level, > 0.
-        octave_scales: factors on ``sizes``, the same at every level, > 0.
-        aspect_ratios: height / width, > 0; the area does not depend on it.
-        strides: pixels from one cell to the next, one a level, > 0.
-        offset: where in its cell an anchor's centre lies, in cells, in [0, 1].
-        mode: "exact"; or "rounded", as in the older releases of NVIDIA's RetinaNet, where the width
-            and height of ``sizes`` at every ratio are rounded to integers (half to even) before
-            ``octave_scales`` multiplies them; or "torchvision" to repeat that library's anchors to the
-            bit. It truncates ``size * scale`` to an integer, rounds the corners to integers (half to
-            even), puts centres at the cells' corners (``offset`` must be 0), and derives strides as
-            ``padded image size // feature size`` instead of taking ``strides``: 61 and 114 pixels
-            where 64 and 128 were meant at 800x1344.
-        plus_one: make every anchor a pixel wider and higher, to the right and below. Detectors whose
-            boxes include their last pixel (width ``x2 - x1 + 1``) but whose anchors were laid out
-            without it have such anchors.
+        sizes: Side of the square anchor at octave scale 1, in pixels, one per level, each above 0.
+        octave_scales: Factors on ``sizes``, the same at every level, each above 0.
+        aspect_ratios: Height / width, each above 0. The area does not depend on it.
+        strides: Distance between neighbouring cells in pixels, one per level, each above 0.
+        offset: Position of the anchors' centres in their cell, in cells, in [0, 1].
+        mode: "exact", "rounded" or "torchvision". "rounded" is for older releases of NVIDIA's
+            RetinaNet: the width and height of ``sizes`` at every ratio are rounded to integers (half
+            to even) and then multiplied by ``octave_scales``. "torchvision" gives anchors that are
+            bitwise identical to torchvision's: it truncates ``size * scale`` to an integer, rounds
+            the corners to integers (half to even), puts centres at the cells' corners (``offset``
+            must be 0), and infers strides as ``padded image size // feature size`` instead of using
+            ``strides``. At 800x1344 this gives 61 and 114 pixels instead of 64 and 128.
+        plus_one: Whether to extend every anchor by one pixel to the right and to the bottom. This is
+            for detectors whose boxes include their last pixel (width ``x2 - x1 + 1``) but whose
+            anchors were computed without it.
 
     Convention: anchor ``i = r * S + s`` of a cell has ratio ``r`` and scale ``s`` of S (ratio-major).
-    Stride 8, offset 0.5: the first anchor's centre is (4, 4). Anchors are in pixels of the padded
-    batch, xyxy, and not clipped to the image.
+    With stride 8 and offset 0.5, the centre of the first anchor is (4, 4). Anchors are in pixels of
+    the padded batch, xyxy, and are not clipped to the image.
 
-    Deviation: the paper does not say where in its cell an anchor lies. 0.5 is the place where a
-    cell's receptive field is centred; torchvision, Detectron2 and MMDetection use 0.
+    Deviation: the paper does not give the position of anchors in their cell. With 0.5 they are at the
+    centre of the cell's receptive field; torchvision, Detectron2 and MMDetection use 0.
 
     Raises:
-        ValueError: a number out of its range, or ``sizes`` and ``strides`` of different lengths.
+        ValueError: If a number is out of range, or ``sizes`` and ``strides`` differ in length.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, section 4 "Anchors". arXiv:1708.02002.
@@ -81,17 +81,18 @@ class AnchorGenerator(nn.Module):
             ("strides", strides),
         ):
             if not values:
-                raise ValueError(must_be(name, "not empty", values))
-            for value in values:
-                check_range(name, value, 0, low_open=True)
+                raise ValueError(f"{name} is empty; pass at least one number.")
+            for i, value in enumerate(values):
+                check_range(f"{name}[{i}]", value, 0, low_open=True)
         if len(sizes) != len(strides):
             raise ValueError(
-                must_be("strides", f"one a level ({len(sizes)} sizes)", f"{len(strides)} strides")
+                f"sizes and strides must each have one number per level, got {len(sizes)} sizes and "
+                f"{len(strides)} strides."
             )
         check_range("offset", offset, 0, 1)
         check_choice("mode", mode, ("exact", "rounded", "torchvision"))
         if mode == "torchvision" and offset != 0:
-            raise ValueError(must_be("offset", "0 in mode 'torchvision'", offset))
+            raise ValueError(f"mode='torchvision' requires offset=0, got offset={offset}.")
         self.sizes = tuple(sizes)
         self.octave_scales = tuple(octave_scales)
         self.aspect_ratios = tuple(aspect_ratios)
@@ -103,7 +104,7 @@ class AnchorGenerator(nn.Module):
 
     @property
     def num_anchors(self) -> int:
-        """Anchors per cell, the A of the head's ``A * K`` channels."""
+        """Number of anchors per cell, the A of the head's ``A * K`` channels."""
         return len(self.octave_scales) * len(self.aspect_ratios)
 
     def cell_anchors(self, level: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -116,7 +117,7 @@ class AnchorGenerator(nn.Module):
         return cells + cells.new_tensor((0, 0, 1, 1)) if self.plus_one else cells
 
     def _sides(self, size: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the widths and heights of a cell's anchors, ``[ratios, scales]`` each."""
+        """Return the widths and heights of the anchors of a cell, each ``[ratios, scales]``."""
         ratios = torch.tensor(self.aspect_ratios, dtype=dtype)[:, None]
         if self.mode == "rounded":
             width = (size / ratios.sqrt()).round()
@@ -140,25 +141,28 @@ class AnchorGenerator(nn.Module):
         """Return the anchors of every level.
 
         Args:
-            feature_sizes: ``(height, width)`` of every level's feature map, in cells.
-            image_size: ``(height, width)`` of the padded images; needed in mode "torchvision".
-            device: where the anchors are wanted.
-            dtype: of the anchors; geometry should stay float32 under autocast.
+            feature_sizes: ``(height, width)`` of each level's feature map, in cells.
+            image_size: ``(height, width)`` of the padded images; required by mode "torchvision".
+            device: Device of the anchors.
+            dtype: Dtype of the anchors. Use float32 for geometry under autocast, too.
 
         Returns:
-            One ``[H * W * A, 4]`` a level: row by row, cell by cell, anchor by anchor. The tensors
-            are kept for the next call with the same arguments and must not be changed in place.
+            One ``[H * W * A, 4]`` per level, in row, column and anchor order. The tensors are cached
+            for later calls with the same arguments, so do not change them in place.
 
         Raises:
-            ValueError: as many ``feature_sizes`` as levels are needed, and ``image_size`` in mode
-                "torchvision".
+            ValueError: If there is not one feature size per level, or mode "torchvision" gets no
+                ``image_size``.
         """
         if len(feature_sizes) != len(self.sizes):
             raise ValueError(
-                must_be("feature_sizes", f"one a level ({len(self.sizes)})", list(feature_sizes))
+                f"feature_sizes must have one (height, width) per level ({len(self.sizes)} levels), "
+                f"got {list(feature_sizes)}."
             )
         if self.mode == "torchvision" and image_size is None:
-            raise ValueError(must_be("image_size", "given in mode 'torchvision'", None))
+            raise ValueError(
+                "mode='torchvision' infers strides from the image, so image_size is required."
+            )
         grids = tuple((int(height), int(width)) for height, width in feature_sizes)
         image = None
         if image_size is not None and self.mode == "torchvision":
@@ -166,13 +170,13 @@ class AnchorGenerator(nn.Module):
         key = (grids, image, torch.device(device), dtype)
         anchors = self._cache.pop(key, None)
         if anchors is None:
-            # Anchors made under inference_mode could not be used by a later training step.
+            # Anchors created in inference mode cannot be used by a later training step.
             with torch.inference_mode(mode=False):
                 anchors = [
                     self._level_anchors(level, grid, image, dtype).to(device)
                     for level, grid in enumerate(grids)
                 ]
-        self._cache[key] = anchors  # the last used comes last; other threads do the same meanwhile
+        self._cache[key] = anchors  # most recently used last; other threads may do the same at once
         while len(self._cache) > _CACHED_BATCH_SIZES:
             with contextlib.suppress(KeyError):
                 self._cache.popitem(last=False)
@@ -192,7 +196,10 @@ class AnchorGenerator(nn.Module):
         return (centres[:, :, None, :] + self.cell_anchors(level, dtype)).reshape(-1, 4)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}  # copies and pickles go without the cache
+        return {
+            **self.__dict__,
+            "_cache": OrderedDict(),
+        }  # copies and pickles do not need the cache
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""

@@ -1,4 +1,4 @@
-"""Box coder: a box as its difference from an anchor, and back."""
+"""The box coder, which converts boxes to deltas relative to anchors, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import check_range, must_be
+from focaldet._checks import check_range
 from focaldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 if TYPE_CHECKING:
@@ -19,21 +19,24 @@ __all__ = ["BoxCoder"]
 
 
 class BoxCoder:
-    """Encode boxes relative to anchors as ``(dx, dy, dw, dh)``, and decode them again.
+    """Encode boxes relative to anchors as ``(dx, dy, dw, dh)``, and decode them.
 
-    With centres (x, y) and sizes (w, h), a for the anchor::
+    With centres (x, y) and sizes (w, h), where a denotes the anchor::
 
         dx = wx (x - xa) / wa    dy = wy (y - ya) / ha
         dw = ww log(w / wa)      dh = wh log(h / ha)
 
     Args:
-        weights: ``(wx, wy, ww, wh)``, > 0.
-        max_log_scale: decoding clamps ``dw / ww`` and ``dh / wh`` to this from above, so that a
-            wild prediction can't overflow ``exp``. The usual log(1000 / 16) lets a box be 62.5
-            times as wide as its anchor; ``inf`` lets it be of any size.
-        min_log_scale: likewise from below; MMDetection has ``-log(1000 / 16)``.
+        weights: ``(wx, wy, ww, wh)``, each above 0.
+        max_log_scale: Upper limit of ``dw / ww`` and ``dh / wh`` in decoding, above 0, so that an
+            extreme prediction cannot overflow ``exp``. The usual log(1000 / 16) allows boxes up to
+            62.5 times as wide as their anchor; ``inf`` allows any size.
+        min_log_scale: Lower limit of the same, at most 0. MMDetection uses ``-log(1000 / 16)``.
 
     Convention: an anchor (0, 0, 10, 10) and a box (5, 0, 15, 10) give (0.5, 0, 0, 0).
+
+    Raises:
+        ValueError: If there are not four weights, or an option is out of range.
 
     References:
         Girshick et al., Rich feature hierarchies, appendix C. CVPR 2014. arXiv:1311.2524.
@@ -55,9 +58,11 @@ class BoxCoder:
         min_log_scale: float = -math.inf,
     ) -> None:
         if len(weights) != 4:
-            raise ValueError(must_be("weights", "four numbers (dx, dy, dw, dh)", weights))
-        for weight in weights:
-            check_range("weights", weight, 0, low_open=True)
+            raise ValueError(
+                f"weights must be four numbers, for dx, dy, dw and dh, got {tuple(weights)}."
+            )
+        for i, weight in enumerate(weights):
+            check_range(f"weights[{i}]", weight, 0, low_open=True)
         check_range("max_log_scale", max_log_scale, 0, low_open=True)
         check_range("min_log_scale", min_log_scale, -math.inf, 0)
         self.weights = tuple(weights)
@@ -65,14 +70,14 @@ class BoxCoder:
         self.min_log_scale = min_log_scale
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the deltas that carry anchors onto boxes.
+        """Encode boxes as deltas relative to anchors.
 
         Args:
-            boxes: ``[N, 4]``, xyxy, of positive width and height.
-            anchors: ``[N, 4]``, likewise.
+            boxes: ``[N, 4]``, xyxy, with positive width and height.
+            anchors: ``[N, 4]``, xyxy, with positive width and height.
 
         Returns:
-            ``[N, 4]``: dx, dy, dw, dh.
+            ``[N, 4]``: dx, dy, dw and dh.
         """
         box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
         shift = (box[:, :2] - anchor[:, :2]) / anchor[:, 2:]
@@ -80,10 +85,10 @@ class BoxCoder:
         return torch.cat((shift, log_scale), dim=1) * boxes.new_tensor(self.weights)
 
     def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Return the boxes that deltas make of anchors.
+        """Decode deltas relative to anchors to boxes.
 
         Args:
-            box_deltas: ``[N, 4]``: dx, dy, dw, dh.
+            box_deltas: ``[N, 4]``: dx, dy, dw and dh.
             anchors: ``[N, 4]``, xyxy.
 
         Returns:

@@ -1,8 +1,8 @@
-"""Arithmetic of axis-aligned boxes.
+"""Operations on axis-aligned boxes.
 
-Boxes are ``(x1, y1, x2, y2)`` in pixels, continuous and half-open: a box that covers the first
-pixel alone is ``(0, 0, 1, 1)``, and its width is ``x2 - x1`` (no "+1"). Every function is
-differentiable and takes any floating-point dtype.
+Boxes are ``(x1, y1, x2, y2)`` in pixels, continuous and half-open: a box that covers only the first
+pixel is ``(0, 0, 1, 1)``, and the width of a box is ``x2 - x1`` (no "+1"). All functions are
+differentiable and accept any floating-point dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import check_boxes, must_be
+from focaldet._checks import check_boxes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Return the areas of boxes.
+    """Compute the areas of boxes.
 
     Args:
         boxes: ``[..., 4]``, xyxy.
@@ -46,7 +46,7 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Return the intersection over union of every pair of boxes.
+    """Compute the intersection over union of all pairs of boxes.
 
     Args:
         boxes1: ``[N, 4]``, xyxy.
@@ -56,8 +56,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``[N, M]`` in [0, 1]; 0 (not NaN) for two boxes without area.
 
     Raises:
-        ValueError: a shape that is not ``[N, 4]``.
-        TypeError: boxes that are not floating-point.
+        ValueError: If a shape is not ``[N, 4]``.
+        TypeError: If boxes are not floating-point.
 
     >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
     tensor([[0.3333]])
@@ -68,11 +68,11 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Return the intersection over union of boxes taken in pairs.
+    """Compute the intersection over union of corresponding boxes.
 
     Args:
         boxes1: ``[..., 4]``, xyxy.
-        boxes2: ``[..., 4]``, of a shape that broadcasts with it.
+        boxes2: ``[..., 4]``, xyxy, in a shape that broadcasts with that of ``boxes1``.
 
     Returns:
         ``[...]`` in [0, 1]; 0 (not NaN) for two boxes without area.
@@ -80,7 +80,7 @@ def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> paired_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]))
     tensor(0.3333)
     """
-    left1, top1, right1, bottom1 = boxes1.unbind(-1)  # columns: twice as fast as corners
+    left1, top1, right1, bottom1 = boxes1.unbind(-1)  # twice as fast as by corners
     left2, top2, right2, bottom2 = boxes2.unbind(-1)
     width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
@@ -90,24 +90,24 @@ def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Return the generalised IoU of boxes taken in pairs, row by row.
+    """Compute the generalised IoU of corresponding boxes.
 
-    ``GIoU = IoU - (|C| - |union|) / |C|`` with C the smallest box that encloses both.
+    ``GIoU = IoU - (|C| - |union|) / |C|``, where C is the smallest box that encloses both.
 
     Args:
         boxes1: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
-        boxes2: ``[N, 4]``, likewise.
+        boxes2: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
 
     Returns:
-        ``[N]`` in [-1, 1]. Denominators are raised by 1e-7, as torchvision does, so that boxes
-        without area give finite values and gradients.
+        ``[N]`` in [-1, 1]. As in torchvision, 1e-7 is added to denominators, so that boxes without
+        area give finite values and gradients.
 
     Raises:
-        ValueError: shapes that differ or are not ``[N, 4]``.
-        TypeError: boxes that are not floating-point.
+        ValueError: If shapes differ or are not ``[N, 4]``.
+        TypeError: If boxes are not floating-point.
 
     References:
-        Rezatofighi et al. Generalized Intersection over Union. CVPR 2019, algorithm 1.
+        Rezatofighi et al., Generalized Intersection over Union. CVPR 2019, algorithm 1.
         arXiv:1902.09630.
 
     >>> a = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
@@ -117,8 +117,10 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2)
     if boxes1.shape != boxes2.shape:
-        got = f"{list(boxes1.shape)} and {list(boxes2.shape)}"
-        raise ValueError(must_be("boxes1", "of boxes2's shape", got))
+        raise ValueError(
+            f"boxes1 and boxes2 must have the same shape, got {list(boxes1.shape)} and "
+            f"{list(boxes2.shape)}."
+        )
     epsilon = 1e-7
     inner = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(
         boxes1[:, :2], boxes2[:, :2]
@@ -133,14 +135,14 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes to an image.
+    """Clip boxes to the area of an image.
 
     Args:
         boxes: ``[..., 4]``, xyxy.
         size: ``(height, width)`` of the image.
 
     Returns:
-        Boxes of the same shape, ``0 <= x <= width`` and ``0 <= y <= height``.
+        Boxes in the same shape, with ``0 <= x <= width`` and ``0 <= y <= height``.
 
     >>> clip_boxes(torch.tensor([[-1.0, 2.0, 9.0, 4.0]]), size=(3, 8))
     tensor([[0., 2., 8., 3.]])
@@ -153,15 +155,15 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Carry boxes from an image to the same image resized.
+    """Scale boxes of an image to the resized image.
 
     Args:
-        boxes: ``[..., 4]``, xyxy in pixels of the image of ``old_size``.
-        old_size: ``(height, width)`` before.
-        new_size: ``(height, width)`` after.
+        boxes: ``[..., 4]``, xyxy, in pixels of the original image.
+        old_size: ``(height, width)`` of the original image.
+        new_size: ``(height, width)`` of the resized image.
 
     Returns:
-        Boxes of the same shape in pixels of the image of ``new_size``.
+        Boxes in the same shape, in pixels of the resized image.
 
     >>> scale_boxes(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), (10, 10), (20, 30))
     tensor([[3., 2., 6., 4.]])
@@ -172,7 +174,7 @@ def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, i
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert ``(x1, y1, width, height)``, COCO's form, to ``(x1, y1, x2, y2)``.
+    """Convert ``(x1, y1, width, height)``, the COCO format, to ``(x1, y1, x2, y2)``.
 
     >>> xywh_to_xyxy(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     tensor([1., 2., 4., 6.])
@@ -181,7 +183,7 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """Convert ``(x1, y1, x2, y2)`` to ``(x1, y1, width, height)``, COCO's form.
+    """Convert ``(x1, y1, x2, y2)`` to ``(x1, y1, width, height)``, the COCO format.
 
     >>> xyxy_to_xywh(torch.tensor([1.0, 2.0, 4.0, 6.0]))
     tensor([1., 2., 3., 4.])

@@ -1,13 +1,23 @@
-"""RetinaNetConfig: everything that describes a RetinaNet, in one value that is written to JSON."""
+"""RetinaNetConfig: everything that describes a RetinaNet, in one value that is saved as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from focaldet._checks import check_range, must_be
+from focaldet._checks import check_choice, check_integer, check_range, shortened
+from focaldet.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,60 +25,77 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "RetinaNetConfig"]
 
 FORMAT_VERSION = 1
-"""Of config.json; raised when an older focaldet could not read what a newer one writes."""
+"""Version of config.json. It increases when an older focaldet could not read what a newer one writes."""
 
 _NUM_LEVELS = 5  # P3..P7
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig:
-    """A RetinaNet's architecture, losses, thresholds and preprocessing.
+    """Architecture, losses, thresholds and preprocessing of a RetinaNet.
 
-    The defaults are the paper's detector (ResNet-50, 800 pixels). The parts check what they are
-    given when the model is built.
+    The defaults are the detector of the paper (ResNet-50, 800 pixels). Types, choices and lengths are
+    checked here; the parts check the ranges of their options when the model is built.
 
     Args:
-        num_classes: foreground classes; labels are ``0 .. num_classes - 1``.
-        class_names: a name for each class, or None.
-        backbone: a name of :data:`focaldet.backbones.BACKBONES`, or "custom" for a module that is
-            handed in.
+        num_classes: Number of foreground classes; labels are ``0 .. num_classes - 1``.
+        class_names: A name for each class, or None.
+        backbone: A name in :data:`focaldet.backbones.BACKBONES`, or "custom" for a module that is
+            passed in.
         backbone_norm: "frozen" for BatchNorm with fixed statistics and scales, which needs
-            pretrained weights; "batch" for BatchNorm that trains, which training from scratch needs.
-        backbone_norm_eps: added to the variances; None takes the backbone's own default.
-        stride_in_1x1: see :func:`focaldet.backbones.build_backbone`; Caffe's ResNets want it.
-        trainable_stages: how many of the backbone's five stages train, from the last one back. A
-            backbone built without weights trains whole, and its model's config says 5.
-        fpn_channels: channels of every pyramid level and of the head's towers.
+            pretrained weights, or "batch" for BatchNorm that trains, which training from scratch
+            needs.
+        backbone_norm_eps: Number that is added to the variances. None uses the backbone's default.
+        stride_in_1x1: See :func:`focaldet.backbones.build_backbone`; needed for Caffe's ResNets.
+        trainable_stages: Number of stages of the backbone that train, out of five, counted from the
+            last. A backbone that is built without weights trains completely, and the config of its
+            model says 5.
+        fpn_channels: Channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
-        p7_relu: whether a ReLU stands before P7.
-        head_depth: convolutions of each tower.
+        p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
+        head_depth: Number of convolutions in each tower.
         head_norm: None or "group"; see :class:`focaldet.RetinaNetHead`.
-        prior: initial probability of "object".
-        anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: see
+        prior: Initial probability of each class at each anchor, in (0, 1).
+        anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
-        box_weights: see :class:`focaldet.box_coder.BoxCoder`.
-        log_scale_clamp: hold the log of a box's size relative to its anchor's within log(1000 / 16)
-            from "above", from "both" sides, or not at all (None).
-        positive_threshold, negative_threshold, force_match_floor: see
-            :class:`focaldet.matching.Matcher`.
-        focal_alpha, focal_gamma: of the focal loss; see :class:`focaldet.FocalLoss`.
+        box_weights: See :class:`focaldet.box_coder.BoxCoder`.
+        log_scale_clamp: Limit the log of a box's size relative to its anchor's to log(1000 / 16) from
+            "above", on "both" sides, or not at all (None).
+        criterion: "retinanet" for a :class:`focaldet.criterion.RetinaNetCriterion` that the fields
+            below describe, or "custom" for one that is passed in. The fields from ``assigner`` to
+            ``normalizer`` then have no effect.
+        assigner: "iou" for :class:`focaldet.matching.Matcher`, or "atss" for
+            :class:`focaldet.matching.ATSSAssigner`.
+        positive_threshold, negative_threshold, force_match_floor: See
+            :class:`focaldet.matching.Matcher`; used by "iou".
+        atss_top_k: See :class:`focaldet.matching.ATSSAssigner`; used by "atss".
+        classification_loss: "focal" for :class:`focaldet.criterion.FocalMapLoss`, "cross_entropy" for
+            :class:`focaldet.criterion.CrossEntropyMapLoss`, or "softmax_focal" for
+            :class:`focaldet.criterion.SoftmaxFocalMapLoss`, whose scores mean something else.
+        focal_alpha, focal_gamma: Options of both focal losses; see :class:`focaldet.FocalLoss`.
         box_loss: "smooth_l1", "l1" or "giou".
-        smooth_l1_beta: where smooth L1 turns from a parabola into a line.
-        box_loss_weight: factor on the box loss.
+        smooth_l1_beta: Difference at which smooth L1 turns from a parabola into a line.
+        box_loss_weight: Factor on the box loss.
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
-        score_threshold, pre_nms_top_k, nms_threshold, max_detections: see
+        score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
-        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: likewise.
-        uniform_rescale: scale boxes back by the factor that images were to be resized by, instead of
-            each side's own; see ``resize_limits`` of :class:`focaldet.postprocess.PostProcess`.
-        min_size, max_size, image_mean, image_std, size_divisor: see
+        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
+            :class:`focaldet.postprocess.PostProcess`.
+        uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
+            resized by, instead of by that of each side; see ``resize_limits`` of
+            :class:`focaldet.postprocess.PostProcess`.
+        min_size, max_size, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
-        size_rounding, antialias, round_pixels, always_pad: likewise.
+        size_rounding, antialias, round_pixels, always_pad: See
+            :class:`focaldet.transforms.Preprocess`.
 
     Raises:
-        TypeError: ``num_classes`` that is no integer.
-        ValueError: ``num_classes`` below 1, other than one name a class, or other than five
-            ``anchor_sizes``.
+        TypeError: If a value has the wrong type.
+        ValueError: If ``num_classes`` is below 1, a choice is unknown, there is not one name per
+            class, or there are not five ``anchor_sizes``.
+
+    .. versionchanged:: 0.3.0
+        Added ``criterion``, ``assigner``, ``atss_top_k`` and ``classification_loss``.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -101,9 +128,13 @@ class RetinaNetConfig:
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     log_scale_clamp: Literal["above", "both"] | None = "above"
 
+    criterion: Literal["retinanet", "custom"] = "retinanet"
+    assigner: Literal["iou", "atss"] = "iou"
     positive_threshold: float = 0.5
     negative_threshold: float = 0.4
     force_match_floor: float | None = 0.0
+    atss_top_k: int = 9
+    classification_loss: Literal["focal", "cross_entropy", "softmax_focal"] = "focal"
     focal_alpha: float | None = 0.25
     focal_gamma: float = 2.0
     box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
@@ -132,25 +163,30 @@ class RetinaNetConfig:
     always_pad: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # JSON knows no tuples
-                object.__setattr__(self, field.name, tuple(value))
-        if not isinstance(self.num_classes, int):
-            raise TypeError(must_be("num_classes", "an integer", repr(self.num_classes)))
+        for name, allowed in _allowed().items():
+            value = getattr(self, name)
+            if isinstance(value, list):  # JSON has no tuples
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            allowed.check(name, value)
         check_range("num_classes", self.num_classes, 1)
         if len(self.anchor_sizes) != _NUM_LEVELS:
-            condition = f"{_NUM_LEVELS} numbers, one a pyramid level"
-            raise ValueError(must_be("anchor_sizes", condition, self.anchor_sizes))
+            raise ValueError(
+                f"anchor_sizes must have {_NUM_LEVELS} entries, one per pyramid level, got "
+                f"{self.anchor_sizes}."
+            )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
-            condition = f"one name a class (num_classes={self.num_classes})"
-            raise ValueError(must_be("class_names", condition, f"{len(self.class_names)} names"))
+            count = len(self.class_names)
+            raise ValueError(
+                f"class_names has {count} {'entry' if count == 1 else 'entries'}, but num_classes is "
+                f"{self.num_classes}."
+            )
 
     @classmethod
     def paper(
         cls, num_classes: int = 80, class_names: Sequence[str] | None = None
     ) -> RetinaNetConfig:
-        """Return the paper's own detector: ResNet-50, P6 from C5, exact anchors, smooth L1.
+        """Return the detector of the paper: ResNet-50, P6 from C5, exact anchors, smooth L1.
 
         References:
             Lin et al., Focal Loss for Dense Object Detection, sections 4 and 4.1. arXiv:1708.02002.
@@ -161,10 +197,10 @@ class RetinaNetConfig:
     def torchvision_v1(
         cls, num_classes: int = 91, class_names: Sequence[str] | None = None
     ) -> RetinaNetConfig:
-        """Return the equal of torchvision's ``retinanet_resnet50_fpn``.
+        """Return the equivalent of torchvision's ``retinanet_resnet50_fpn``.
 
-        ``num_classes`` counts the head's channels, as torchvision's argument does: 91 there are 80
-        classes of COCO, a background that never occurs, and ten ids without a class.
+        ``num_classes`` is the number of channels in the head, as in torchvision. Its 91 channels are
+        the 80 classes of COCO, a background that never occurs, and ten ids without a class.
         """
         return cls(
             num_classes=num_classes,
@@ -181,9 +217,9 @@ class RetinaNetConfig:
     def torchvision_v2(
         cls, num_classes: int = 91, class_names: Sequence[str] | None = None
     ) -> RetinaNetConfig:
-        """Return the equal of torchvision's ``retinanet_resnet50_fpn_v2``.
+        """Return the equivalent of torchvision's ``retinanet_resnet50_fpn_v2``.
 
-        P6 comes from C5, GroupNorm stands in the head, BatchNorm trains, the box loss is GIoU.
+        P6 comes from C5, the head uses GroupNorm, BatchNorm trains, and the box loss is GIoU.
         """
         return dataclasses.replace(
             cls.torchvision_v1(num_classes, class_names),
@@ -197,7 +233,8 @@ class RetinaNetConfig:
         """Return a copy with some fields changed.
 
         Raises:
-            TypeError: a name that is not a field.
+            TypeError: If a name is not a field, or a value has the wrong type.
+            ValueError: If a value is invalid.
 
         >>> RetinaNetConfig(num_classes=2).replace(backbone="resnet18").backbone
         'resnet18'
@@ -212,37 +249,95 @@ class RetinaNetConfig:
     def from_json(cls, text: str) -> RetinaNetConfig:
         """Read the text of a ``config.json``.
 
+        Fields that an older focaldet did not write have their defaults.
+
         Raises:
-            ValueError: not JSON, written by a later focaldet, or with fields that are missing or
-                unknown.
+            focaldet.errors.CheckpointError: If the text is not JSON, is not the configuration of a
+                RetinaNet, was written by a newer focaldet, or has unknown fields or invalid values.
+                It is also a ValueError.
         """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(must_be("config.json", "valid JSON", f"an error: {error}")) from error
-        if not isinstance(values, dict) or "num_classes" not in values:
-            condition = "a RetinaNet's configuration, with 'num_classes'"
-            got = sorted(values)[:8] if isinstance(values, dict) else type(values).__name__
-            raise ValueError(must_be("config.json", condition, got))
+            raise CheckpointError(f"config.json is not valid JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"config.json must contain one JSON object, but contains {shortened(values)}."
+            )
+        if "num_classes" not in values:
+            fields = ", ".join(map(repr, sorted(values)[:8])) or "nothing"
+            raise CheckpointError(
+                "config.json is not the configuration of a RetinaNet: it has no 'num_classes'. It "
+                f"contains {fields}."
+            )
         return cls._from_dict(values)
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> RetinaNetConfig:
-        version = values.get("format_version")
+        if "format_version" not in values:
+            raise CheckpointError("config.json was not written by focaldet: no 'format_version'.")
+        version = values["format_version"]
         if version != FORMAT_VERSION:
-            remedy = "A newer focaldet wrote it: upgrade." if version else ""
-            raise ValueError(must_be("format_version", str(FORMAT_VERSION), version, remedy))
+            raise CheckpointError(
+                f"config.json has format_version {shortened(version)}, but this focaldet reads "
+                f"{FORMAT_VERSION}. Upgrade focaldet if a newer one wrote it."
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known - {"format_version"})
         if unknown:
-            raise ValueError(must_be("config.json", "made of known fields", unknown))
+            raise CheckpointError(
+                f"Unknown field{'s' * (len(unknown) > 1)} in config.json: "
+                f"{', '.join(map(repr, unknown))}."
+            )
         try:
             return cls(**{name: values[name] for name in values.keys() & known})
-        except TypeError as error:
-            raise ValueError(
-                must_be("config.json", "made of values of the right types", error)
-            ) from error
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"Invalid value in config.json: {error}") from error
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
+
+
+class _Allowed(NamedTuple):
+    """What a field's annotation allows: values of a type, or choices, and None if it is optional."""
+
+    kind: type
+    optional: bool
+    choices: tuple[object, ...] = ()
+    of_entries: _Allowed | None = None
+
+    def check(self, name: str, value: object) -> None:
+        if value is None and self.optional:
+            return
+        if self.choices:
+            check_choice(name, value, self.choices + (None,) * self.optional)
+        elif self.kind is int:
+            check_integer(name, value)
+        elif not isinstance(value, (int, float) if self.kind is float else self.kind) or (
+            isinstance(value, bool) and self.kind is not bool
+        ):
+            raise TypeError(f"{name} must be {_DESCRIBED[self.kind]}, got {shortened(value)}.")
+        elif self.of_entries is not None and isinstance(value, tuple):
+            for i, entry in enumerate(value):
+                self.of_entries.check(f"{name}[{i}]", entry)
+
+
+_DESCRIBED = {float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
+
+
+@functools.cache
+def _allowed() -> dict[str, _Allowed]:
+    return {name: _parse(hint) for name, hint in get_type_hints(RetinaNetConfig).items()}
+
+
+def _parse(hint: Any) -> _Allowed:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if type(None) in arguments:  # each union is of something and None
+        [something] = (argument for argument in arguments if argument is not type(None))
+        return _parse(something)._replace(optional=True)
+    if origin is Literal:
+        return _Allowed(str, optional=False, choices=arguments)
+    if origin is tuple:
+        return _Allowed(tuple, optional=False, of_entries=_parse(arguments[0]))
+    return _Allowed(hint, optional=False)

@@ -1,9 +1,15 @@
-"""The criterion: what the head said, against what it should have said."""
+"""The criterion: the losses of a batch, from head outputs, anchors and targets.
+
+:class:`RetinaNetCriterion` takes what varies between detectors as parts: an
+:class:`~focaldet.matching.Assigner`, which says what each anchor learns, and a
+:class:`ClassificationLoss`, of which this module has three.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,50 +17,239 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_range
+from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.boxes import generalized_box_iou
 from focaldet.heads import gather_from_map
-from focaldet.losses import sigmoid_focal_loss_maps
-from focaldet.matching import BETWEEN
+from focaldet.losses import sigmoid_focal_loss_maps, softmax_focal_loss
+from focaldet.matching import BACKGROUND, BETWEEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from focaldet.box_coder import BoxCoder
-    from focaldet.matching import Matcher
+    from focaldet.matching import Assigner
     from focaldet.structures import Target
 
-__all__ = ["RetinaNetCriterion"]
+__all__ = [
+    "IGNORED",
+    "ClassificationLoss",
+    "CrossEntropyMapLoss",
+    "FocalMapLoss",
+    "RetinaNetCriterion",
+    "SoftmaxFocalMapLoss",
+]
 
-_IGNORED = -100
+IGNORED = -100
+"""Class target of an anchor that is ignored by the classification loss."""
+
 _EMA_START, _EMA_MOMENTUM = 100.0, 0.9
 
 
-class RetinaNetCriterion(nn.Module):
-    """Focal loss over all anchors, box loss over the positive ones.
+class ClassificationLoss(Protocol):
+    """Classification loss of a batch, read from the maps of the head.
+
+    Any callable with this signature will do: a function, or a module, whose parameters and buffers
+    then belong to the criterion.
+
+    .. versionadded:: 0.3.0
+    """
+
+    def __call__(
+        self, logits: Sequence[Tensor], targets: Tensor, *, num_classes: int, divisor: Tensor
+    ) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: ``[B, A * K, H, W]`` per level. Channel ``a * K + k`` is class k of anchor a.
+            targets: ``[B, R]`` int64, the class of each anchor in 0 to K - 1, -1 for background or
+                :data:`IGNORED`. Anchors are in level, row, column and anchor order.
+            num_classes: Number of classes K.
+            divisor: ``[B]``, the number to divide the losses of each image by before they are summed.
+        """
+
+
+@dataclass(frozen=True)
+class FocalMapLoss:
+    """Sigmoid focal loss of the maps, RetinaNet's own classification loss.
 
     Args:
-        matcher: assigns anchors to ground truths.
-        box_coder: encodes boxes relative to anchors.
-        focal_alpha: weight of the positives in the focal loss, or None.
-        focal_gamma: focusing exponent, >= 0.
-        box_loss: "smooth_l1" or "l1" of the deltas, or "giou", 1 - GIoU of the decoded boxes.
-        smooth_l1_beta: where smooth L1 turns from a parabola into a line, > 0.
-        box_loss_weight: factor on the box loss, >= 0.
-        normalizer: what both losses are divided by. "batch": the batch's positives, as in the
-            paper, averaged over ranks in distributed training. "image": each image's losses by its
-            own positives, then the mean over images, as in torchvision. "ema": an exponential
-            average of the batch's positives, as in Detectron2, kept in ``state_dict`` (and, unlike
-            there, averaged over ranks); it moves in training mode only. Counts are at least 1, so
-            an image without objects is an ordinary negative.
-
-    Deviation: the paper says "standard smooth L1" without a beta; 0.11 is that of its authors' code.
+        alpha: Weight of the positives in [0, 1]; negatives have ``1 - alpha``. None weighs both 1.
+        gamma: Focusing exponent, at least 0.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: If an option is out of range.
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, equation 5. arXiv:1708.02002.
+
+    .. versionadded:: 0.3.0
+
+    >>> targets, divisor = torch.tensor([[0]]), torch.ones(1)
+    >>> FocalMapLoss()([torch.zeros(1, 1, 1, 1)], targets, num_classes=1, divisor=divisor)
+    tensor(0.0433)
+    """
+
+    alpha: float | None = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_focal("alpha", self.alpha, "gamma", self.gamma)
+
+    def __call__(
+        self, logits: Sequence[Tensor], targets: Tensor, *, num_classes: int, divisor: Tensor
+    ) -> Tensor:
+        """Return the loss; see :class:`ClassificationLoss`."""
+        return sigmoid_focal_loss_maps(
+            logits,
+            targets,
+            num_classes=num_classes,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            reduction="sum",
+            normalizer=divisor,
+            ignore_index=IGNORED,
+        )
+
+
+@dataclass(frozen=True)
+class CrossEntropyMapLoss:
+    """Sigmoid cross entropy of the maps: every class of every anchor counts alike.
+
+    It is the focal loss with ``gamma=0`` and ``alpha=None``, for baselines. For the alpha-balanced
+    cross entropy of the paper use ``FocalMapLoss(alpha, gamma=0)``.
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, equations 1 and 3. arXiv:1708.02002.
+
+    .. versionadded:: 0.3.0
+
+    >>> targets, divisor = torch.tensor([[0]]), torch.ones(1)
+    >>> CrossEntropyMapLoss()([torch.zeros(1, 1, 1, 1)], targets, num_classes=1, divisor=divisor)
+    tensor(0.6931)
+    """
+
+    def __call__(
+        self, logits: Sequence[Tensor], targets: Tensor, *, num_classes: int, divisor: Tensor
+    ) -> Tensor:
+        """Return the loss; see :class:`ClassificationLoss`."""
+        return FocalMapLoss(None, 0.0)(logits, targets, num_classes=num_classes, divisor=divisor)
+
+
+@dataclass(frozen=True)
+class SoftmaxFocalMapLoss:
+    """Softmax focal loss of the maps: each anchor shows one class, or background.
+
+    The head has no background channel, so the logit of background is fixed at 0. The K logits of an
+    anchor are then log-odds against background, and the softmax is over K + 1 probabilities::
+
+        p_k = exp(x_k) / (1 + sum_j exp(x_j))    p_background = 1 / (1 + sum_j exp(x_j))
+
+    This loses nothing, because adding a number to all K + 1 logits does not change a softmax.
+
+    Scores: :class:`focaldet.postprocess.PostProcess` takes the sigmoid of each logit, which for this
+    loss is ``p_k / (p_k + p_background)``, the probability of class k if the anchor shows class k or
+    background. It is never below ``p_k``, and the scores of an anchor can add up to more than 1.
+    Detections are ranked correctly within an anchor, but choose score thresholds anew.
+
+    Prior: with the usual ``prior=0.01`` of :class:`focaldet.RetinaNetHead`, an untrained anchor shows
+    some object with probability K * 0.0101 / (1 + K * 0.0101), which is 0.45 for 80 classes. Use
+    ``prior = 0.01 / K`` to start from about 0.01.
+
+    It is slower than :class:`FocalMapLoss` and needs memory for several copies of the logits.
+
+    Args:
+        alpha: Weight of the classes in [0, 1]; background has ``1 - alpha``. None weighs both 1.
+        gamma: Focusing exponent, at least 0.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, equation 5, with the p_t of a softmax.
+        arXiv:1708.02002.
+
+    .. versionadded:: 0.3.0
+
+    >>> targets, divisor = torch.tensor([[0]]), torch.ones(1)
+    >>> loss = SoftmaxFocalMapLoss(alpha=None, gamma=0.0)
+    >>> loss([torch.zeros(1, 2, 1, 1)], targets, num_classes=2, divisor=divisor)  # log(3)
+    tensor(1.0986)
+    """
+
+    alpha: float | None = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_focal("alpha", self.alpha, "gamma", self.gamma)
+
+    def __call__(
+        self, logits: Sequence[Tensor], targets: Tensor, *, num_classes: int, divisor: Tensor
+    ) -> Tensor:
+        """Return the loss; see :class:`ClassificationLoss`."""
+        dtype = torch.promote_types(logits[0].dtype, torch.float32)
+        weights = None
+        if self.alpha is not None:
+            weights = logits[0].new_full((num_classes + 1,), self.alpha, dtype=dtype)
+            weights[num_classes] = 1 - self.alpha
+        targets = targets.masked_fill(targets == BACKGROUND, num_classes)
+        per_image = []
+        start = 0
+        for level in logits:
+            B, channels, H, W = level.shape
+            A = channels // num_classes
+            x = F.pad(level.to(dtype).reshape(B * A, num_classes, H, W), (0, 0, 0, 0, 0, 1))
+            classes = targets[:, start : start + H * W * A].view(B, H, W, A).permute(0, 3, 1, 2)
+            start += H * W * A
+            losses = softmax_focal_loss(
+                x,
+                classes.reshape(B * A, H, W),
+                alpha=weights,
+                gamma=self.gamma,
+                reduction="none",
+                ignore_index=IGNORED,
+            )
+            per_image.append(losses.view(B, -1).sum(dim=1))
+        return (torch.stack(per_image).sum(dim=0) / divisor).sum()
+
+
+def _check_focal(alpha_name: str, alpha: float | None, gamma_name: str, gamma: float) -> None:
+    if alpha is not None:
+        check_range(alpha_name, alpha, 0, 1)
+    check_range(gamma_name, gamma, 0)
+
+
+class RetinaNetCriterion(nn.Module):
+    """Classification loss of all anchors and box loss of the positive ones.
+
+    Args:
+        assigner: Assigns anchors to ground truths, such as a :class:`~focaldet.matching.Matcher`.
+        box_coder: Encodes boxes relative to anchors.
+        classification_loss: Loss of the class logits. None uses
+            ``FocalMapLoss(focal_alpha, focal_gamma)``.
+        focal_alpha: Weight of the positives in the default focal loss, in [0, 1], or None.
+        focal_gamma: Focusing exponent of the default focal loss, at least 0.
+        box_loss: "smooth_l1" or "l1" of the deltas, or "giou", 1 - GIoU of the decoded boxes.
+        smooth_l1_beta: Difference at which smooth L1 turns from a parabola into a line, above 0.
+        box_loss_weight: Factor on the box loss, at least 0.
+        normalizer: What both losses are divided by. "batch" is the number of positives in the batch,
+            as in the paper, averaged over ranks in distributed training. "image" divides the losses
+            of each image by its own number of positives and averages over images, as in torchvision.
+            "ema" is an exponential average of the batch's positives, as in Detectron2; it changes in
+            training mode only and is kept in ``state_dict`` and, unlike there, averaged over ranks.
+            Numbers are at least 1, so an image without objects trains as background.
+
+    Deviation: the paper says "standard smooth L1" without a beta; 0.11 is from the authors' code.
+
+    Raises:
+        ValueError: If an option is out of range, or ``classification_loss`` is given together with
+            ``focal_alpha`` or ``focal_gamma``.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, sections 3 and 4.1. arXiv:1708.02002.
+
+    .. versionchanged:: 0.3.0
+        ``matcher`` is called ``assigner``, and ``classification_loss`` was added.
 
     >>> from focaldet.box_coder import BoxCoder
     >>> from focaldet.matching import Matcher
@@ -68,11 +263,13 @@ class RetinaNetCriterion(nn.Module):
 
     positives_average: Tensor
 
+    @renamed_argument("matcher", "assigner")
     def __init__(
         self,
-        matcher: Matcher,
+        assigner: Assigner,
         box_coder: BoxCoder,
         *,
+        classification_loss: ClassificationLoss | None = None,
         focal_alpha: float | None = 0.25,
         focal_gamma: float = 2.0,
         box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1",
@@ -81,17 +278,23 @@ class RetinaNetCriterion(nn.Module):
         normalizer: Literal["batch", "image", "ema"] = "batch",
     ) -> None:
         super().__init__()
-        if focal_alpha is not None:
-            check_range("focal_alpha", focal_alpha, 0, 1)
-        check_range("focal_gamma", focal_gamma, 0)
+        _check_focal("focal_alpha", focal_alpha, "focal_gamma", focal_gamma)
+        if classification_loss is not None and (focal_alpha, focal_gamma) != (0.25, 2.0):
+            raise ValueError(
+                f"focal_alpha={focal_alpha} and focal_gamma={focal_gamma} are options of the default "
+                "loss; set them in classification_loss instead."
+            )
         check_choice("box_loss", box_loss, ("smooth_l1", "l1", "giou"))
         check_range("smooth_l1_beta", smooth_l1_beta, 0, low_open=True)
         check_range("box_loss_weight", box_loss_weight, 0)
         check_choice("normalizer", normalizer, ("batch", "image", "ema"))
-        self.matcher = matcher
+        self.assigner = assigner
         self.box_coder = box_coder
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
+        self.classification_loss = (
+            FocalMapLoss(focal_alpha, focal_gamma)
+            if classification_loss is None
+            else classification_loss
+        )
         self.box_loss = box_loss
         self.smooth_l1_beta = smooth_l1_beta
         self.box_loss_weight = box_loss_weight
@@ -109,46 +312,54 @@ class RetinaNetCriterion(nn.Module):
         """Return the losses of a batch.
 
         Args:
-            logits: ``[B, A * K, H, W]`` a level.
-            box_deltas: ``[B, A * 4, H, W]`` a level.
-            anchors: ``[H * W * A, 4]`` a level.
-            targets: one an image, in the pixels of the anchors; see
+            logits: ``[B, A * K, H, W]`` per level.
+            box_deltas: ``[B, A * 4, H, W]`` per level.
+            anchors: ``[H * W * A, 4]`` per level.
+            targets: One per image, in the pixels of the anchors; see
                 :func:`focaldet.structures.check_targets`.
 
         Returns:
             ``classification`` and ``box_regression``, each a scalar.
+
+        Raises:
+            ValueError: If the assigner does not return one match per anchor.
         """
         num_anchors = box_deltas[0].shape[1] // 4
         grid = AnchorGrid(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
         boxes_of = [target["boxes"].to(grid.anchors) for target in targets]
         labels = torch.cat([target["labels"].to(grid.anchors.device) for target in targets])
-        matched_idxs_BR = torch.stack([self.matcher(boxes, grid) for boxes in boxes_of])
+        matched_idxs_BR = torch.stack([self._match(boxes, grid) for boxes in boxes_of])
         positive_BR = matched_idxs_BR >= 0
         divisor_B = self._divisors(positive_BR.sum(dim=1))
         images, positives = positive_BR.nonzero(as_tuple=True)
-        # Boxes and labels of all images in a row: where the first of each image stands.
+        # Boxes and labels of all images are concatenated; these are the first rows of each image.
         firsts = list(accumulate((len(boxes) for boxes in boxes_of[:-1]), initial=0))
         objects = matched_idxs_BR[images, positives] + matched_idxs_BR.new_tensor(firsts)[images]
-        # BACKGROUND is the loss's -1 already.
-        class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, _IGNORED)
+        # BACKGROUND is -1 in the matches and in the class targets.
+        class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED)
         class_targets_BR[images, positives] = labels[objects]
-        classification = sigmoid_focal_loss_maps(
+        classification = self.classification_loss(
             logits,
             class_targets_BR,
             num_classes=logits[0].shape[1] // num_anchors,
-            alpha=self.focal_alpha,
-            gamma=self.focal_gamma,
-            reduction="sum",
-            normalizer=divisor_B,
-            ignore_index=_IGNORED,
+            divisor=divisor_B,
         )
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
         box_losses = self._box_losses(deltas, grid.anchors[positives], torch.cat(boxes_of)[objects])
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
+    def _match(self, boxes: Tensor, grid: AnchorGrid) -> Tensor:
+        matched_idxs = self.assigner(boxes, grid)
+        if matched_idxs.shape != grid.anchors.shape[:1]:
+            raise ValueError(
+                f"The assigner must return one match per anchor, of shape [{len(grid.anchors)}], but "
+                f"{self.assigner!r} returned shape {list(matched_idxs.shape)}."
+            )
+        return matched_idxs
+
     def _divisors(self, positives_B: Tensor) -> Tensor:
-        """Return what the losses of each image are divided by."""
+        """Return the number to divide the losses of each image by, ``[B]``."""
         counts = positives_B.float()
         if self.normalizer == "image":
             return counts.clamp(min=1) * len(counts)
@@ -163,8 +374,8 @@ class RetinaNetCriterion(nn.Module):
         return count.clamp(min=1).expand(len(counts))
 
     def _box_losses(self, box_deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Return the box loss of every positive, ``[P, 4]`` or ``[P, 1]``."""
-        deltas = box_deltas.to(anchors.dtype)  # geometry stays float32 under autocast
+        """Return the box loss of each positive anchor, ``[P, 4]`` or ``[P, 1]``."""
+        deltas = box_deltas.to(anchors.dtype)  # geometry is float32 under autocast
         if self.box_loss == "giou":
             return 1 - generalized_box_iou(self.box_coder.decode(deltas, anchors), boxes)[:, None]
         wanted = self.box_coder.encode(boxes, anchors)
@@ -172,20 +383,54 @@ class RetinaNetCriterion(nn.Module):
             return F.l1_loss(deltas, wanted, reduction="none")
         return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
 
+    @property
+    def matcher(self) -> Assigner:
+        """The assigner, under its old name."""
+        warn_renamed("RetinaNetCriterion.matcher", "assigner")
+        return self.assigner
+
+    @property
+    def focal_alpha(self) -> float | None:
+        """The alpha of the focal loss, under its old name."""
+        warn_renamed("RetinaNetCriterion.focal_alpha", "classification_loss.alpha")
+        return self._focal_loss().alpha
+
+    @property
+    def focal_gamma(self) -> float:
+        """The gamma of the focal loss, under its old name."""
+        warn_renamed("RetinaNetCriterion.focal_gamma", "classification_loss.gamma")
+        return self._focal_loss().gamma
+
+    def _focal_loss(self) -> FocalMapLoss | SoftmaxFocalMapLoss:
+        loss = self.classification_loss
+        if not isinstance(loss, FocalMapLoss | SoftmaxFocalMapLoss):
+            raise TypeError(f"classification_loss is {loss!r}, which has no alpha and gamma.")
+        return loss
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Not by setters of the properties, which nn.Module passes by for modules.
+        if name == "matcher":
+            warn_renamed("RetinaNetCriterion.matcher", "assigner")
+            name = "assigner"
+        elif name in ("focal_alpha", "focal_gamma"):
+            option = name.removeprefix("focal_")
+            warn_renamed(f"RetinaNetCriterion.{name}", f"classification_loss.{option}")
+            name, value = "classification_loss", replace(self._focal_loss(), **{option: value})
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
         return (
-            f"{self.matcher}, {self.box_coder}, focal_alpha={self.focal_alpha}, "
-            f"focal_gamma={self.focal_gamma}, box_loss={self.box_loss!r}, "
-            f"smooth_l1_beta={self.smooth_l1_beta}, box_loss_weight={self.box_loss_weight}, "
-            f"normalizer={self.normalizer!r}"
+            f"{self.assigner}, {self.box_coder}, {self.classification_loss}, "
+            f"box_loss={self.box_loss!r}, smooth_l1_beta={self.smooth_l1_beta}, "
+            f"box_loss_weight={self.box_loss_weight}, normalizer={self.normalizer!r}"
         )
 
 
 def _gather_deltas(
     box_deltas: Sequence[Tensor], images: Tensor, anchors: Tensor, num_anchors: int
 ) -> Tensor:
-    """Pick ``[P, 4]`` deltas, by image and by anchor counted over all levels."""
+    """Return the deltas of P anchors, ``[P, 4]``, by image and by index over all levels."""
     picked = []
     order = []
     start = 0

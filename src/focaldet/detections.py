@@ -1,4 +1,4 @@
-"""What comes out of the detector: the objects found in an image."""
+"""Detections: the objects that a detector found in an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from focaldet._checks import check_boxes, must_be
+from focaldet._checks import check_boxes, shortened
+from focaldet._extras import import_extra
 from focaldet.boxes import xyxy_to_xywh
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ class Detections:
     """The objects found in one image, best score first.
 
     Args:
-        boxes: ``[D, 4]``, floating-point, xyxy in pixels of the image as given.
+        boxes: ``[D, 4]``, floating-point, xyxy, in pixels of the input image.
         scores: ``[D]``, floating-point in [0, 1].
         labels: ``[D]``, int64, 0-based.
-        image_size: ``(height, width)`` of the image as given.
-        class_names: the name of every label, or None.
-        source: the path of the image, if it was read from a file.
+        image_size: ``(height, width)`` of the input image.
+        class_names: The name of every label, or None.
+        source: The path of the image, if it was read from a file.
 
     Raises:
-        TypeError: dtypes that differ from the above.
-        ValueError: shapes that don't fit, NaN, scores outside [0, 1], labels below 0 or beyond
-            ``class_names``.
+        TypeError: If a dtype is wrong.
+        ValueError: If shapes do not match, a box is not finite, a score is outside [0, 1], or a
+            label is negative or has no name in ``class_names``.
 
     >>> found = Detections(
     ...     boxes=torch.tensor([[10.0, 20.0, 50.0, 80.0], [0.0, 0.0, 9.0, 9.0]]),
@@ -66,34 +67,43 @@ class Detections:
         count = len(self.boxes)
         for name, value in (("scores", self.scores), ("labels", self.labels)):
             if value.shape != (count,):
-                raise ValueError(must_be(name, f"of shape [{count}], one a box", list(value.shape)))
+                raise ValueError(
+                    f"{name} must have shape [{count}], one entry per box, got {list(value.shape)}."
+                )
         if not self.scores.is_floating_point():
-            raise TypeError(must_be("scores", "a floating-point tensor", self.scores.dtype))
+            raise TypeError(f"scores must be a floating-point tensor, got {self.scores.dtype}.")
         if self.labels.dtype != torch.int64:
-            raise TypeError(must_be("labels", "of dtype torch.int64", self.labels.dtype))
+            raise TypeError(f"labels must have dtype torch.int64, got {self.labels.dtype}.")
         if count:
             self._check_values()
 
     def _check_values(self) -> None:
         if not self.boxes.isfinite().all():
-            raise ValueError(must_be("boxes", "finite", "NaN or infinity"))
-        if not ((self.scores >= 0) & (self.scores <= 1)).all():
-            raise ValueError(must_be("scores", "in [0, 1]", self.scores.tolist()))
+            row = int((~self.boxes.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"boxes[{row}] is not finite: {self.boxes[row].tolist()}.")
+        valid = (self.scores >= 0) & (self.scores <= 1)
+        if not valid.all():
+            row = int((~valid).nonzero()[0])
+            raise ValueError(
+                f"scores must be in [0, 1], but scores[{row}] is {self.scores[row]:g}."
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0:
-            raise ValueError(must_be("labels", ">= 0", low))
+            raise ValueError(f"labels must be 0 or above, but contains {low}.")
         if self.class_names is not None and high >= len(self.class_names):
-            condition = f"in 0..{len(self.class_names) - 1}, one of `class_names`"
-            raise ValueError(must_be("labels", condition, high))
+            raise ValueError(
+                f"labels contains {high}, but class_names has names for labels 0 to "
+                f"{len(self.class_names) - 1} only."
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Detections:
-        """Select detections by a mask, indices, a slice, or one index (giving a length of 1)."""
+        """Select detections by a mask, indices, a slice, or a single index (which selects one)."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
-                raise IndexError(must_be("index", f"in 0..{len(self) - 1}", index))
+                raise IndexError(f"Index {index} is out of range for {len(self)} detections.")
             index = [index]
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index, dtype=torch.int64)
@@ -116,7 +126,7 @@ class Detections:
 
     @property
     def label_names(self) -> list[str]:
-        """The name of each detection's class; the label's number where there are no names."""
+        """The class name of each detection, or its label as a string without ``class_names``."""
         labels = self.labels.tolist()
         if self.class_names is None:
             return [str(label) for label in labels]
@@ -125,14 +135,14 @@ class Detections:
     def filter(
         self, *, score_threshold: float | None = None, labels: Sequence[int | str] | None = None
     ) -> Detections:
-        """Keep detections whose score is above a threshold and whose class is wanted.
+        """Keep detections by score and class.
 
         Args:
-            score_threshold: scores must be greater than this; None keeps all.
-            labels: labels or class names to keep; None keeps all.
+            score_threshold: Keep detections that score above this. None keeps all.
+            labels: Labels or class names to keep. None keeps all.
 
         Raises:
-            ValueError: a class name that is not in ``class_names``.
+            ValueError: If a class name is not in ``class_names``.
         """
         keep = torch.ones_like(self.labels, dtype=torch.bool)
         if score_threshold is not None:
@@ -145,16 +155,19 @@ class Detections:
     def _label_of(self, label: int | str) -> int:
         if not isinstance(label, str):
             return label
-        if self.class_names is None or label not in self.class_names:
-            raise ValueError(must_be("labels", "known class names", repr(label)))
+        if self.class_names is None:
+            raise ValueError(f"labels contains {label!r}, but the detections have no class_names.")
+        if label not in self.class_names:
+            names = shortened(self.class_names)
+            raise ValueError(f"labels contains {label!r}, which is not in class_names: {names}.")
         return self.class_names.index(label)
 
     def with_source(self, source: str | None) -> Detections:
-        """Return the same detections, said to be of the image at a path."""
+        """Return a copy with another ``source``."""
         return replace(self, source=source)
 
     def to(self, device: torch.device | str) -> Detections:
-        """Move the tensors to a device."""
+        """Return a copy with the tensors on a device."""
         return replace(
             self,
             boxes=self.boxes.to(device),
@@ -163,7 +176,7 @@ class Detections:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, ready for ``json.dump``."""
+        """Return a dictionary of lists, numbers and strings, ready for ``json.dump``."""
         return {
             "source": self.source,
             "image_size": list(self.image_size),
@@ -179,11 +192,11 @@ class Detections:
         """Return the detections as entries of a COCO results file.
 
         Args:
-            image_id: the image's id in the annotations.
-            category_ids: the category id of each label; None takes the label itself.
+            image_id: The id of the image in the annotations.
+            category_ids: The category id of each label. None uses the labels as ids.
 
         Returns:
-            One dictionary a detection: ``image_id``, ``category_id``, ``bbox`` (x, y, width,
+            One dictionary per detection, with ``image_id``, ``category_id``, ``bbox`` (x, y, width,
             height) and ``score``.
         """
         ids = self.labels.tolist()
@@ -199,15 +212,13 @@ class Detections:
         """Return a ``supervision.Detections`` (``pip install 'focaldet[plot]'``).
 
         Raises:
-            ImportError: supervision is not installed.
+            ImportError: If supervision is not installed.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision needs the package supervision: pip install 'focaldet[plot]'"
-            ) from error
         import numpy as np
+
+        supervision = import_extra(
+            "supervision", purpose="Detections.to_supervision", install="focaldet[plot]"
+        )
 
         return supervision.Detections(
             xyxy=self.boxes.float().cpu().numpy(),
@@ -227,31 +238,33 @@ class Detections:
         """Draw the detections on a copy of the image.
 
         Args:
-            image: the image of size ``image_size``, as anything that ``RetinaNet.predict`` takes;
-                None reads ``source`` again.
-            line_width: in pixels; None fits the image.
-            font_size: in pixels; None fits the image.
-            font: path of a TrueType font, for scripts that the built-in font lacks.
+            image: The image that the detections belong to, in any form that ``RetinaNet.predict``
+                accepts. None reads ``source`` again.
+            line_width: Line width in pixels. None adapts it to the image.
+            font_size: Font size in pixels. None adapts it to the image.
+            font: Path of a TrueType font, for scripts that the built-in font lacks.
 
         Returns:
-            A new RGB picture; better scores are drawn over worse ones.
+            A new RGB image. Detections with higher scores are drawn over those with lower scores.
 
         Raises:
-            ValueError: no image was given and there is no ``source``, or the image's size is not
-                ``image_size``.
+            ValueError: If there is neither an image nor a ``source``, or the size of the image is
+                not ``image_size``.
         """
         from focaldet.images import load_image
         from focaldet.visualization import draw_boxes
 
         if image is None:
             if self.source is None:
-                raise ValueError(must_be("image", "given for detections without a source", None))
+                raise ValueError("These detections have no source to read, so image is required.")
             image = self.source
         pixels = load_image(image)
         if tuple(pixels.shape[-2:]) != tuple(self.image_size):
             height, width = self.image_size
-            got = f"{pixels.shape[-2]}x{pixels.shape[-1]}"
-            raise ValueError(must_be("image", f"{height}x{width} as detected in", got))
+            raise ValueError(
+                f"The detections are of a {height}x{width} image, but image is "
+                f"{pixels.shape[-2]}x{pixels.shape[-1]}."
+            )
         shown = self[self.scores.argsort()]
         texts = [
             f"{name} {score:.2f}"

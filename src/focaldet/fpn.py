@@ -1,4 +1,4 @@
-"""The feature pyramid: C3..C5 of a backbone become P3..P7."""
+"""The feature pyramid network, which computes P3 to P7 from C3 to C5 of a backbone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from focaldet._checks import check_choice, must_be
+from focaldet._checks import check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,22 +20,23 @@ __all__ = ["FPN"]
 class FPN(nn.Module):
     """RetinaNet's feature pyramid network.
 
-    P5..P3 are made from the top down: a 1x1 convolution of C5, C4, C3 (lateral), plus the level
-    above, doubled to the nearest; each sum goes through a 3x3 convolution. P6 is a 3x3 convolution
-    of stride 2 on C5 (or on P5), P7 another on P6.
+    P5 to P3 are computed from the top down: a lateral 1x1 convolution of C5, C4 or C3 is added to
+    the level above, upsampled by nearest neighbour, and the sum goes through a 3x3 convolution. P6
+    is a 3x3 convolution with stride 2 of C5 (or P5), and P7 is another of P6.
 
     Args:
-        in_channels: channels of C3, C4, C5.
-        out_channels: channels of every level.
+        in_channels: Channels of C3, C4 and C5.
+        out_channels: Channels of every level.
         p6_from: "c5", as in the paper, or "p5", as in torchvision's first RetinaNet.
-        p7_relu: whether a ReLU stands before P7, as in the paper; MMDetection has none.
+        p7_relu: Whether P6 goes through a ReLU before P7 is computed, as in the paper. MMDetection
+            has none.
 
-    Deviation: convolutions start from a uniform Kaiming (a = 1) distribution with zero biases, as
-    in torchvision and Detectron2. Maps of any size are taken: the level above is resized to the
-    lateral's size, rather than doubled.
+    Deviation: convolutions are initialised from a uniform Kaiming (a = 1) distribution with zero
+    biases, as in torchvision and Detectron2. Maps can have any size, because the level above is
+    resized to the size of the lateral map instead of doubled.
 
     Raises:
-        ValueError: ``in_channels`` that are not three, or an unknown ``p6_from``.
+        ValueError: If there are not three ``in_channels``, or ``p6_from`` is unknown.
 
     References:
         Lin et al., Feature Pyramid Networks, section 3. CVPR 2017. arXiv:1612.03144.
@@ -57,7 +58,9 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         if len(in_channels) != 3:
-            raise ValueError(must_be("in_channels", "three numbers (C3, C4, C5)", in_channels))
+            raise ValueError(
+                f"in_channels must be three numbers, for C3, C4 and C5, got {tuple(in_channels)}."
+            )
         check_choice("p6_from", p6_from, ("c5", "p5"))
         self.p6_from = p6_from
         self.p7_relu = p7_relu
@@ -75,19 +78,21 @@ class FPN(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return P3..P7.
+        """Return P3 to P7.
 
         Args:
-            features: C3, C4, C5: ``[B, C, H, W]`` each, of strides s, 2s, 4s.
+            features: C3, C4 and C5, each ``[B, C, H, W]``, with strides s, 2s and 4s.
 
         Returns:
-            Five maps ``[B, out_channels, H, W]``, of strides s, 2s, 4s, 8s, 16s.
+            Five maps ``[B, out_channels, H, W]``, with strides s, 2s, 4s, 8s and 16s.
 
         Raises:
-            ValueError: other than three features.
+            ValueError: If there are not three features.
         """
         if len(features) != 3:
-            raise ValueError(must_be("features", "three maps (C3, C4, C5)", len(features)))
+            raise ValueError(
+                f"features must be three maps, C3, C4 and C5, got {len(features)} maps."
+            )
         c3, c4, c5 = features
         m5 = self.lateral[2](c5)
         m4 = self.lateral[1](c4) + F.interpolate(m5, size=c4.shape[-2:], mode="nearest")
@@ -98,8 +103,9 @@ class FPN(nn.Module):
         return [p3, p4, p5, p6, p7]
 
     def _widened(self, x: Tensor) -> Tensor:
-        """Give a map one cell wide a column of zeros, in training: P6 and P7 stay what they are.
+        """Add a column of zeros to a map one cell wide, in training. P6 and P7 do not change.
 
-        Without, oneDNN (torch 2.15, bfloat16, stride 2) leaves parts of the weight's gradient unset.
+        Without it, oneDNN (torch 2.15, bfloat16, stride 2) leaves parts of the weight's gradient
+        uninitialised.
         """
         return F.pad(x, (0, 1)) if self.training and x.shape[-1] == 1 else x

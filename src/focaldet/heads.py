@@ -1,4 +1,4 @@
-"""The head: two small towers that classify and shape every anchor of every level."""
+"""The head, which predicts class logits and box deltas for every anchor of every level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from focaldet._checks import check_choice, check_range, must_be
+from focaldet._checks import check_choice, check_integer, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,28 +20,29 @@ __all__ = ["RetinaNetHead", "flatten_maps", "gather_from_map"]
 
 
 class RetinaNetHead(nn.Module):
-    """RetinaNet's class and box subnets, shared over levels, separate from one another.
+    """RetinaNet's class and box subnets, shared by all levels but not with each other.
 
-    Each is ``depth`` 3x3 convolutions with ReLU and a last 3x3 convolution with ``A * K`` (classes)
-    or ``A * 4`` (boxes) channels. The last class bias starts at ``-log((1 - prior) / prior)``, so
-    that at first every anchor says "object" with probability ``prior`` and the many background
-    anchors don't swamp the loss.
+    Each consists of ``depth`` 3x3 convolutions with ReLU and a final 3x3 convolution with ``A * K``
+    channels (classes) or ``A * 4`` (boxes). The bias of the final class convolution is initialised to
+    ``-log((1 - prior) / prior)``, so that every class starts with probability ``prior`` at every
+    anchor and the many background anchors do not dominate the loss.
 
     Args:
-        in_channels: channels of every level.
-        num_anchors: anchors per cell (A).
-        num_classes: foreground classes (K); there is no background channel.
-        depth: convolutions before the last.
+        in_channels: Channels of every level.
+        num_anchors: Number of anchors per cell (A).
+        num_classes: Number of foreground classes (K). There is no background channel.
+        depth: Number of convolutions before the final one.
         norm: None, as in the paper, or "group" for GroupNorm after every tower convolution (which
             then has no bias), as in torchvision's second RetinaNet.
-        num_groups: groups of the GroupNorm.
-        prior: initial probability of "object", in (0, 1).
+        num_groups: Number of groups of the GroupNorm.
+        prior: Initial probability of each class, in (0, 1).
 
     Convention: channel ``a * K + k`` is class k of anchor a; channel ``a * 4 + j`` is delta j
     (dx, dy, dw, dh) of anchor a.
 
     Raises:
-        ValueError: an option out of its range, or channels that ``num_groups`` does not divide.
+        TypeError: If a number of anchors, classes or convolutions is not an integer.
+        ValueError: If an option is out of range, or ``num_groups`` does not divide ``in_channels``.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, sections 3.3, 4, 4.1. arXiv:1708.02002.
@@ -66,14 +67,21 @@ class RetinaNetHead(nn.Module):
         prior: float = 0.01,
     ) -> None:
         super().__init__()
-        check_range("num_anchors", num_anchors, 1)
-        check_range("num_classes", num_classes, 1)
-        check_range("depth", depth, 0)
+        for name, count, lowest in (
+            ("num_anchors", num_anchors, 1),
+            ("num_classes", num_classes, 1),
+            ("depth", depth, 0),
+        ):
+            check_integer(name, count)
+            check_range(name, count, lowest)
         check_choice("norm", norm, (None, "group"))
         if not 0 < prior < 1:
-            raise ValueError(must_be("prior", "in (0, 1)", prior))
+            raise ValueError(f"prior must be in (0, 1), got {prior}.")
         if norm == "group" and in_channels % num_groups:
-            raise ValueError(must_be("num_groups", f"a divisor of {in_channels}", num_groups))
+            raise ValueError(
+                f"num_groups must divide in_channels, but {in_channels} is not a multiple of "
+                f"{num_groups}."
+            )
         self.num_anchors = num_anchors
         self.num_classes = num_classes
         groups = num_groups if norm == "group" else None
@@ -92,10 +100,11 @@ class RetinaNetHead(nn.Module):
         """Return the maps of every level.
 
         Args:
-            features: ``[B, in_channels, H, W]`` each.
+            features: ``[B, in_channels, H, W]`` per level.
 
         Returns:
-            ``logits``: ``[B, A * K, H, W]`` a level, and ``box_deltas``: ``[B, A * 4, H, W]`` a level.
+            ``logits``, ``[B, A * K, H, W]`` per level, and ``box_deltas``, ``[B, A * 4, H, W]`` per
+            level.
         """
         logits = [self.class_logits(self.class_tower(feature)) for feature in features]
         box_deltas = [self.box_deltas(self.box_tower(feature)) for feature in features]
@@ -117,14 +126,15 @@ def _tower(channels: int, depth: int, num_groups: int | None) -> nn.Sequential:
 def flatten_maps(maps: Sequence[Tensor], num_anchors: int) -> Tensor:
     """Concatenate the maps of all levels into one row per anchor.
 
-    This permutes and copies everything; losses and post-processing read the maps as they lie.
+    This permutes and copies all values. Losses and post-processing avoid it by reading the maps in
+    their memory layout.
 
     Args:
-        maps: ``[B, A * N, H, W]`` a level, as :class:`RetinaNetHead` gives them.
-        num_anchors: anchors per cell (A).
+        maps: ``[B, A * N, H, W]`` per level, as returned by :class:`RetinaNetHead`.
+        num_anchors: Number of anchors per cell (A).
 
     Returns:
-        ``[B, R, N]``: levels in order, then rows, cells, anchors, as ``AnchorGenerator`` has them.
+        ``[B, R, N]``, ordered by level, row, column and anchor, as in ``AnchorGenerator``.
     """
     rows = []
     for level in maps:
@@ -135,13 +145,13 @@ def flatten_maps(maps: Sequence[Tensor], num_anchors: int) -> Tensor:
 
 
 def gather_from_map(level: Tensor, images: Tensor, anchors: Tensor, num_anchors: int) -> Tensor:
-    """Pick single anchors' rows out of a map, without flattening it.
+    """Return the rows of some anchors from a map, without flattening it.
 
     Args:
         level: ``[B, A * N, H, W]``.
-        images: ``[P]`` int64, the image of each wanted row, in ``0 .. B - 1``.
-        anchors: ``[P]`` int64, its anchor within the level, in ``0 .. H * W * A - 1``.
-        num_anchors: anchors per cell (A).
+        images: ``[P]`` int64, the image of each row, in ``0 .. B - 1``.
+        anchors: ``[P]`` int64, the anchor of each row within the level, in ``0 .. H * W * A - 1``.
+        num_anchors: Number of anchors per cell (A).
 
     Returns:
         ``[P, N]``.

@@ -1,53 +1,83 @@
-"""Matcher: which anchors learn which ground truth, which are background, which sit out."""
+"""Assigners: which anchors learn which object, which learn background, and which are ignored.
+
+An :class:`Assigner` is what :class:`focaldet.criterion.RetinaNetCriterion` takes. :class:`Matcher` is
+RetinaNet's own, by fixed IoU thresholds; :class:`ATSSAssigner` adapts the threshold to each object.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from focaldet._checks import check_boxes, check_range, must_be
+from focaldet._checks import check_boxes, check_integer, check_range
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.boxes import box_iou, paired_box_iou
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKGROUND", "BETWEEN", "Matcher"]
+__all__ = ["BACKGROUND", "BETWEEN", "ATSSAssigner", "Assigner", "Matcher"]
 
 BACKGROUND = -1
-"""Match of an anchor that overlaps no object enough: it learns "nothing here"."""
+"""Match of an anchor that overlaps no object enough and learns background."""
 
 BETWEEN = -2
-"""Match of an anchor that is neither clearly an object nor clearly none: it learns nothing."""
+"""Match of an anchor that is neither clearly an object nor clearly background and is ignored."""
 
 _IOUS_AT_ONCE = 2**22  # of box_iou; 16 MiB of float32, and a few such blocks are alive at once
 _IOUS_IN_CACHE = 2**16
 _PAIRS_AT_ONCE = 2**18  # of box and anchor in a window; some 100 bytes each
-_WINDOWS_PAY = 6  # a pair from a window costs as much time as so many pairs of box_iou
-# Fewer pairs than this are compared outright, which takes less time than finding windows. On a GPU
-# that is reckoned from the number of kernels (about 100 either way), not measured.
+_WINDOWS_PAY = 6  # a pair from a window takes as long as this many pairs of box_iou
+# Below this number of pairs, comparing all of them is faster than finding windows. The number for
+# GPUs is estimated from the number of kernels (about 100 either way), not measured.
 _FEW_PAIRS = 2**16
 _FEW_PAIRS_ON_A_GPU = 2**25
 
 
-class Matcher:
-    """Assign anchors to ground truths by their overlap.
+class Assigner(Protocol):
+    """Assigns each anchor of an image to an object, to background, or to neither.
 
-    An anchor is positive from ``positive_threshold`` up, ``BETWEEN`` from ``negative_threshold``
-    up, and ``BACKGROUND`` below. It is matched to the ground truth that it overlaps most (the first
-    of equals). Beyond this, the anchors that overlap a ground truth best (all of equals) are
-    positive whatever their IoU, if it is above ``force_match_floor``: so every object that some
-    anchor touches has someone to learn it. A forced anchor keeps the ground truth that itself
-    overlaps most, which may be another, as in torchvision.
+    Any callable with this signature is an assigner.
+
+    .. versionadded:: 0.3.0
+    """
+
+    def __call__(self, boxes: Tensor, anchors: AnchorGrid, /) -> Tensor:
+        """Return the match of every anchor.
+
+        Args:
+            boxes: ``[G, 4]`` ground truths of one image, xyxy, in pixels of the batch. G may be 0.
+            anchors: The anchors of all levels, with the size of each level.
+
+        Returns:
+            ``matched_idxs``: ``[R]`` int64, an index into ``boxes``, ``BACKGROUND`` or ``BETWEEN``.
+        """
+
+
+class Matcher:
+    """Assign anchors to ground truths by IoU thresholds, as RetinaNet does.
+
+    An anchor is positive if its IoU with some ground truth is at least ``positive_threshold``,
+    ``BETWEEN`` if it is at least ``negative_threshold``, and ``BACKGROUND`` otherwise. A positive
+    anchor is matched to the ground truth that it overlaps most (the first of equals).
+
+    In addition, the anchors that overlap a ground truth best (all of equals) are positive whatever
+    their IoU, if it is above ``force_match_floor``, so that every object that touches an anchor is
+    learned. A forced anchor is matched to the ground truth that it overlaps most, which may be a
+    different one, as in torchvision.
 
     Args:
         positive_threshold: IoU in (0, 1].
         negative_threshold: IoU in [0, positive_threshold].
-        force_match_floor: IoU in [0, 1] that a forced match must exceed; None forces none.
+        force_match_floor: IoU in [0, 1] that a forced match must exceed. None disables forced
+            matches.
 
-    Deviation: torchvision, Detectron2 and MMDetection force-match at any IoU, so that one box which
-    no anchor overlaps makes every anchor of the image positive. Even a floor of 0 excludes that.
+    Deviation: torchvision, Detectron2 and MMDetection force matches at any IoU, so a single box that
+    overlaps no anchor makes every anchor of the image positive. Even a floor of 0 prevents that.
+
+    Raises:
+        ValueError: If a threshold is out of range.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, section 4 "Anchors". arXiv:1708.02002.
@@ -77,26 +107,27 @@ class Matcher:
     def __call__(self, boxes: Tensor, anchors: Tensor | AnchorGrid) -> Tensor:
         """Return the match of every anchor.
 
-        A grid of anchors is searched only in the cells within reach of each box. The result is that
-        of comparing every pair, to the bit. The IoU matrix is never held whole: 1,000 boxes in an
-        image of 201,600 anchors need less than 100 MB either way, instead of 7 GB.
+        With an :class:`AnchorGrid`, only the cells within reach of each box are searched; the result
+        is bitwise identical to comparing all pairs. The full IoU matrix is never in memory: 1,000
+        boxes in an image of 201,600 anchors need less than 100 MB either way, instead of 7 GB.
 
         Args:
-            boxes: ``[G, 4]`` ground truths, xyxy; G may be 0.
-            anchors: ``[R, 4]``, xyxy, R > 0, or the :class:`AnchorGrid` of such.
+            boxes: ``[G, 4]`` ground truths, xyxy. G may be 0.
+            anchors: ``[R, 4]``, xyxy, R > 0, or the :class:`AnchorGrid` of these.
 
         Returns:
             ``matched_idxs``: ``[R]`` int64, an index into ``boxes``, ``BACKGROUND`` or ``BETWEEN``.
 
         Raises:
-            ValueError: shapes that are not ``[N, 4]``, or no anchors.
+            ValueError: If a shape is not ``[N, 4]``, or there are no anchors.
+            TypeError: If boxes or anchors are not floating-point.
         """
         check_boxes("boxes", boxes)
         grid = anchors if isinstance(anchors, AnchorGrid) else None
         rows = anchors.anchors if isinstance(anchors, AnchorGrid) else anchors
         check_boxes("anchors", rows)
         if not len(rows):
-            raise ValueError(must_be("anchors", "not empty", list(rows.shape)))
+            raise ValueError("anchors is empty; pass at least one anchor.")
         few = _FEW_PAIRS if rows.device.type == "cpu" else _FEW_PAIRS_ON_A_GPU
         if grid is not None and len(boxes) * len(rows) > few:
             matched_idxs = self._match_within_reach(boxes, grid)
@@ -105,7 +136,7 @@ class Matcher:
         return self._match_all(boxes, rows)
 
     def _match_all(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Compare every pair, some boxes at a time."""
+        """Compare all pairs, a block of boxes at a time."""
         best_iou = anchors.new_full((len(anchors),), -1.0)
         best_box = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
         forced = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
@@ -124,11 +155,12 @@ class Matcher:
         return torch.where(forced, best_box, matched_idxs)
 
     def _match_within_reach(self, boxes: Tensor, grid: AnchorGrid) -> Tensor | None:
-        """Compare each box with the anchors in its windows alone, some boxes at a time.
+        """Compare each box with the anchors in its windows only, a block of boxes at a time.
 
-        Every anchor that matters to a box is there: one above ``negative_threshold``, and one that
-        attains the box's best IoU, since that is no less than the IoU with any anchor at hand.
-        None is returned if the windows hold so much that comparing all is cheaper.
+        The windows contain every anchor that can change the result: those above
+        ``negative_threshold``, and those with the best IoU of the box, which is at least the IoU with
+        the nearest anchors. Returns None if the windows are so large that comparing all pairs is
+        cheaper.
         """
         anchors, floor = grid.anchors, self.force_match_floor
         reach_G = boxes.new_full((len(boxes),), self.negative_threshold)
@@ -155,7 +187,7 @@ class Matcher:
             if floor is not None:
                 top_G = iou_P.new_zeros(len(boxes)).scatter_reduce_(0, box_P, iou_P, "amax")
                 forced.append(anchor_P[(iou_P == top_G[box_P]) & (iou_P > floor)])
-            # Strict: an earlier block holds earlier boxes, and the first of equals stays.
+            # Strict: earlier blocks hold earlier boxes, and the first of equals is kept.
             better = (iou_P >= self.negative_threshold) & (iou_P > best_iou[anchor_P])
             box_P, anchor_P, iou_P = box_P[better], anchor_P[better], iou_P[better]
             best_iou.scatter_reduce_(0, anchor_P, iou_P, "amax")
@@ -167,7 +199,7 @@ class Matcher:
             matched_idxs[anchor_P] = torch.where(positive, best_box[anchor_P], BETWEEN)
         if floor is not None:
             forced_F = torch.unique(torch.cat(forced))
-            # Below the threshold, an anchor may overlap most a box in whose windows it is not.
+            # Below the threshold, the box that an anchor overlaps most may not have it in its windows.
             weak_F = forced_F[best_iou[forced_F] < self.negative_threshold]
             for some in torch.split(weak_F, max(1, _IOUS_IN_CACHE // len(boxes))):
                 best_box[some] = paired_box_iou(boxes[:, None], anchors[some]).max(dim=0).indices
@@ -180,3 +212,123 @@ class Matcher:
             f"negative_threshold={self.negative_threshold}, "
             f"force_match_floor={self.force_match_floor})"
         )
+
+
+class ATSSAssigner:
+    """Assign anchors to ground truths by adaptive training sample selection (ATSS).
+
+    The candidates of a ground truth are the anchors of the ``top_k`` cells of each level whose
+    centres are nearest to its own. A candidate is positive if its centre is inside the ground truth
+    and its IoU is at least the mean plus the standard deviation of the candidates' IoUs. A candidate
+    of several ground truths is matched to the one that it overlaps most (the first of equals). All
+    other anchors are ``BACKGROUND``; none is ``BETWEEN``.
+
+    A ground truth has no positive anchor if no candidate above its threshold has its centre inside,
+    which happens for objects that are smaller than a cell.
+
+    Args:
+        top_k: Number of cells per level, at least 1.
+
+    Convention: the nearest of equally distant cells is the first in row order, and the centre of an
+    anchor is inside a box if ``x1 <= x < x2`` and ``y1 <= y < y2``.
+
+    Deviation: the paper counts anchors and has one per cell. With A anchors per cell, ``top_k`` counts
+    cells, so that all sizes and shapes of a cell are candidates. The standard deviation is that of a
+    sample (divided by n - 1), as in the authors' code.
+
+    Raises:
+        TypeError: If ``top_k`` is not an integer.
+        ValueError: If ``top_k`` is below 1.
+
+    References:
+        Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
+        Training Sample Selection, section 4 and algorithm 1. CVPR 2020. arXiv:1912.02424.
+
+    .. versionadded:: 0.3.0
+
+    >>> anchors = torch.tensor([[8.0 * x, 0, 8.0 * x + 8, 8] for x in range(4)])
+    >>> grid = AnchorGrid([anchors], [(1, 4)])
+    >>> ATSSAssigner(top_k=3)(torch.tensor([[6.0, 0.0, 18.0, 8.0]]), grid)  # IoUs: 1/9, 2/3, 1/9
+    tensor([-1,  0, -1, -1])
+    """
+
+    def __init__(self, top_k: int = 9) -> None:
+        check_integer("top_k", top_k)
+        check_range("top_k", top_k, 1)
+        self.top_k = top_k
+
+    @torch.no_grad()
+    def __call__(self, boxes: Tensor, anchors: AnchorGrid) -> Tensor:
+        """Return the match of every anchor.
+
+        Args:
+            boxes: ``[G, 4]`` ground truths, xyxy. G may be 0.
+            anchors: The anchors of all levels. Those of a cell should share their centre.
+
+        Returns:
+            ``matched_idxs``: ``[R]`` int64, an index into ``boxes`` or ``BACKGROUND``.
+
+        Raises:
+            TypeError: If ``anchors`` is not an :class:`AnchorGrid`, or boxes are not floating-point.
+            ValueError: If the shape of the boxes is not ``[G, 4]``.
+        """
+        if not isinstance(anchors, AnchorGrid):
+            raise TypeError(
+                f"ATSS chooses anchors level by level, so anchors must be an AnchorGrid, got "
+                f"{type(anchors).__name__}."
+            )
+        check_boxes("boxes", boxes)
+        rows = anchors.anchors
+        matched_idxs = torch.full((len(rows),), BACKGROUND, device=rows.device)
+        if not len(boxes):
+            return matched_idxs
+        candidates_GC = self._candidates(boxes, anchors)
+        candidate_GC4 = rows[candidates_GC]
+        iou_GC = paired_box_iou(boxes[:, None], candidate_GC4)
+        # One candidate has no deviation from its mean.
+        deviation_G1 = iou_GC.std(dim=1, keepdim=True, correction=min(1, iou_GC.shape[1] - 1))
+        enough_GC = (iou_GC >= iou_GC.mean(dim=1, keepdim=True) + deviation_G1) & (iou_GC > 0)
+        centre_GC2 = (candidate_GC4[..., :2] + candidate_GC4[..., 2:]) / 2
+        inside_GC = ((centre_GC2 >= boxes[:, None, :2]) & (centre_GC2 < boxes[:, None, 2:])).all(-1)
+        box_P, place_P = (enough_GC & inside_GC).nonzero(as_tuple=True)
+        anchor_P, iou_P = candidates_GC[box_P, place_P], iou_GC[box_P, place_P]
+        best_iou = iou_P.new_zeros(len(rows)).scatter_reduce_(0, anchor_P, iou_P, "amax")
+        best = iou_P == best_iou[anchor_P]
+        box_P, anchor_P = box_P[best], anchor_P[best]
+        matched_idxs[anchor_P] = len(boxes)
+        return matched_idxs.scatter_reduce_(0, anchor_P, box_P, "amin")
+
+    def _candidates(self, boxes: Tensor, grid: AnchorGrid) -> Tensor:
+        """Return the candidate anchors of each box, ``[G, C]`` indices, level by level."""
+        of_levels: list[Tensor] = []
+        first = 0
+        for level in torch.split(grid.anchors, list(grid.num_anchors)):
+            height, width = grid.grid_sizes[len(of_levels)]
+            per_cell = len(level) // (height * width)
+            centres = ((level[:, :2] + level[:, 2:]) / 2).view(-1, per_cell, 2).mean(dim=1)
+            step = max(1, _IOUS_AT_ONCE // len(centres))
+            cells_GK = torch.cat(
+                [self._nearest(some, centres) for some in torch.split(boxes, step)]
+            )
+            anchors_GKA = (cells_GK * per_cell)[..., None] + torch.arange(
+                first, first + per_cell, device=level.device
+            )
+            of_levels.append(anchors_GKA.flatten(1))
+            first += len(level)
+        return torch.cat(of_levels, dim=1)
+
+    def _nearest(self, boxes: Tensor, centres: Tensor) -> Tensor:
+        """Return the cells nearest to each box, ``[G, K]``, in row order."""
+        count = min(self.top_k, len(centres))
+        centre_G2 = (boxes[:, :2] + boxes[:, 2:]) / 2
+        distance_GN = (centre_G2[:, None] - centres).square().sum(dim=-1)
+        distance_GN = distance_GN.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        # Many cells are equally distant from a box at whole pixels, and topk may take any of them.
+        last_G1 = distance_GN.topk(count, dim=1, largest=False).values.amax(dim=1, keepdim=True)
+        nearer_GN, equal_GN = distance_GN < last_G1, distance_GN == last_G1
+        missing_G1 = count - nearer_GN.sum(dim=1, keepdim=True)
+        chosen_GN = nearer_GN | (equal_GN & (equal_GN.cumsum(dim=1) <= missing_G1))
+        return chosen_GN.nonzero()[:, 1].view(len(boxes), count)
+
+    def __repr__(self) -> str:
+        return f"ATSSAssigner(top_k={self.top_k})"

@@ -1,4 +1,4 @@
-"""Post-processing: from what the head said of every anchor to the objects in the image."""
+"""Post-processing: from the head outputs of all anchors to the detections of an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_range
+from focaldet._checks import check_choice, check_integer, check_range
 from focaldet._torchvision import torchvision
 from focaldet.boxes import clip_boxes, scale_boxes
 from focaldet.detections import Detections
@@ -22,42 +22,46 @@ if TYPE_CHECKING:
 
 __all__ = ["PostProcess"]
 
-_LOGIT_MARGIN = 1e-3  # rounding of sigmoid and logit near the threshold stays far below
-_BLOCK = 64  # values of a map that are passed over together if their maximum is too low
-_DENSE = 4  # if more than one block in four holds something, blocks don't pay
-_FEW_BOXES = 1000  # up to here torchvision suppresses all classes at once, on the CPU
+_LOGIT_MARGIN = 1e-3  # far above the rounding of sigmoid and logit near the threshold
+_BLOCK = 64  # values of a map that are skipped together if their maximum is too low
+_DENSE = 4  # blocks do not pay off if more than one in four has a value above the threshold
+_FEW_BOXES = 1000  # up to this number, torchvision suppresses all classes at once on the CPU
 
 
 class PostProcess(nn.Module):
-    """Threshold, best of each level, decode, clip, non-maximum suppression, best of the image.
+    """Filter, decode, clip and suppress predictions, and keep the best of each image.
 
-    It reads the head's maps as they lie and works on logits: the sigmoid is taken of the survivors
-    only, and only their boxes are decoded. Suppression is computed in float32 whatever the dtype of
-    the maps.
+    The steps are: keep predictions above the score threshold, keep the best of each level, decode
+    their boxes, clip them, apply non-maximum suppression, and keep the best of the image. The maps of
+    the head are read in their memory layout, and only predictions that pass the first steps are
+    decoded. Suppression is computed in float32 for every dtype of the maps.
 
     Args:
-        box_coder: decodes the deltas.
-        score_threshold: scores must be greater than this, in [0, 1].
-        pre_nms_top_k: how many best (anchor, class) pairs of each level go on; None for all.
-        nms_threshold: of two boxes with a greater IoU the worse one goes, in [0, 1].
-        max_detections: how many best detections of an image are kept; None for all.
-        class_agnostic_nms: suppress across classes, too.
-        clip_to: clip boxes to the "image" before suppression, as torchvision and MMDetection do; to
-            the padded "batch", as ODTK and yhenon's RetinaNet do; or "image_after_nms", as Detectron2.
-        drop_empty: drop the boxes of which clipping leaves no area.
-        inclusive_corners: boxes include their last pixels, as in ODTK: clipping leaves at least one
-            pixel of each, and it is the last pixels that are scaled, ``(x2 - 1) / factor + 1``.
-        resize_limits: ``(min_size, max_size)`` to which images were resized, to scale boxes back by the
-            one factor that was wanted, as ODTK and yhenon's RetinaNet do. None takes each side's own,
-            which is where the pixels lie: sides are whole pixels.
-        first_stride: pixels from one cell to the next in the first level, which tells the batch's size.
+        box_coder: Decodes the deltas.
+        score_threshold: Keep predictions that score above this, in [0, 1].
+        pre_nms_top_k: Number of (anchor, class) pairs to keep per level. None keeps all.
+        nms_threshold: Remove a box whose IoU with a higher-scoring box is above this, in [0, 1].
+        max_detections: Number of detections to keep per image. None keeps all.
+        class_agnostic_nms: Whether boxes also suppress boxes of other classes.
+        clip_to: "image" clips boxes to the image before suppression, as in torchvision and
+            MMDetection; "batch" to the padded batch, as in ODTK and yhenon's RetinaNet; and
+            "image_after_nms" to the image after suppression, as in Detectron2.
+        drop_empty: Whether to drop boxes that have no area after clipping.
+        inclusive_corners: Whether boxes include their last pixels, as in ODTK. Clipping then leaves
+            at least one pixel of each, and the last pixels are scaled, ``(x2 - 1) / factor + 1``.
+        resize_limits: ``(min_size, max_size)`` that images were resized to, to scale boxes back by
+            the one intended factor, as in ODTK and yhenon's RetinaNet. None scales each side by its
+            actual factor, which differs because sides are rounded to whole pixels.
+        first_stride: Stride of the first level in pixels, from which the size of the batch is
+            computed.
 
     Raises:
-        ValueError: an option out of its range.
+        TypeError: If a count is not an integer.
+        ValueError: If an option is out of range.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, section 4 "Inference". arXiv:1708.02002.
-        (The 100 detections are COCO's limit, not the paper's; torchvision keeps 300.)
+        (The limit of 100 detections is COCO's, not the paper's; torchvision keeps 300.)
 
     >>> from focaldet.box_coder import BoxCoder
     >>> anchors = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])]
@@ -86,6 +90,7 @@ class PostProcess(nn.Module):
         check_range("nms_threshold", nms_threshold, 0, 1)
         for name, count in (("pre_nms_top_k", pre_nms_top_k), ("max_detections", max_detections)):
             if count is not None:
+                check_integer(name, count)
                 check_range(name, count, 1)
         check_choice("clip_to", clip_to, ("image", "batch", "image_after_nms"))
         check_range("first_stride", first_stride, 1)
@@ -116,17 +121,21 @@ class PostProcess(nn.Module):
         """Return the detections of every image.
 
         Args:
-            logits: ``[B, A * K, H, W]`` a level, contiguous or channels_last.
-            box_deltas: ``[B, A * 4, H, W]`` a level.
-            anchors: ``[H * W * A, 4]`` a level.
-            sizes: ``(height, width)`` of each image in the batch, to which boxes are clipped.
-            original_sizes: ``(height, width)`` of each image as given; boxes are scaled to it, after
-                suppression. None leaves them.
-            score_threshold: instead of the module's own.
-            class_names: for the detections.
+            logits: ``[B, A * K, H, W]`` per level, contiguous or channels_last.
+            box_deltas: ``[B, A * 4, H, W]`` per level.
+            anchors: ``[H * W * A, 4]`` per level.
+            sizes: ``(height, width)`` of each image in the batch, without padding. Boxes are clipped
+                to it.
+            original_sizes: ``(height, width)`` of each input image. Boxes are scaled to it after
+                suppression. None does not scale them.
+            score_threshold: Used instead of the module's threshold.
+            class_names: Class names to store in the detections.
 
         Returns:
-            One :class:`~focaldet.Detections` an image, best score first.
+            One :class:`~focaldet.Detections` per image, best score first.
+
+        Raises:
+            ValueError: If ``score_threshold`` is not in [0, 1].
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         check_range("score_threshold", threshold, 0, 1)
@@ -145,14 +154,14 @@ class PostProcess(nn.Module):
             original = size
             if original_sizes is not None:
                 original = original_sizes[image]
-                boxes = self._scale_back(boxes, size, original)
+                boxes = self.scale_to_original(boxes, size, original)
             found.append(Detections(boxes, scores, labels, original, class_names=class_names))
         return found
 
     def _choose(
         self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Clip and suppress, in the order asked for."""
+        """Clip and suppress boxes, in the order that ``clip_to`` requires."""
         clip_last = self.clip_to == "image_after_nms"
         if not clip_last:
             boxes, scores, labels = self._clip(boxes, scores, labels, size)
@@ -174,14 +183,26 @@ class PostProcess(nn.Module):
             boxes, scores, labels = boxes[some], scores[some], labels[some]
         return boxes, scores, labels
 
-    def _scale_back(
-        self, boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
+    def scale_to_original(
+        self, boxes: Tensor, size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
-        """Carry boxes from the batch's image to the one as given."""
+        """Scale boxes from a resized image to the input image.
+
+        Args:
+            boxes: ``[N, 4]``, xyxy in pixels of the resized image.
+            size: ``(height, width)`` of the resized image.
+            original_size: ``(height, width)`` of the input image.
+
+        Returns:
+            ``[N, 4]``, xyxy in pixels of the input image.
+
+        .. versionadded:: 0.3.0
+        """
         last_pixel = boxes.new_tensor((0, 0, 1, 1)) if self.inclusive_corners else 0
         if self.resize_limits is None:
-            return scale_boxes(boxes - last_pixel, size, original) + last_pixel
-        return (boxes - last_pixel) / resize_factor(original, *self.resize_limits) + last_pixel
+            return scale_boxes(boxes - last_pixel, size, original_size) + last_pixel
+        factor = resize_factor(original_size, *self.resize_limits)
+        return (boxes - last_pixel) / factor + last_pixel
 
     def _level_candidates(
         self,
@@ -192,7 +213,7 @@ class PostProcess(nn.Module):
         image: int,
         threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, scores and labels of the best of one level of one image."""
+        """Return boxes, scores and labels of the best predictions of one level of one image."""
         _, _, height, width = logits_BCHW.shape
         num_anchors = len(anchors) // (height * width)
         num_classes = logits_BCHW.shape[1] // num_anchors
@@ -226,9 +247,9 @@ class PostProcess(nn.Module):
 def _best_of_map(
     logits_CHW: Tensor, threshold: float, k: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the at most ``k`` greatest scores above the threshold, with their channels and cells.
+    """Return the ``k`` highest scores above the threshold, or fewer, with their channels and cells.
 
-    The map is searched in the order in which it lies in memory, so that nothing is copied.
+    The map is searched in memory order, so that nothing is copied.
     """
     channels, height, width = logits_CHW.shape
     last = logits_CHW.stride(0) == 1 and channels > 1  # channels_last: cell by cell
@@ -246,7 +267,10 @@ def _best_of_map(
 
 
 def _indices_above(flat: Tensor, floor: float) -> Tensor:
-    """Return where ``flat > floor``, in order: the maximum of every block first, then within few."""
+    """Return the indices where ``flat > floor``, in order.
+
+    Only blocks whose maximum is above the floor are searched, if they are few.
+    """
     whole = len(flat) // _BLOCK * _BLOCK
     blocks = flat[:whole].view(-1, _BLOCK)
     # Not "> floor": the maximum of a block with a NaN is NaN.
@@ -261,25 +285,25 @@ def _indices_above(flat: Tensor, floor: float) -> Tensor:
 def _best_kept(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, count: int
 ) -> Tensor:
-    """Return the first ``count`` that class by class suppression keeps, best score first.
+    """Return the first ``count`` boxes that suppression within each class keeps, best score first.
 
-    Whether a box stays depends on better ones only. So the best few are looked at first, and more
-    only if too few of them stay.
+    Whether a box is kept depends only on boxes with higher scores. So only the best few are
+    processed at first, and more if too few of them are kept.
     """
     order = scores.argsort(descending=True, stable=True)
-    looked_at = 4 * count
+    num_best = 4 * count
     while True:
-        best = order[:looked_at]
+        best = order[:num_best]
         kept = _kept_in_each_class(boxes[best], scores[best], labels[best], iou_threshold)
-        if len(kept) >= count or looked_at >= len(order):
+        if len(kept) >= count or num_best >= len(order):
             return best[kept[:count]]
-        looked_at *= 4
+        num_best *= 4
 
 
 def _kept_in_each_class(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
 ) -> Tensor:
-    """Return what suppression within each class keeps of boxes, in their order."""
+    """Return the indices of the boxes that suppression within each class keeps, in order."""
     labels, by_class = labels.sort(stable=True)
     boxes, scores = boxes[by_class], scores[by_class]
     keep = torch.zeros_like(labels, dtype=torch.bool)

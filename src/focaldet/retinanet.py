@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from focaldet import pretrained
-from focaldet._assembly import build_parts, choose_backbone, starting_at_random
+from focaldet._assembly import (
+    Parts,
+    build_parts,
+    choose_backbone,
+    current_config,
+    starting_at_random,
+)
 from focaldet._inference import SAVE_THE_ORIGINAL, optimized
 from focaldet._output import RetinaNetOutput
 from focaldet._prediction import predict_images
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from focaldet.anchors import AnchorGenerator
-    from focaldet.criterion import RetinaNetCriterion
     from focaldet.detections import Detections
     from focaldet.fpn import FPN
     from focaldet.heads import RetinaNetHead
@@ -33,19 +38,21 @@ __all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet (Lin et al. 2017): one forward pass from images to boxes of many sizes.
+    """RetinaNet (Lin et al. 2017), which detects objects of many sizes in one forward pass.
 
-    Made by :meth:`from_config` or :meth:`from_pretrained`; the constructor takes finished parts.
+    Use :meth:`from_config` or :meth:`from_pretrained` to build one. The constructor takes finished
+    parts.
 
     Args:
-        config: describes the parts; what :meth:`save_pretrained` writes.
-        backbone: gives C3, C4, C5; see :mod:`focaldet.backbones`.
-        fpn: makes P3..P7 of them.
-        head: gives class logits and box deltas of every level.
-        anchor_generator: of the head's A anchors per cell.
-        criterion: gives the losses.
-        postprocess: gives the detections.
-        preprocess: resizes, normalises and pads the images.
+        config: Describes the parts; :meth:`save_pretrained` writes it.
+        backbone: Computes C3, C4 and C5; see :mod:`focaldet.backbones`.
+        fpn: Computes P3 to P7 from them.
+        head: Predicts class logits and box deltas for every level.
+        anchor_generator: Lays out the head's A anchors per cell.
+        criterion: Computes the losses from logits, box deltas, anchors and targets, as
+            :class:`focaldet.criterion.RetinaNetCriterion` does.
+        postprocess: Turns head outputs into detections.
+        preprocess: Normalises, resizes and pads the images.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection. ICCV 2017. arXiv:1708.02002.
@@ -76,7 +83,7 @@ class RetinaNet(nn.Module):
         fpn: FPN,
         head: RetinaNetHead,
         anchor_generator: AnchorGenerator,
-        criterion: RetinaNetCriterion,
+        criterion: nn.Module,
         postprocess: PostProcess,
         preprocess: Preprocess,
     ) -> None:
@@ -97,27 +104,38 @@ class RetinaNet(nn.Module):
         *,
         backbone: nn.Module | None = None,
         backbone_weights: Mapping[str, Tensor] | None = None,
+        criterion: nn.Module | None = None,
     ) -> RetinaNet:
         """Build a RetinaNet.
 
         Args:
-            config: describes it.
-            backbone: a module of your own, if ``config.backbone`` is "custom"; see
+            config: Describes the model.
+            backbone: Your own backbone, if ``config.backbone`` is "custom"; see
                 :class:`focaldet.backbones.Backbone`.
-            backbone_weights: a torchvision classifier's state dict for a backbone known by name.
-                With them all but ``config.trainable_stages`` stages are frozen. Without, all train,
-                and ``trainable_stages`` of the model's config is 5.
+            backbone_weights: State dict of a torchvision classifier, for a backbone known by name.
+                With weights, all stages except the last ``config.trainable_stages`` are frozen.
+                Without, all stages train, and the model's config has ``trainable_stages=5``.
+            criterion: Your own criterion: a module that takes logits, box deltas, anchors and targets
+                like :class:`focaldet.criterion.RetinaNetCriterion`, and returns losses by name. The
+                model's config then has ``criterion="custom"``. None builds the config's.
 
         Raises:
-            ValueError: an option out of its range, or weights that don't fit.
-            TypeError: a custom backbone that is missing, or lacks ``channels`` or ``strides``.
+            ValueError: If an option is out of range, weights do not fit, or ``config.criterion`` is
+                "custom" and no criterion is given.
+            TypeError: If a custom backbone is missing, or lacks ``channels`` or ``strides``.
 
         Warns:
-            UserWarning: frozen BatchNorm without weights, which does not train.
+            UserWarning: If BatchNorm is frozen and there are no weights, so that the backbone barely
+                trains.
+
+        .. versionchanged:: 0.3.0
+            Added ``criterion``.
         """
+        if criterion is None and config.criterion == "custom":
+            raise ValueError("config.criterion is 'custom', so criterion= is required.")
         if backbone_weights is None and config.backbone != "custom":
             config = starting_at_random(config)
-        return cls._build(config, backbone, backbone_weights)
+        return cls._build(config, backbone, backbone_weights, criterion=criterion)
 
     @classmethod
     def _build(
@@ -125,9 +143,13 @@ class RetinaNet(nn.Module):
         config: RetinaNetConfig,
         backbone: nn.Module | None,
         backbone_weights: Mapping[str, Tensor] | None = None,
+        *,
+        criterion: nn.Module | None = None,
     ) -> RetinaNet:
+        if criterion is not None:
+            config = config.replace(criterion="custom")
         backbone = choose_backbone(config, backbone, backbone_weights)
-        return cls(config, backbone=backbone, **build_parts(config, backbone))
+        return cls(config, backbone=backbone, **build_parts(config, backbone, criterion))
 
     @classmethod
     def from_pretrained(
@@ -138,52 +160,101 @@ class RetinaNet(nn.Module):
         backbone: nn.Module | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
+        criterion: nn.Module | None = None,
     ) -> RetinaNet:
         """Build a RetinaNet and load its weights; it is in evaluation mode.
 
         Args:
-            source: a directory that :meth:`save_pretrained` wrote; a published name, which is
-                downloaded once (:func:`focaldet.pretrained.list`); a published project's file; or a
-                repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
-            config: instead of the one that the checkpoint brings or suggests; the weights must fit.
-            backbone: a module of your own, loaded too, if ``config.backbone`` is "custom".
-            num_classes: for other classes the last class layer starts anew, and for a ``config`` of
-                other anchors the box layer too: :func:`focaldet.pretrained.for_other_classes`.
-            class_names: their names.
+            source: A folder written by :meth:`save_pretrained`; a published name, which is downloaded
+                once (see :func:`focaldet.pretrained.list`); a checkpoint file of another project; or
+                a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
+            config: Used instead of the checkpoint's config. The weights must fit it.
+            backbone: Your own backbone, whose weights are loaded too, if ``config.backbone`` is
+                "custom".
+            num_classes: Number of classes to fine-tune for. If the classes differ from the
+                checkpoint's, the class output layer is newly initialised, and with different anchors
+                in ``config`` the box output layer too; see
+                :func:`focaldet.pretrained.for_other_classes`.
+            class_names: Names of the classes.
+            criterion: Your own criterion, as in :meth:`from_config`. Its parameters and buffers are
+                loaded if the checkpoint was saved with a custom criterion. A model that was saved
+                with one can predict without it, but not compute losses.
 
         Raises:
-            FileNotFoundError: nothing is there, or on the Hub.
-            focaldet.pretrained.DownloadError: a published file could not be fetched.
-            ValueError: a damaged file, one that would run code, one of no known family, or weights
-                that don't fit the architecture. No code in a file is ever run.
+            FileNotFoundError: If nothing is found at ``source`` or on the Hub.
+            focaldet.errors.DownloadError: If a published file could not be downloaded.
+            focaldet.errors.CheckpointError: If a file is damaged, would run code, is not a RetinaNet
+                in a supported format, or does not fit the architecture. It is also a ValueError. No
+                code in a file is ever run.
+            ValueError: If arguments contradict each other.
+
+        .. versionchanged:: 0.3.0
+            Added ``criterion``.
         """
         checkpoint = pretrained.load_checkpoint(
             source, config, num_classes=num_classes, class_names=class_names
         )
-        model = cls._build(checkpoint.config, backbone)
+        model = cls._build(checkpoint.config, backbone, criterion=criterion)
+        if (checkpoint.config.criterion == "custom") != (criterion is not None):
+            checkpoint = checkpoint._replace(renewed=(*checkpoint.renewed, "criterion"))
         pretrained.load_into(model, checkpoint)
         return model.eval()
+
+    def current_config(self) -> RetinaNetConfig:
+        """Return the config that describes the model as it is now.
+
+        This is ``model.config``, with the settings of parts that were changed since, such as
+        ``model.postprocess.score_threshold = 0.3`` or
+        ``model.criterion.assigner = ATSSAssigner()``. If it cannot describe the criterion, its
+        ``criterion`` is "custom".
+
+        Raises:
+            ValueError: If a part other than the criterion cannot be described, for example a head
+                of your own. The message names what differs.
+
+        .. versionadded:: 0.3.0
+        """
+        parts = Parts(
+            preprocess=self.preprocess,
+            fpn=self.fpn,
+            head=self.head,
+            anchor_generator=self.anchor_generator,
+            criterion=self.criterion,
+            postprocess=self.postprocess,
+        )
+        return current_config(self.config, parts, self.backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` for :meth:`from_pretrained`.
 
-        Without the package safetensors, ``model.pth`` is written. Files are written aside and
-        renamed, so that a failure leaves what was there before.
+        The config is that of :meth:`current_config`, so a loaded model has the same thresholds and
+        losses. Without the package safetensors, ``model.pth`` is written. Files are written under a
+        temporary name and renamed, so that a failure leaves the previous ones.
 
         Args:
-            folder: made if it does not exist.
+            folder: Created if it does not exist.
+
+        Raises:
+            ValueError: If the config cannot describe the model.
+
+        Warns:
+            UserWarning: If the criterion is custom and must be passed to :meth:`from_pretrained`.
         """
         pretrained.save_checkpoint(self._checkpoint(), folder)
 
     def push_to_hub(
         self, repository: str, *, private: bool | None = None, commit_message: str = "Upload model"
     ) -> str:
-        """Upload to the Hugging Face Hub what :meth:`save_pretrained` writes (extra ``hub``).
+        """Upload the files of :meth:`save_pretrained` to the Hugging Face Hub (extra ``hub``).
 
         Args:
-            repository: "user/repo"; made if it does not exist, with a model card if it has none.
-            private: of one that is made; None takes the account's default.
-            commit_message: of the upload, whose URL is returned.
+            repository: "user/repo". It is created if it does not exist, with a model card if it has
+                none.
+            private: Whether a new repository is private. None uses the account's default.
+            commit_message: Message of the commit.
+
+        Returns:
+            The URL of the upload.
         """
         return pretrained.push_checkpoint(
             self._checkpoint(), repository, private=private, commit_message=commit_message
@@ -192,7 +263,7 @@ class RetinaNet(nn.Module):
     def _checkpoint(self) -> pretrained.Checkpoint:
         if self.is_optimized:
             raise ValueError(SAVE_THE_ORIGINAL)
-        return pretrained.Checkpoint(self.config, self.state_dict())
+        return pretrained.Checkpoint(self.current_config(), self.state_dict())
 
     def forward(
         self,

@@ -1,10 +1,10 @@
-"""Speed and memory of matching beside torchvision's ``box_iou`` and ``Matcher``.
+"""Speed and memory of matching, compared with torchvision's ``box_iou`` and ``Matcher``.
 
-Both match the same boxes to the 201,600 anchors of an 800x1344 image, in turn, in one process, and
-must agree index by index. Ours is timed with the making of the ``AnchorGrid``, which a batch shares,
-and without; torchvision's with concatenating the levels, which it does for each image. Prints medians
-of process CPU time and of wall time, their ratios, and each side's peak memory in a process of its
-own; the exit status is 1 if a ratio or the memory falls short of what is asked.
+Both sides match the same boxes to the 201,600 anchors of an 800x1344 image, alternating in one
+process, and must agree on every anchor. Ours is timed with and without the construction of the
+``AnchorGrid``, which a batch shares; torchvision's includes concatenating the levels, which it does for
+each image. The output is medians of process CPU time and of wall time, their ratios, and the peak
+memory of each side in its own process. The exit status is 1 if a ratio or the memory misses its target.
 
     python -m tests.benchmarks.matching [--threads 2]    # a minute or two, 8 GB
 """
@@ -46,7 +46,7 @@ CASES = [Case(1, 1.0, 31), Case(20, 1.0, 15), Case(200, 10.0, 7), Case(1000, 16.
 
 
 def draw(count: int) -> Tensor:
-    """Boxes with sides from 8 to 600 pixels, as many of 8 to 16 as of 300 to 600, in the image."""
+    """Return boxes inside the image with log-uniform sides from 8 to 600 pixels."""
     generator = torch.Generator().manual_seed(0)
     side = 8 * torch.exp(torch.rand(count, 1, generator=generator) * torch.tensor(75.0).log())
     shape = torch.exp(torch.randn(count, 1, generator=generator) * 0.3)
@@ -76,7 +76,7 @@ def compare(case: Case, levels: list[Tensor]) -> bool:
     boxes, grid = draw(case.boxes), AnchorGrid(levels, LEVELS)
     sides: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours(boxes, levels),
-        "grid at hand": lambda: Matcher()(boxes, grid),
+        "grid given": lambda: Matcher()(boxes, grid),
         "torchvision": lambda: theirs(boxes, levels),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
@@ -98,14 +98,14 @@ def compare(case: Case, levels: list[Tensor]) -> bool:
             f"{case.boxes:5} boxes  {clock:4}  "
             + "".join(f"{name} {medians[name]:8.2f} ms   " for name in sides)
             + f"ratio {medians['torchvision'] / medians['ours']:6.1f}"
-            + (f"   asked {case.asked:4.1f}   {verdict}" if clock == "CPU" else ""),
+            + (f"   target {case.asked:4.1f}   {verdict}" if clock == "CPU" else ""),
             flush=True,
         )
     return verdict == "ok"
 
 
 def mebibytes(side: str, count: int) -> float:
-    """Peak resident memory beyond boxes and anchors, grid included."""
+    """Return the peak resident memory beyond boxes and anchors, including the grid."""
     levels, boxes = AnchorGenerator(mode="torchvision", offset=0)(LEVELS, (800, 1344)), draw(count)
     match = ours if side == "ours" else theirs
     match(boxes[:2], [level[: h * w * 9] for level, (h, w) in zip(levels, LEVELS, strict=True)])
@@ -145,7 +145,7 @@ def main() -> int:
     levels = AnchorGenerator(mode="torchvision", offset=0)(LEVELS, (800, 1344))
     good = [compare(case, levels) for case in CASES]
     good += [compare_memory(count, arguments.threads) for count in (20, 1000)]
-    print(f"{sum(good)} of {len(good)} cases reach what is asked")
+    print(f"{sum(good)} of {len(good)} cases reach their target")
     return 0 if all(good) else 1
 
 

@@ -1,13 +1,12 @@
-"""Speed and memory of a training step beside torchvision's RetinaNet (float32, eager).
+"""Speed and memory of a training step, compared with torchvision's RetinaNet (float32, eager).
 
-Both sides hold the same random weights (ResNet-50, FrozenBatchNorm, the first two stages frozen) and take
-the same batch of two images of the network's size; a step is forward, losses, backward and SGD with
-momentum. Ours is laid channels last. A and B run in turn in one process; printed are medians of wall and
-process CPU time, ours / torchvision's, and the ratio. In float32 the first losses must be equal to 1e-4.
-``bf16`` is ours under autocast against torchvision's in float32. Memory is the peak of two
-steps above that before them, after two others, each side in a process of its own: what tensors are
-allocated, which is judged, and what is resident. The exit status is 1 where a ratio falls short of what is
-asked.
+Both sides have the same random weights (ResNet-50, FrozenBatchNorm, the first two stages frozen) and get
+the same batch of two images in the size of the network. A step is forward, losses, backward and SGD with
+momentum. Ours uses channels_last. The sides alternate in one process, and the output is medians of wall
+and process CPU time, ours / torchvision's, and the ratio. In float32 the first losses must agree to
+1e-4. ``bf16`` compares ours under autocast with torchvision's in float32. Memory is the peak of two steps
+above the level before them, after two others, with each side in its own process: allocated tensors, which
+have a target, and resident memory. The exit status is 1 if a ratio misses its target.
 
     OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.training_step [--rows float32 bf16 memory]
 """
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One line of the table; ``asked`` is the least ratio, for memory the greatest."""
+    """One row of the table. ``asked`` is the lowest ratio, or for memory the highest."""
 
     kind: str
     size: str
@@ -60,7 +59,7 @@ ROWS = [
 
 
 def targets_of(size: tuple[int, int], boxes: int, batch: int) -> list[Any]:
-    """Boxes with sides from 16 pixels to half the image, spread over it."""
+    """Return boxes with sides from 16 pixels to half the image, anywhere in it."""
     generator = torch.Generator().manual_seed(1)
     whole = torch.tensor([size[1], size[0]])
     targets = []
@@ -77,7 +76,7 @@ def stepping(
     model: Any, losses: Callable[[], dict[str, Tensor]]
 ) -> Callable[[], dict[str, Tensor]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # So small a rate that many steps leave losses of ordinary size.
+    # A tiny learning rate, so that losses are of ordinary size after many steps.
     optimizer = torch.optim.SGD(trained, lr=1e-7, momentum=0.9)
 
     def step() -> dict[str, Tensor]:
@@ -91,7 +90,7 @@ def stepping(
 
 
 def steps_of(row: Row, batch: int = 2) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Return a step of ours and of torchvision's, from the same weights."""
+    """Return one training step for each side, with the same weights."""
     size = size_of(row.size)
     images, targets = images_of(size, batch), targets_of(size, row.boxes, batch)
     peer = make_peer(size)
@@ -170,7 +169,7 @@ def main() -> int:
         memory(row, options.threads) if row.kind == "memory" else compare(row, options.rounds)
         for row in rows
     ]
-    print(f"{sum(good)} of {len(good)} rows reach what is asked")
+    print(f"{sum(good)} of {len(good)} rows reach their target")
     return 0 if all(good) else 1
 
 

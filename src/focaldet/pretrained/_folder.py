@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> N
         folder: The folder, which is created if it does not exist. Files with these names are
             replaced.
     """
+    if checkpoint.config.criterion == "custom":
+        warnings.warn(
+            "config.json cannot describe a custom criterion. Predicting works without it; to train or "
+            "to compute losses, pass it again: RetinaNet.from_pretrained(..., criterion=...).",
+            UserWarning,
+            stacklevel=3,
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}

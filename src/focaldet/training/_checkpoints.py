@@ -182,7 +182,8 @@ class BestModel(pl.Callback):
         self.best, self.epoch = float(value), trainer.current_epoch + 1
         if trainer.is_global_zero:
             save_checkpoint(
-                Weights(module.model.config, weights_to_save(trainer, module)), self.folder
+                Weights(module.model.current_config(), weights_to_save(trainer, module)),
+                self.folder,
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def train(
         seed=options.seed,
     )
     with show_log(), hide_lightning_messages(), explain_failures(folder, last):
-        prepare_folder(folder, model.config, options, resume=resume)
+        prepare_folder(folder, model.current_config(), options, resume=resume)
         step = step_of_checkpoint(last) if resume else None
         metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
         best = BestModel(folder / "best")
@@ -127,7 +127,7 @@ def train(
         module = RetinaNetModule(model.train(), options, resize_images=resize_images)
         trainer.fit(module, data, ckpt_path=None if step is None else last, weights_only=True)
         if trainer.is_global_zero:
-            weights = Weights(model.config, weights_to_save(trainer, module))
+            weights = Weights(model.current_config(), weights_to_save(trainer, module))
             save_checkpoint(weights, folder / "last")
             LOG.info("%s", _conclusion(folder, best))
     model.eval()
