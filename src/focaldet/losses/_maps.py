@@ -11,7 +11,7 @@ from focaldet._checks import must_be
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import TotalLoss
-from focaldet.losses._cpu import SparseLoss
+from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import sigmoid_focal_entries
 from focaldet.losses._layout import Layout, Special, find_special
 from focaldet.losses._reduction import count_positives, divisor

@@ -12,8 +12,8 @@ from focaldet.losses import _arguments as arguments
 from focaldet.losses import _cuda
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
-from focaldet.losses._cpu import SparseLoss
-from focaldet.losses._dense import FEW, DenseLoss
+from focaldet.losses._cpu_dense import FEW, DenseLoss
+from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
 from focaldet.losses._layout import Special, find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
