@@ -7,7 +7,7 @@ otherwise, removing ignored rows. CPU time of one thread is the least affected b
 
     python -m tests.benchmarks.focal_loss           # half a minute
     python -m tests.benchmarks.focal_loss --full    # minutes, 4 GB
-    python -m tests.benchmarks.focal_loss --formula # minutes, 4 GB: kernels compared with autograd
+    python -m tests.benchmarks.focal_loss --formula # ten minutes, 4 GB: kernels compared with autograd
 
 Half of the advantage in large cases is due to page faults: glibc returns every block above 32 MiB
 to the system, and torchvision allocates about thirty of them. MALLOC_MMAP_THRESHOLD_=4294967296 and

@@ -252,7 +252,7 @@ def _slope(p: Tensor, log_q: Tensor, gamma: float, *, near_one: bool, out: Tenso
     if gamma == 0:
         torch.neg(p, out=out)
     elif near_one:
-        torch.addcmul(p * (-1 / gamma), log_q.exp(), log_q, out=out)
+        torch.exp(log_q, out=out).mul_(log_q).add_(p, alpha=-1 / gamma)
     else:
         torch.lerp(log_q, torch.full_like(ZERO, -1 / gamma), p, out=out)
 

@@ -44,12 +44,26 @@ class Special(NamedTuple):
         )
 
 
-def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Special:
-    """Find targets other than background in flat class indices; raise if one is out of range."""
+def find_keys(targets: Tensor, ignore_index: int) -> Tensor:
+    """Return the keys of the places in flat class indices that may not be background."""
     if ignore_index == BACKGROUND:
-        keys = torch.arange(len(targets), device="cpu")
-    else:
-        keys = (targets != BACKGROUND).nonzero().view(-1)
+        return torch.arange(len(targets), device="cpu")
+    return (targets != BACKGROUND).nonzero().view(-1)
+
+
+def find_special(
+    targets: Tensor, num_classes: int, ignore_index: int, keys: Tensor | None = None
+) -> Special:
+    """Find targets other than background in flat class indices; raise if one is out of range.
+
+    Args:
+        targets: Class indices of all places.
+        num_classes: Number of classes.
+        ignore_index: Index of places to ignore.
+        keys: The result of `find_keys`. None computes it.
+    """
+    if keys is None:
+        keys = find_keys(targets, ignore_index)
     values = targets[keys]
     if len(values) == 0:
         return Special(keys, values, keys)

@@ -14,7 +14,7 @@ from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
 from focaldet.losses._cpu_dense import FEW, DenseLoss
 from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
-from focaldet.losses._layout import Special, find_special
+from focaldet.losses._layout import Special, find_keys, find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from focaldet.losses._arguments import Normalizer, Reduction
 
     Formula = Callable[[Tensor], Tensor]
+
+SPARSE = 40
+"""Entries per positive from which the sparse kernel is faster than the dense one."""
 
 
 def sigmoid_focal_loss(
@@ -176,9 +179,16 @@ def _kernel(
     if not targets.is_floating_point():
         K = logits.shape[1]
         if entries > FEW:
-            special = find_special(targets.reshape(-1), K, ignore_index)
-            entries -= len(special.ignored) * K
-        if special is None or len(special.positive) * 40 > entries:
+            flat = targets.reshape(-1)
+            keys = find_keys(flat, ignore_index)
+            # Counting is cheap. With many positives it saves listing them in vain.
+            if (
+                len(keys) * SPARSE <= entries
+                or count_positives(flat, ignore_index) * SPARSE <= entries
+            ):
+                special = find_special(flat, K, ignore_index, keys)
+                entries -= len(special.ignored) * K
+        if special is None or len(special.positive) * SPARSE > entries:
             # The sparse kernel does not pay off for few entries or many positives.
             special = None
             targets, mask = arguments.set_apart_ignored(targets, K, ignore_index)
