@@ -1,8 +1,8 @@
 """CPU kernel for soft targets, many positives or few entries: any entry may be positive.
 
-It computes loss and gradient together, in cache-sized pieces of memory. The single piece of a small
-input, class indices and soft targets have code of their own because each pays for itself; see
-``python -m tests.benchmarks.focal_loss --formula``, which compares the kernels with autograd.
+It computes loss and gradient together, in cache-sized pieces of memory. To compare its time and
+memory with formulas that autograd differentiates, run
+``python -m tests.benchmarks.focal_loss --formula``.
 """
 
 from __future__ import annotations
