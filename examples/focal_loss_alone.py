@@ -1,7 +1,7 @@
-"""Find the rare class: the focal loss without a detector, against cross-entropy, on drawn data.
+"""Classify a rare class with the focal loss and with cross-entropy, on synthetic data.
 
-Two points in a hundred are positive, and their cloud overlaps the others'. Three equal networks see
-the same batches and differ in their loss only. It takes ten seconds or so on one CPU core.
+Two points in a hundred are positive, and they overlap with the negatives. Three identical networks
+are trained on the same batches with different losses. This takes about ten seconds on one CPU core.
 
     python examples/focal_loss_alone.py
 """
@@ -13,13 +13,13 @@ from focaldet import FocalLoss
 
 
 def draw(n: int) -> tuple[Tensor, Tensor]:
-    """Draw n points [n, 16] and their labels [n, 1]; the ones lie a little off and wider."""
+    """Draw n points [n, 16] and labels [n, 1]; positives have a shifted mean and a larger spread."""
     y = (torch.rand(n, 1) < 0.02).float()
     return torch.randn(n, 16) * (1 + 0.4 * y) + 0.4 * y, y
 
 
 def measure(p: Tensor, y: Tensor) -> tuple[float, float, float]:
-    """Average precision; precision and recall of p > 0.5."""
+    """Compute average precision, and precision and recall at threshold 0.5."""
     hits = y[p.argsort(descending=True)]
     average = (hits.cumsum(0) / torch.arange(1, len(y) + 1))[hits > 0].mean().item()
     right = y[p > 0.5].sum().item()
@@ -31,14 +31,14 @@ torch.manual_seed(0)
 print(f"{int(y_test.sum())} of {len(y_test)} held-out points are positive")
 print(f"{'loss':<24}{'average precision':>18}{'precision':>12}{'recall':>9}")
 for name, criterion in {
-    "cross-entropy": FocalLoss(alpha=None, gamma=0.0),  # equal to BCEWithLogitsLoss()
-    "focal, alpha 0.25": FocalLoss(alpha=0.25, gamma=2.0),  # the paper's
+    "cross-entropy": FocalLoss(alpha=None, gamma=0.0),  # equals BCEWithLogitsLoss()
+    "focal, alpha 0.25": FocalLoss(alpha=0.25, gamma=2.0),  # the setting of the paper
     "focal, alpha 0.75": FocalLoss(alpha=0.75, gamma=2.0),
 }.items():
-    torch.manual_seed(1)  # the same start, the same batches
+    torch.manual_seed(1)  # the same initial weights and batches
     hidden = (nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     model = nn.Sequential(*hidden, nn.Linear(64, 1))
-    nn.init.constant_(model[-1].bias, -4.0)  # to begin with, p is about 0.02 everywhere
+    nn.init.constant_(model[-1].bias, -4.0)  # so that p is about 0.02 everywhere at first
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for batch in torch.cat([torch.randperm(len(x)) for _ in range(10)]).split(256):
         optimizer.zero_grad()
@@ -47,6 +47,4 @@ for name, criterion in {
     with torch.no_grad():
         average, precision, recall = measure(model(x_test).sigmoid()[:, 0], y_test[:, 0])
     print(f"{name:<24}{average:>18.3f}{precision:>12.3f}{recall:>9.3f}")
-print(
-    "Precision and recall are those of p > 0.5. Alpha moves that threshold more than the ranking."
-)
+print("Precision and recall are at p > 0.5. Alpha affects that threshold more than the ranking.")

@@ -1,4 +1,4 @@
-"""The focal losses against numbers worked by hand, float64 and PyTorch's own losses."""
+"""The focal losses compared with hand-computed numbers, float64 and the losses of PyTorch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1.3e-6, 5e-6
 
 
 def reference(logits: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Loss and gradient in float64, written down as the paper has them."""
+    """Compute loss and gradient in float64, as the paper writes them."""
     alpha, gamma = options.get("alpha", 0.25), options.get("gamma", 2.0)
     ignore = options.get("ignore_index", -100)
     x = logits.detach().double().requires_grad_()
@@ -79,9 +79,9 @@ def loss_and_gradient(logits: Tensor, targets: Tensor, **options: Any) -> tuple[
 
 
 def relative_error(value: Tensor, exact: Tensor, scale: float = 1e-30) -> float:
-    """Largest deviation as a part of the largest exact entry, or of ``scale`` if that is larger.
+    """Return the largest error relative to the largest exact entry, or to ``scale`` if larger.
 
-    By itself ``scale`` is what float32 still resolves.
+    The default of ``scale`` is about the smallest number that float32 resolves.
     """
     if exact.numel() == 0:
         return 0.0
@@ -98,8 +98,8 @@ def check(logits: Tensor, targets: Tensor, **options: Any) -> None:
     assert relative_error(loss, exact_loss) <= LOSS_TOLERANCE
     scale = 1e-30
     if targets.is_floating_point() and logits.numel():
-        # The gradient of a soft target is the difference of two terms, which vanishes near the
-        # target: what is lost there is a part of the terms. This is one of them, unweighed.
+        # The gradient for a soft target is the difference of two terms and vanishes near the
+        # target, so its error is relative to the terms. This is one of them, without its factor.
         x, t = logits.double(), targets.double()
         error = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
         term = error ** options.get("gamma", 2.0) * (torch.sigmoid(x) - t)
@@ -122,7 +122,7 @@ def some_targets(
     return targets
 
 
-def test_the_loss_of_a_few_entries_is_what_a_hand_computes() -> None:
+def test_the_loss_of_a_few_entries_is_worked_by_hand() -> None:
     # p = 1/2: alpha (1/2)^2 log 2 for the positive, (1 - alpha) (1/2)^2 log 2 for the background
     losses = sigmoid_focal_loss(torch.zeros(1, 2), torch.tensor([1]), reduction="none")
     assert_close(losses, torch.tensor([[0.75, 0.25]]) / 4 * math.log(2))
@@ -132,7 +132,7 @@ def test_the_loss_of_a_few_entries_is_what_a_hand_computes() -> None:
     assert_close(ratio, torch.tensor([[0.01]]), rtol=1e-5, atol=0)
 
 
-def test_alpha_weighs_the_positives_and_one_less_alpha_the_background() -> None:
+def test_alpha_weights_positives_and_1_minus_alpha_weights_background() -> None:
     x = torch.zeros(2, 1)
     positive, background = sigmoid_focal_loss(
         x, torch.tensor([0, -1]), alpha=0.9, gamma=0.0, reduction="none"
@@ -140,7 +140,7 @@ def test_alpha_weighs_the_positives_and_one_less_alpha_the_background() -> None:
     assert_close(positive / background, torch.tensor(9.0))
 
 
-def test_a_tensor_of_alphas_weighs_each_class_by_its_own() -> None:
+def test_a_tensor_alpha_weights_each_class_separately() -> None:
     x, t = torch.randn(7, 3), torch.tensor([0, 1, 2, -1, 0, -100, 2])
     alpha = torch.tensor([0.1, 0.5, 0.9])
     together = sigmoid_focal_loss(x, t, alpha=alpha, reduction="none")
@@ -174,7 +174,7 @@ def test_the_softmax_loss_at_gamma_0_is_the_cross_entropy(
     t[0, 0] = t[3, 2] = -100
     alpha = torch.rand(5, dtype=torch.float64) if weights else None
     if weights and reduction == "mean":
-        return  # that mean of PyTorch's divides by the weights, ours by the count
+        return  # PyTorch divides this mean by the weights, focaldet by the count
     got = softmax_focal_loss(
         x, t, alpha=alpha, gamma=0.0, reduction=reduction, label_smoothing=smoothing
     )
@@ -184,7 +184,7 @@ def test_the_softmax_loss_at_gamma_0_is_the_cross_entropy(
     )
 
 
-def test_the_softmax_loss_takes_probabilities_as_cross_entropy_does() -> None:
+def test_the_softmax_loss_accepts_probabilities_like_cross_entropy() -> None:
     x, t = torch.randn(6, 5, 3, dtype=torch.float64), torch.rand(6, 5, 3, dtype=torch.float64)
     t = t / t.sum(1, keepdim=True)
     assert_close(
@@ -206,7 +206,7 @@ def test_the_softmax_loss_is_the_formula_of_its_probability(gamma: float) -> Non
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_the_softmax_loss_keeps_its_digits_where_the_class_is_nearly_certain(gamma: float) -> None:
+def test_the_softmax_loss_is_accurate_where_the_class_is_nearly_certain(gamma: float) -> None:
     x = torch.tensor([[30.0, 0.0, -3.0], [1e4, 0.0, 0.0], [-1e4, 0.0, 5.0]])
     t = torch.zeros(3, dtype=torch.int64)
     got = softmax_focal_loss(x.requires_grad_(), t, gamma=gamma, reduction="none")
@@ -218,7 +218,7 @@ def test_the_softmax_loss_keeps_its_digits_where_the_class_is_nearly_certain(gam
     assert x.grad.isfinite().all()
 
 
-def test_the_softmax_loss_of_one_class_is_0_and_so_is_its_gradient() -> None:
+def test_the_softmax_loss_of_one_class_and_its_gradient_are_0() -> None:
     x = torch.randn(3, 1, requires_grad=True)
     loss = softmax_focal_loss(x, torch.zeros(3, dtype=torch.int64), reduction="sum")
     torch.autograd.backward(loss)
@@ -240,7 +240,7 @@ def test_the_star_loss_is_the_formula_of_appendix_a() -> None:
     assert_close(x.grad, slope.detach().masked_fill((t == -100).unsqueeze(1), 0.0))
 
 
-def test_the_star_loss_weighs_soft_targets_and_alpha_as_it_says() -> None:
+def test_the_star_loss_weights_soft_targets_and_alpha_as_documented() -> None:
     x = torch.randn(5, 3, dtype=torch.float64)
     yes, no = torch.ones_like(x), torch.zeros_like(x)
     t = torch.rand_like(x)
@@ -289,7 +289,7 @@ def test_hard_and_soft_targets_agree_with_torchvision(
     many=st.booleans(),
     seed=st.integers(0, 2**30),
 )
-def test_class_indices_give_the_loss_and_gradient_of_float64(
+def test_loss_and_gradient_for_class_indices_match_float64(
     classes: int, gamma: float, alpha: Any, center: float, spread: float,
     positive: float, ignored: float, reduction: str, many: bool, seed: int,
 ) -> None:  # fmt: skip
@@ -313,7 +313,7 @@ def test_class_indices_give_the_loss_and_gradient_of_float64(
     reduction=st.sampled_from(["sum", "mean", "none"]),
     seed=st.integers(0, 2**30),
 )
-def test_float_targets_give_the_loss_and_gradient_of_float64(
+def test_loss_and_gradient_for_float_targets_match_float64(
     shape: tuple[int, ...], gamma: float, alpha: float | None, center: float, spread: float,
     kind: str, reduction: str, seed: int,
 ) -> None:  # fmt: skip
@@ -326,8 +326,8 @@ def test_float_targets_give_the_loss_and_gradient_of_float64(
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("few", [True, False])
-def test_a_tensor_of_equal_logits_keeps_its_digits(gamma: float, few: bool) -> None:
-    # Rounding errors of equal entries are equal too and do not cancel in the sum.
+def test_equal_logits_are_summed_accurately(gamma: float, few: bool) -> None:
+    # Rounding errors of equal entries are equal, so they do not cancel in the sum.
     rows = 5 if few else 500
     for x in (-12.0, -4.59511985, -2.0, -1e-3, 0.0, 0.7, 2.0, 3.9, 4.1, 9.0, 88.0):
         check(torch.full((rows, 80), x), torch.full((rows,), -1), gamma=gamma, reduction="sum")
@@ -337,7 +337,7 @@ def test_a_tensor_of_equal_logits_keeps_its_digits(gamma: float, few: bool) -> N
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("rows", [3, 30_000])
-def test_infinite_logits_on_the_right_side_have_no_loss_and_no_gradient(
+def test_infinite_logits_with_the_correct_sign_have_zero_loss_and_gradient(
     gamma: float, rows: int
 ) -> None:
     x = torch.full((rows, 2), -torch.inf)
@@ -352,9 +352,7 @@ def test_infinite_logits_on_the_right_side_have_no_loss_and_no_gradient(
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("rows", [20, 30_000])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-def test_whatever_stands_in_an_ignored_row_touches_nothing(
-    poison: float, rows: int, gamma: float
-) -> None:
+def test_ignored_rows_affect_nothing(poison: float, rows: int, gamma: float) -> None:
     x = torch.randn(rows, 2) - 3
     t = some_targets((rows,), 2, positive=0.01, ignored=0.05)
     t[4] = -100
@@ -367,7 +365,7 @@ def test_whatever_stands_in_an_ignored_row_touches_nothing(
     assert (losses[t == -100] == 0).all()
 
 
-def test_a_nan_in_a_row_that_counts_is_not_hidden() -> None:
+def test_nan_in_a_row_that_is_not_ignored_gives_nan() -> None:
     for rows in (10, 30_000):
         x, t = torch.randn(rows, 2), torch.full((rows,), -1)
         x[7, 1] = torch.nan
@@ -377,7 +375,7 @@ def test_a_nan_in_a_row_that_counts_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("count", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 3)])
-def test_any_small_number_of_positives_and_ignored_rows_is_counted_right(
+def test_small_numbers_of_positives_and_ignored_rows_are_counted_correctly(
     count: tuple[int, int],
 ) -> None:
     x, t = torch.randn(3000, 40), torch.full((3000,), -1)
@@ -393,7 +391,7 @@ def test_any_small_number_of_positives_and_ignored_rows_is_counted_right(
 
 @pytest.mark.parametrize("rows", [20, 2000])
 @pytest.mark.parametrize("ignore_index", [-1, 3, 255, -7])
-def test_any_index_can_be_the_ignored_one(ignore_index: int, rows: int) -> None:
+def test_any_index_can_be_ignored(ignore_index: int, rows: int) -> None:
     x, t = torch.randn(rows, 80), torch.randint(-1, 80, (rows,))
     t[::7] = ignore_index
     check(x, t, ignore_index=ignore_index)
@@ -426,7 +424,7 @@ def test_half_precision_is_rounded_once(rows: int, gamma: float, dtype: torch.dt
             assert_close(y.grad, once, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
-def test_a_loss_scaler_saves_float16_gradients_from_vanishing() -> None:
+def test_a_loss_scaler_keeps_float16_gradients_from_underflowing() -> None:
     x = (torch.randn(1000, 80) - 4).half().requires_grad_()
     t = some_targets((1000,), 80, positive=0.1, ignored=0.0)
     torch.autograd.backward(sigmoid_focal_loss(x, t) * 65536)
@@ -437,7 +435,7 @@ def test_a_loss_scaler_saves_float16_gradients_from_vanishing() -> None:
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])
 @pytest.mark.parametrize("size", [(3, 5, 4, 6), (2, 80, 30, 33), (1, 3, 300, 301), (0, 3, 2, 2)])
-def test_other_layouts_give_the_same_numbers(size: tuple[int, ...], layout: str) -> None:
+def test_all_memory_layouts_give_the_same_numbers(size: tuple[int, ...], layout: str) -> None:
     x = torch.randn(size) * 2 - 3
     if layout == "channels_last":
         y = x.contiguous(memory_format=torch.channels_last)
@@ -462,7 +460,7 @@ def test_other_layouts_give_the_same_numbers(size: tuple[int, ...], layout: str)
                 assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_any_shape_are_those_of_cross_entropy() -> None:
+def test_targets_have_the_shapes_of_cross_entropy() -> None:
     x = torch.randn(4, 3, 5, 6)
     t = some_targets((4, 5, 6), 3, positive=0.3, ignored=0.1)
     flat = sigmoid_focal_loss(x.movedim(1, -1).reshape(-1, 3), t.flatten())
@@ -496,7 +494,7 @@ def test_normalizers_divide_the_losses(rows: int) -> None:
     )
 
 
-def test_a_batch_with_nothing_in_it_has_the_loss_0() -> None:
+def test_an_empty_batch_has_a_loss_of_0() -> None:
     for x, t in (
         (torch.empty(0, 4), torch.empty(0, dtype=torch.int64)),
         (torch.empty(3, 0), torch.full((3,), -1)),
@@ -521,7 +519,7 @@ MODULES: list[tuple[type[torch.nn.Module], Callable[..., Tensor]]] = [
 
 
 @pytest.mark.parametrize(("module", "function"), MODULES)
-def test_a_module_has_the_names_order_and_defaults_of_its_function(
+def test_a_module_has_the_argument_names_order_and_defaults_of_its_function(
     module: type[torch.nn.Module], function: Callable[..., Tensor]
 ) -> None:
     of_module = list(inspect.signature(module).parameters.values())
@@ -530,7 +528,7 @@ def test_a_module_has_the_names_order_and_defaults_of_its_function(
 
 
 @pytest.mark.parametrize(("module", "function"), MODULES)
-def test_a_module_survives_copy_pickle_and_a_move(
+def test_a_module_can_be_copied_pickled_and_moved(
     module: type[torch.nn.Module], function: Callable[..., Tensor]
 ) -> None:
     alpha, normalizer = torch.tensor([0.2, 0.4, 0.6]), torch.tensor(3.0)
@@ -572,7 +570,7 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch lacks distributed")
 def test_ranks_divide_by_their_mean_number_of_positives(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(
@@ -586,6 +584,6 @@ def test_ranks_divide_by_their_mean_number_of_positives(tmp_path: Path) -> None:
         output, _ = rank.communicate(timeout=120)
         assert rank.returncode == 0
         assert_close(float(output.split()[-1]), (3 + 8) / 2, rtol=1e-5, atol=0)
-    x, t = torch.zeros(9, 4), torch.full((9,), 2)  # without ranks: this process's own number
+    x, t = torch.zeros(9, 4), torch.full((9,), 2)  # without ranks: the number of this process
     alone = sigmoid_focal_loss(x, t, reduction="sum", normalizer="num_pos_all_ranks")
     assert_close(alone, sigmoid_focal_loss(x, t, reduction="sum", normalizer="num_pos"))

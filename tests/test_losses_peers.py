@@ -1,6 +1,7 @@
-"""What docs/focal_loss.md says of other projects' focal losses, computed with those installed.
+"""What docs/focal_loss.md says about the focal losses of other projects, checked against them.
 
-The numbers stand in the page alone; each test reads its row there and computes it anew.
+The numbers are in that page only. Each test reads its row and recomputes it with the installed
+package, or is skipped if the package is missing; ``pip install 'focaldet[peers]'`` installs most.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ PEERS = ("torchvision", "fvcore", "mmdet", "MONAI", "kornia", "SMP")
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore"),  # of the peers' own making
+    pytest.mark.filterwarnings("ignore"),  # raised by the peers
 ]
 
 
 def import_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
-    """Import a module of an installed package without running the packages around it.
+    """Import a module of an installed package without running its parent packages.
 
-    Theirs import backbones, image readers and compiled operators that the loss does not need.
+    Those import backbones, image readers and compiled operators that the loss does not need.
     """
     package, *rest = name.split(".")
     spec = importlib.util.find_spec(package)
@@ -57,7 +58,7 @@ def import_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
 
 
 def entries_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> Loss:
-    """The peer's sigmoid focal loss of each entry, in one way of calling."""
+    """Return the peer's sigmoid focal loss without reduction, with a common signature."""
     if peer == "torchvision":
         ops = importlib.import_module("torchvision.ops")
         return lambda x, t, a, g: ops.sigmoid_focal_loss(x, t, -1 if a is None else a, g)
@@ -65,7 +66,7 @@ def entries_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> Loss:
         fvcore = pytest.importorskip("fvcore.nn")
         return lambda x, t, a, g: fvcore.sigmoid_focal_loss(x, t, -1 if a is None else a, g)
     if peer == "mmdet":
-        # Its operators are compiled and its registry asks for half of the project.
+        # Its operators are compiled, and its registry imports half of the project.
         operators, registry = types.ModuleType("mmcv.ops"), types.ModuleType("mmdet.registry")
         operators.sigmoid_focal_loss = None  # type: ignore[attr-defined]
         models = types.SimpleNamespace(register_module=lambda: lambda kind: kind)
@@ -75,7 +76,7 @@ def entries_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> Loss:
         mmdet = import_alone(monkeypatch, "mmdet.models.losses.focal_loss")
 
         def of_mmdet(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
-            factor = 1.0 if alpha is not None else 2.0  # it has no way to say "off"
+            factor = 1.0 if alpha is not None else 2.0  # it cannot disable alpha
             given = 0.5 if alpha is None else alpha
             loss = mmdet.py_sigmoid_focal_loss(x, t, gamma=gamma, alpha=given, reduction="none")
             return factor * loss  # type: ignore[no-any-return]
@@ -100,7 +101,7 @@ def ours(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
 
 
 def row_of(peer: str, table: str = "values") -> list[str]:
-    """The cells of one of the page's two tables, without the name."""
+    """Return the cells of a row in one of the page's two tables, without the name."""
     text = PAGE.read_text(encoding="utf-8").split(f"<!-- {table} -->")[1]
     text = text.split(f"<!-- end of {table} -->")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
@@ -119,7 +120,7 @@ def check_values(row: list[str], loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_the_values_written_for_soft_targets_are_computed(
+def test_the_values_for_soft_targets_are_those_of_the_page(
     peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = entries_of(peer, monkeypatch)
@@ -129,12 +130,12 @@ def test_the_values_written_for_soft_targets_are_computed(
     assert row[1] == ("yes" if bool((same.abs() < 1e-6).all()) else "no")
 
 
-def test_our_own_values_are_those_written() -> None:
+def test_the_values_of_focaldet_are_those_of_the_page() -> None:
     check_values(row_of("focaldet"), ours)
 
 
 def signature_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> inspect.Signature:
-    """The signature of what a user of the peer calls."""
+    """Return the signature of the function or class that users of the peer call."""
     if peer == "mmdet":
         entries_of(peer, monkeypatch)
         return inspect.signature(sys.modules["mmdet.models.losses.focal_loss"].FocalLoss)
@@ -152,7 +153,7 @@ def signature_of(peer: str, monkeypatch: pytest.MonkeyPatch) -> inspect.Signatur
 
 
 @pytest.mark.parametrize("peer", ["focaldet", *PEERS])
-def test_the_defaults_are_those_written(peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_are_those_of_the_page(peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = signature_of(peer, monkeypatch).parameters
     alpha, _, reduction = [cell.strip("`") for cell in row_of(peer, "defaults")][:3]
     default = parameters["alpha"].default
@@ -182,7 +183,7 @@ def gradient(loss: Loss, x: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_gradients_of_sure_and_right_logits_are_as_written(
+def test_gradients_of_confident_correct_logits_are_as_in_the_page(
     peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = entries_of(peer, monkeypatch)
@@ -194,7 +195,7 @@ def test_gradients_of_sure_and_right_logits_are_as_written(
     assert got.abs().max() < 1e-8
 
 
-def test_at_gamma_0_our_means_are_those_of_torch() -> None:
+def test_at_gamma_0_the_means_of_focaldet_equal_those_of_torch() -> None:
     x, targets = torch.randn(50, 4), torch.randint(4, (50,))
     one_hot = F.one_hot(targets, 4).float()
     torch.testing.assert_close(
@@ -206,7 +207,7 @@ def test_at_gamma_0_our_means_are_those_of_torch() -> None:
     )
 
 
-def test_kornia_divides_its_softmax_mean_by_the_classes_and_counts_the_ignored() -> None:
+def test_kornia_divides_its_softmax_mean_by_the_classes_and_counts_ignored_rows() -> None:
     x, targets = torch.randn(50, 4), torch.randint(4, (50,))
     targets[0] = -100
     kornia = pytest.importorskip("kornia.losses")
@@ -221,14 +222,14 @@ def test_monai_divides_its_softmax_mean_by_the_classes() -> None:
     torch.testing.assert_close(loss(x, targets[:, None]), F.cross_entropy(x, targets) / 4)
 
 
-def test_the_sum_of_monai_is_a_mean_over_the_places() -> None:
+def test_the_sum_of_monai_is_a_mean_over_places() -> None:
     x, targets = torch.randn(2, 3, 4, 5), (torch.rand(2, 3, 4, 5) < 0.3).float()
     monai = pytest.importorskip("monai.losses")
     got = monai.FocalLoss(gamma=2.0, reduction="sum")(x, targets)
     torch.testing.assert_close(got, ours(x, targets, None, 2.0).sum() / 20)
 
 
-def test_a_vector_alpha_of_monai_weighs_positives_alone() -> None:
+def test_a_vector_alpha_of_monai_weights_only_positives() -> None:
     x, targets = torch.randn(20, 3), (torch.rand(20, 3) < 0.3).float()
     weights = torch.tensor([0.2, 0.5, 0.9])
     monai = pytest.importorskip("monai.losses.focal_loss")
@@ -241,7 +242,7 @@ def test_a_vector_alpha_of_monai_weighs_positives_alone() -> None:
 
 
 @pytest.mark.parametrize("peer", ["MONAI", "kornia"])
-def test_one_alpha_of_a_softmax_loss_weighs_class_0_by_the_rest(peer: str) -> None:
+def test_a_scalar_alpha_of_a_softmax_loss_weights_class_0_by_1_minus_alpha(peer: str) -> None:
     x, targets = torch.randn(50, 4), torch.randint(4, (50,))
     if peer == "MONAI":
         monai = pytest.importorskip("monai.losses.focal_loss")
@@ -254,7 +255,9 @@ def test_one_alpha_of_a_softmax_loss_weighs_class_0_by_the_rest(peer: str) -> No
     torch.testing.assert_close(got.sum(1), wanted)
 
 
-def test_the_multiclass_mode_of_smp_is_a_sigmoid_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_multiclass_mode_of_smp_is_one_sigmoid_per_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     smp = import_alone(monkeypatch, "segmentation_models_pytorch.losses.focal")
     x, targets = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 3, 5))
     wanted = sigmoid_focal_loss(x, targets, alpha=None)

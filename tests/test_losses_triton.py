@@ -1,11 +1,11 @@
 """The Triton path of the sigmoid focal loss, without a GPU.
 
-Run as a program this file is the other half of its tests: ``interpret`` runs the kernels on a CPU
-in Triton's interpreter, which must be asked for before the kernels are imported, and ``compile``
-compiles them ahead of time. Both print JSON.
+The tests run this file as a program: ``interpret`` runs the kernels on a CPU in Triton's
+interpreter, which must be enabled before the kernels are imported, and ``compile`` compiles them
+ahead of time. Both print JSON.
 """
 
-# Triton has no types and need not be installed:
+# Triton is untyped and optional:
 # mypy: disable-error-code="import-not-found, import-untyped"
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 GAMMAS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 12.5)
 CLASSES = (1, 2, 3, 80, 365)
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1.3e-6, 5e-6
-# The interpreter cuts bfloat16 off where a GPU rounds, which the compiled kernels are seen to do.
+# The interpreter truncates to bfloat16; a test shows that the compiled kernels round.
 ROUNDING = {torch.float32: GRADIENT_TOLERANCE, torch.bfloat16: 2**-7, torch.float16: 2**-11}
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -48,7 +48,7 @@ def options(**changed: Any) -> Options:
 
 
 def draw(rows: int, classes: int, spread: float = 4.0) -> tuple[Tensor, Tensor]:
-    """Logits, and targets of which a third are classes and a fifth are ignored."""
+    """Draw logits, and targets of which a third are classes and a fifth are ignored."""
     targets = torch.randint(classes, (rows,))
     chance = torch.rand(rows)
     return torch.randn(rows, classes) * spread, targets.where(chance < 0.33, -1).where(
@@ -57,7 +57,7 @@ def draw(rows: int, classes: int, spread: float = 4.0) -> tuple[Tensor, Tensor]:
 
 
 def reference(logits: Tensor, targets: Tensor, o: Options) -> tuple[Tensor, Tensor]:
-    """Sum of the losses and its gradient in float64, written down as the paper has them."""
+    """Compute the sum of the losses and its gradient in float64, as the paper writes them."""
     x = logits.detach().double().clamp(-1e5, 1e5).requires_grad_()
     positive = targets[:, None] == torch.arange(x.shape[1])
     kept = (targets != o.ignore_index)[:, None].expand_as(x)
@@ -71,11 +71,11 @@ def reference(logits: Tensor, targets: Tensor, o: Options) -> tuple[Tensor, Tens
     return total.detach(), gradient
 
 
-# What `interpret` runs: each function returns what went wrong.
+# `interpret` runs these functions, which return descriptions of what is wrong.
 
 
 def deviations(logits: Tensor, targets: Tensor, o: Options) -> list[str]:
-    """Compare what the launch functions make of this with float64."""
+    """Compare the results of the launch functions with float64."""
     from focaldet.losses import _triton
 
     assert isinstance(o.alpha, float) or o.alpha is None
@@ -102,7 +102,7 @@ def deviations(logits: Tensor, targets: Tensor, o: Options) -> list[str]:
 def every_size_and_gamma() -> list[str]:
     wrong = []
     for K, gamma in itertools.product(CLASSES, GAMMAS):
-        logits, targets = draw(3000 // K + 5, K)  # a second program, not full
+        logits, targets = draw(3000 // K + 5, K)  # a second program, which is not full
         for alpha in (0.25, None):
             wrong += deviations(logits, targets, options(gamma=gamma, alpha=alpha))
     return wrong
@@ -139,6 +139,7 @@ def ignored_rows() -> list[str]:
             logits, targets = draw(60, 5)
             targets[targets == -100] = ignore
             targets = targets.to(dtype)
+            logits[0] = torch.tensor([5.0, 30.0, 100.0, -30.0, 0.0])
             logits[targets == ignore] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1e9])
             wrong += deviations(logits, targets, options(gamma=gamma, ignore_index=ignore))
     logits, targets = draw(9, 5)
@@ -154,7 +155,7 @@ def half_precision() -> list[str]:
     return wrong
 
 
-def nan_is_shown() -> list[str]:
+def nan_is_not_hidden() -> list[str]:
     from focaldet.losses import _triton
 
     wrong = []
@@ -169,7 +170,7 @@ def nan_is_shown() -> list[str]:
     return wrong
 
 
-def repeats() -> list[str]:
+def results_are_reproducible() -> list[str]:
     from focaldet.losses import _triton
 
     logits, targets = draw(400, 20)
@@ -179,7 +180,7 @@ def repeats() -> list[str]:
 
 
 def with_autograd() -> list[str]:
-    """`_cuda.rows_loss` as a whole against the same through the CPU kernels."""
+    """Compare all of `_cuda.rows_loss` with the CPU kernels."""
     wrong = []
     reductions: Any = [("sum", "num_pos"), ("sum", 7.0), ("mean", None)]
     reductions += [("mean", torch.tensor([3.0])), ("sum", torch.tensor(3.0))]
@@ -194,7 +195,7 @@ def with_autograd() -> list[str]:
         loss, same = _cuda.rows_loss(x, targets, o), sigmoid_focal_loss(y, targets, **o._asdict())
         saved = {t.data_ptr() for t in loss_tensors(loss)}
         if not saved <= {x.data_ptr(), targets.data_ptr()}:
-            wrong.append("keeps more than logits and targets")
+            wrong.append("saves more than logits and targets")
         torch.autograd.backward(5 * loss, retain_graph=True)
         torch.autograd.backward(5 * loss)
         torch.autograd.backward(10 * same)
@@ -218,14 +219,14 @@ def with_autograd() -> list[str]:
     logits, targets = draw(9, 4)
     nothing = _cuda.rows_loss(logits, torch.full_like(targets, -100), options(reduction="mean"))
     if nothing.item() != 0:
-        wrong.append("a mean over nothing is not 0")
+        wrong.append("a mean over no entries is not 0")
     x = logits.clone().requires_grad_()
     changed = x * 1
     loss = _cuda.rows_loss(changed, targets, options())
     changed.add_(1)
     try:
         torch.autograd.backward(loss)
-        wrong.append("a change in place went unnoticed")
+        wrong.append("an in-place change did not raise")
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -233,7 +234,7 @@ def with_autograd() -> list[str]:
 
 
 def loss_tensors(loss: Tensor) -> list[Tensor]:
-    """The tensors of more than one element that the graph of ``loss`` keeps for its backward."""
+    """Return the tensors with several elements that the graph of ``loss`` saves for backward."""
     found: list[Tensor] = []
     nodes = [loss.grad_fn]
     while nodes:
@@ -251,14 +252,14 @@ INTERPRETED: list[Callable[[], list[str]]] = [
     extremes,
     ignored_rows,
     half_precision,
-    nan_is_shown,
-    repeats,
+    nan_is_not_hidden,
+    results_are_reproducible,
     with_autograd,
 ]
 
 
 def compile_ahead() -> dict[str, dict[str, Any]]:
-    """What comes out of compiling both kernels, with and without a rest of gamma."""
+    """Compile both kernels, with and without a fractional part of gamma, and describe the output."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -316,7 +317,7 @@ def interpreted() -> Any:
 
 @needs_triton
 @pytest.mark.parametrize("check", [f.__name__ for f in INTERPRETED])
-def test_the_kernels_are_right_in_the_interpreter(check: str, interpreted: Any) -> None:
+def test_the_kernels_are_correct_in_the_interpreter(check: str, interpreted: Any) -> None:
     assert interpreted[check] == []
 
 
@@ -337,7 +338,7 @@ FITTING = (torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("alpha", [None, 0.25, 1])
-def test_rows_with_class_indices_suit_the_kernels(
+def test_the_kernels_support_rows_with_class_indices(
     dtype: torch.dtype, reduction: str, alpha: float | None
 ) -> None:
     logits, targets = FITTING
@@ -362,13 +363,13 @@ def test_rows_with_class_indices_suit_the_kernels(
         (torch.zeros(4, 0), FITTING[1], {}),
     ],
 )
-def test_everything_else_takes_operations_of_pytorch(
+def test_everything_else_uses_pytorch_operations(
     logits: Tensor, targets: Tensor, changed: dict[str, Any]
 ) -> None:
     assert not _cuda.suits(logits, targets, options(**changed))
 
 
-def test_more_entries_than_int32_counts_take_operations_of_pytorch() -> None:
+def test_more_entries_than_int32_can_count_use_pytorch_operations() -> None:
     targets = torch.zeros(2**27, dtype=torch.int64, device="meta")
     assert not _cuda.suits(torch.zeros(2**27, 16, device="meta"), targets, options())
     assert _cuda.suits(torch.zeros(2**27, 15, device="meta"), targets, options())
@@ -376,14 +377,14 @@ def test_more_entries_than_int32_counts_take_operations_of_pytorch() -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the kernels worked on every device."""
+    """Pretend that the kernels work on every device."""
     monkeypatch.setattr(_cuda, "kernels", lambda _: types.ModuleType("kernels"))
 
 
 @pytest.mark.usefixtures("served")
-def test_only_plain_tensors_of_the_device_are_taken() -> None:
+def test_the_kernels_apply_to_plain_tensors_of_the_device_only() -> None:
     logits, targets = FITTING
-    assert not _cuda.applies(logits, targets, options())  # they are on a CPU
+    assert not _cuda.applies(logits, targets, options())  # on a CPU
     assert _cuda.applies(logits, targets, options(), device="cpu")
 
     class Marked(torch.Tensor):
@@ -393,7 +394,7 @@ def test_only_plain_tensors_of_the_device_are_taken() -> None:
 
 
 @pytest.mark.usefixtures("served")
-def test_transforms_and_forward_differentiation_take_operations_of_pytorch() -> None:
+def test_transforms_and_forward_differentiation_use_pytorch_operations() -> None:
     logits, targets = FITTING
     seen = []
 
@@ -408,7 +409,7 @@ def test_transforms_and_forward_differentiation_take_operations_of_pytorch() -> 
 
 
 @pytest.mark.usefixtures("served")
-def test_a_compiler_is_given_operations_of_pytorch() -> None:
+def test_compiled_code_uses_pytorch_operations() -> None:
     logits, targets = FITTING
 
     def choice(x: Tensor) -> Tensor:
@@ -419,7 +420,7 @@ def test_a_compiler_is_given_operations_of_pytorch() -> None:
     assert compiled(logits).sum() == 0
 
 
-def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_there_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "focaldet.losses._triton", raising=False)
     _cuda.kernels.cache_clear()
@@ -429,7 +430,7 @@ def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     _cuda.kernels.cache_clear()
 
 
-def test_a_triton_that_does_not_work_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_triton_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = types.ModuleType("broken")
 
     def total(*_: object, **__: object) -> None:
@@ -440,11 +441,11 @@ def test_a_triton_that_does_not_work_is_told_once(monkeypatch: pytest.MonkeyPatc
     _cuda.kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="does not work on cpu, .* no C compiler"):
         assert _cuda.kernels(torch.device("cpu")) is None
-    assert _cuda.kernels(torch.device("cpu")) is None  # and silently
+    assert _cuda.kernels(torch.device("cpu")) is None  # without a second warning
     _cuda.kernels.cache_clear()
 
 
-def test_the_loss_on_a_cuda_device_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_on_a_cuda_device_uses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = FITTING
     monkeypatch.setattr(_cuda, "applies", lambda *_: True)
     monkeypatch.setattr(_cuda, "rows_loss", lambda *_: torch.tensor(7.0))

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/focal_loss.md: ``python docs/figures/draw_focal_loss.py``.
 
-Every number in them comes out of focaldet's own functions. Running it again with the same versions
-of torch and matplotlib gives the same bytes. ``--png`` writes PNG files beside, to look at.
+All numbers are computed with focaldet's functions. The same versions of torch and matplotlib
+produce identical files. ``--png`` also writes PNG files for a quick look.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 GAMMA, ALPHA = "\N{GREEK SMALL LETTER GAMMA}", "\N{GREEK SMALL LETTER ALPHA}"
 MINUS = "\N{MINUS SIGN}"
 INK, GREY = "#1a1a1a", "#6b6b6b"
-# From dark to light, so that the order survives without colour; each is named at its curve as well.
+# From dark to light, so that the order is visible without colour; each curve is also labelled.
 SHADES = ("#000000", "#4b1d6b", "#0072b2", "#009e73", "#d55e00")
 POSITIVE, NEGATIVE = "#e69f00", "#b9ddf5"  # orange, and a light blue
 
@@ -46,7 +46,7 @@ mpl.rcParams.update(
         "axes.labelcolor": INK,
         "figure.facecolor": "white",
         "savefig.facecolor": "white",
-        "figure.constrained_layout.w_pad": 0.12,  # for dark pages, where the edge is seen
+        "figure.constrained_layout.w_pad": 0.12,  # for dark pages, which make the edge visible
         "figure.constrained_layout.h_pad": 0.1,
         "lines.linewidth": 2,
     }
@@ -66,12 +66,12 @@ def losses_of(x: torch.Tensor, target: float, gamma: float) -> torch.Tensor:
 
 
 def draw_curves() -> None:
-    """Figure 1 of the paper: the loss of an entry against the probability of what is true."""
+    """Draw figure 1 of the paper: the loss of an entry over the probability of the true label."""
     p = torch.linspace(0.005, 0.9995, 400, dtype=torch.float64)
     figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     axes.axvspan(0.6, 1, color="#f0f0f0", zorder=0)
     axes.text(0.8, 2.1, "well classified", ha="center", color=GREY)
-    places = {0.0: 0.26, 0.5: 0.28, 1.0: 0.3, 2.0: 0.3, 5.0: 0.26}  # of the names
+    places = {0.0: 0.26, 0.5: 0.28, 1.0: 0.3, 2.0: 0.3, 5.0: 0.26}  # of the labels
     for (gamma, place), colour in zip(places.items(), SHADES, strict=True):
         loss = losses_of(p.logit(), 1.0, gamma)
         axes.plot(p, loss, color=colour)
@@ -87,20 +87,21 @@ def draw_curves() -> None:
         )
     axes.text(0.31, 1.4, "cross-entropy", color=SHADES[0], fontsize=9)
     axes.set(
-        xlim=(0, 1), ylim=(0, 4), xlabel="$p_t$, the probability of what is true", ylabel="loss"
+        xlim=(0, 1), ylim=(0, 4), xlabel="$p_t$, the probability of the true label", ylabel="loss"
     )
     axes.set_title("$-(1 - p_t)^\\gamma\\,\\log\\,p_t$")
     save(figure, "focal_loss_curves")
 
 
 def train_scores() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of positives and negatives for a small classifier trained with the focal loss.
+    """Return logits of positives and negatives of a small classifier trained with the focal loss.
 
-    One point in a hundred is positive: five tight clusters in a plane full of negatives, which
-    reach into them. So most negatives are easy and some are impossible, as in a detector.
+    One point in a hundred is positive. The positives form five tight clusters in a plane full of
+    negatives, which overlap with them. So most negatives are easy and some are impossible to
+    classify, as in a detector.
     """
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # for equal sums
+    torch.set_num_threads(1)  # for reproducible sums
 
     def points(n: int) -> tuple[torch.Tensor, torch.Tensor]:
         y = torch.rand(n) < 0.01
@@ -130,7 +131,7 @@ def train_scores() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw_cumulative() -> None:
-    """Figure 4 of the paper: the share of the whole loss in the easiest part of the entries."""
+    """Draw figure 4 of the paper: the share of the total loss in the easiest entries."""
     positive, negative = train_scores()
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.9), sharey=True, layout="constrained")
     for axes, x, target in ((panels[0], positive, 1.0), (panels[1], negative, 0.0)):
@@ -141,16 +142,16 @@ def draw_cumulative() -> None:
             easiest = 100 * curve[450]
             axes.plot(share, curve, color=colour, label=f"{GAMMA} = {gamma:g}: {easiest:.0f}%")
         axes.axvline(0.9, color=GREY, lw=0.8, ls=(0, (3, 3)), zorder=0)
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="share of the entries, easiest first")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fraction of entries, easiest first")
         axes.legend(title="in the easiest 90%", frameon=False, loc="upper left", alignment="left")
-    panels[0].set_ylabel("share of their loss")
+    panels[0].set_ylabel("fraction of their loss")
     panels[0].set_title(f"{len(positive):,} positives")
     panels[1].set_title(f"{len(negative):,} negatives")
     save(figure, "focal_loss_cumulative")
 
 
 def draw_alpha() -> None:
-    """Which entries alpha weighs, and which 1 - alpha; the weights are read off the loss itself."""
+    """Draw which entries alpha weights and which 1 - alpha, as computed by the loss itself."""
     alpha, K = 0.25, 4
     targets = torch.tensor([2, -1, -100])
     logits = torch.zeros(len(targets), K)
@@ -185,7 +186,7 @@ def draw_alpha() -> None:
     axes.set(xlim=(-1.15, K), ylim=(len(notes), -0.4))
     axes.axis("off")
     axes.set_title(
-        f"{ALPHA} weighs the entry that is true, 1 {MINUS} {ALPHA} all others (here {ALPHA} = {alpha})"
+        f"{ALPHA} weights the true class, 1 {MINUS} {ALPHA} all other entries (here {ALPHA} = {alpha})"
     )
     save(figure, "focal_loss_alpha")
 

@@ -1,32 +1,37 @@
-"""Speed and memory of the focal loss beside torchvision's, in one process, one after the other.
+"""Speed and memory of the focal loss compared with torchvision, alternating in one process.
 
-Prints for each case the median process CPU time of loss and gradient with one thread, the ratio of
-the medians and what is asked of it; the exit status is 1 if a ratio falls short. Both sides get
-class indices: torchvision's gets a one-hot target built and, unless said, ignored rows filtered out.
-CPU time of one thread is what a busy machine disturbs least.
+For each case it prints the median process CPU time of loss and gradient with one thread, the ratio
+of the medians and the required ratio. The exit status is 1 if a ratio is too low. Both sides get
+class indices: for torchvision, the time includes building a one-hot target and, unless noted
+otherwise, removing ignored rows. CPU time of one thread is the least affected by a busy machine.
 
     python -m tests.benchmarks.focal_loss           # half a minute
     python -m tests.benchmarks.focal_loss --full    # minutes, 4 GB
+    python -m tests.benchmarks.focal_loss --formula # ten minutes, 4 GB: kernels compared with autograd
 
-Half of the large cases' advantage is page faults: glibc gives every block above 32 MiB back, and
-torchvision makes some thirty of them. MALLOC_MMAP_THRESHOLD_=4294967296 and
-MALLOC_TRIM_THRESHOLD_=4294967296 keep them, and then less is asked. State them with any ratio.
+Half of the advantage in large cases is due to page faults: glibc returns every block above 32 MiB
+to the system, and torchvision allocates about thirty of them. MALLOC_MMAP_THRESHOLD_=4294967296 and
+MALLOC_TRIM_THRESHOLD_=4294967296 keep these blocks, so a lower ratio is required with them. State
+these settings with any ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
-from focaldet.losses import sigmoid_focal_loss, sigmoid_focal_loss_maps
-from tests.benchmarks.memory import printed_by, resident_peak
+from focaldet.losses import _sigmoid, sigmoid_focal_loss, sigmoid_focal_loss_maps
+from tests.benchmarks.memory import allocated, printed_by, resident_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +47,7 @@ IMAGES, ANCHORS, CLASSES = 2, 9, 80
 
 
 class Case(NamedTuple):
-    """A case and the ratio asked of it, with the allocator as it is and told to keep blocks."""
+    """A case and its required ratio, with the default allocator and with one that keeps blocks."""
 
     name: str
     rows: int
@@ -51,7 +56,7 @@ class Case(NamedTuple):
     asked_tuned: float | None = None
     dtype: torch.dtype = torch.float32
     options: dict[str, Any] = {}  # noqa: RUF012 (read only)
-    ready: bool = False  # torchvision's target ready, nothing ignored
+    ready: bool = False  # torchvision's target is built in advance, and nothing is ignored
     soft: bool = False
     repeats: int = 5
 
@@ -61,7 +66,7 @@ QUICK = [
     Case("40000 x 80 bfloat16", 40_000, 80, 3.2, dtype=torch.bfloat16, repeats=15),
     Case("8000 x 365", 8_000, 365, 4.5, repeats=15),
     Case("386000 x 1", 386_000, 1, 4.0, repeats=15),
-    Case("40000 x 1", 40_000, 1, 3.0, repeats=51),  # the fixed cost of a call shows
+    Case("40000 x 1", 40_000, 1, 3.0, repeats=51),  # dominated by the fixed cost of a call
     Case("16 x 80, target ready", 16, 80, 1.0, repeats=1001, ready=True),
     Case("200 x 80, target ready", 200, 80, 1.0, repeats=501, ready=True),
 ]
@@ -75,7 +80,7 @@ FULL = [
 
 
 def draw(case: Case) -> tuple[Tensor, Tensor]:
-    """Logits of a head in training; a few rows in ten thousand positive, twice as many ignored."""
+    """Draw logits as of a head in training; 6 rows in 10,000 are positive, twice as many ignored."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(case.rows, case.classes, generator=generator).mul_(1.3).sub_(5.5)
     if case.soft:
@@ -98,7 +103,7 @@ def one_hot(targets: Tensor, like: Tensor) -> Tensor:
 
 
 def careful(x: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """torchvision's loss as a careful user has it."""
+    """Compute torchvision's loss as a careful user would."""
     keep = targets != IGNORE
     x, targets = x[keep], targets[keep]
     loss: Tensor = torchvision_loss(x, one_hot(targets, x), 0.25, gamma, "sum")
@@ -106,9 +111,9 @@ def careful(x: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def seconds(loss: Loss, x: Tensor, targets: Tensor, *, leaf: bool) -> tuple[float, float]:
-    """CPU seconds of loss and gradient, and the loss."""
+    """Return the CPU seconds of loss and gradient, and the loss."""
     x = x.detach().requires_grad_()
-    logits = x if leaf else x.clone()  # its own backward passes the gradient on as it is
+    logits = x if leaf else x.clone()  # whose backward passes the gradient on unchanged
     start = time.process_time()
     value = loss(logits, targets)
     torch.autograd.backward(value)
@@ -146,7 +151,9 @@ def compare(case: Case) -> bool:
             spent, values[side] = seconds((ours, theirs)[side], x, targets, leaf=leaf or side == 1)
             if repeat:
                 times[side].append(spent)
-    tolerance = 1e-5 if case.dtype == torch.float32 else 2e-2  # of torchvision's, at bfloat16
+    tolerance = (
+        1e-5 if case.dtype == torch.float32 else 2e-2
+    )  # torchvision is that inaccurate in bfloat16
     agree = abs(values[0] - values[1]) <= tolerance * abs(values[1])
     asked = case.asked_tuned if TUNED and case.asked_tuned else case.asked
     return report(case.name, *times, asked, agree=agree)
@@ -157,14 +164,14 @@ def report(name: str, ours: list[float], theirs: list[float], asked: float, *, a
     verdict = ("ok" if b / a >= asked else "SHORT") if agree else "DISAGREES"
     print(
         f"{name:32} ours {a:9.3f} ms   torchvision {b:9.3f} ms   ratio {b / a:5.1f}   "
-        f"asked {asked:4.1f}   {verdict}",
+        f"required {asked:4.1f}   {verdict}",
         flush=True,
     )
     return verdict == "ok"
 
 
 def compare_maps(layout: torch.memory_format, repeats: int = 5) -> bool:
-    """From the maps of a head to gradients on them, against permute, concatenate and torchvision."""
+    """Compare the loss of a head's maps with permuting, concatenating and torchvision's loss."""
     generator = torch.Generator().manual_seed(0)
     maps = [
         torch.randn(IMAGES, ANCHORS * CLASSES, h, w, generator=generator).mul_(1.3).sub_(5.5)
@@ -206,8 +213,67 @@ def compare_maps(layout: torch.memory_format, repeats: int = 5) -> bool:
     return report(f"five maps, {name}", *times, 15.0, agree=agree)
 
 
+def through_bce(x: Tensor, targets: Tensor, _: object) -> Tensor:
+    """Compute the loss from torch's binary cross-entropy; its gradient is NaN for gamma below 1."""
+    x = x.float()
+    if targets.is_floating_point():
+        t = targets.float()
+    else:
+        x = x.masked_fill((targets == IGNORE)[:, None], -1e4)
+        t = (targets[:, None] == torch.arange(x.shape[1])).float()
+    p = torch.sigmoid(x)
+    error = p + t - 2 * p * t
+    losses = error**2 * F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    return (losses * (0.25 * t + 0.75 * (1 - t))).sum()
+
+
+# What `sigmoid_focal_loss` uses after its checks of arguments
+PATHS: dict[str, dict[str, Any]] = {
+    "kernel": {"kernels_apply": _sigmoid.kernels_apply},
+    "formula": {"kernels_apply": lambda *_: False},
+    "through BCE": {"kernels_apply": lambda *_: False, "_formula": through_bce},
+}
+
+
+def compare_formulas() -> None:
+    """Print time and allocated memory of the kernels and of two formulas with autograd."""
+    sizes = ((16, 80, 301), (512, 80, 101), (40_000, 1, 101), (386_000, 80, 3))
+    for (rows, classes, repeats), dtype in itertools.product(
+        sizes, (torch.float32, torch.bfloat16)
+    ):
+        x, few = draw(Case("", rows, classes, 0, dtype=dtype))
+        many = few.where(torch.rand(rows) < 0.5, torch.randint(classes, (rows,)))
+        soft = torch.rand(x.shape).pow_(8).to(dtype)
+        for kind, targets in (("few", few), ("many", many), ("soft", soft)):
+            times, peaks = time_paths(x, targets, repeats)
+            print(f"{rows:6} x {classes:2} {str(dtype)[6:]:8} {kind:5}", end="")
+            for name in PATHS:
+                print(f"  {name} {times[name]:8.2f} ms {peaks[name]:7.2f} MiB", end="")
+            print(flush=True)
+
+
+def time_paths(
+    x: Tensor, targets: Tensor, repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median milliseconds and the allocated MiB of each path, gradient included."""
+    times: dict[str, list[float]] = {name: [] for name in PATHS}
+    peaks: dict[str, float] = {}
+
+    def once() -> float:
+        loss = lambda a, b: sigmoid_focal_loss(a, b, reduction="sum")  # noqa: E731
+        return 1e3 * seconds(loss, x, targets, leaf=True)[0]
+
+    for repeat in range(repeats):
+        for name in PATHS if repeat % 2 else reversed(PATHS):
+            with patch.multiple(_sigmoid, **PATHS[name]):
+                if repeat == 0:
+                    peaks[name] = allocated(once)
+                times[name].append(once())
+    return {name: statistics.median(spent) for name, spent in times.items()}, peaks
+
+
 def mebibytes(which: str) -> float:
-    """Peak resident memory beyond logits and gradient, in a process of its own."""
+    """Return the peak resident memory in addition to logits and gradient; needs a new process."""
     x, targets = draw(Case("", 386_000, 80, 0))
     loss = careful if which == "torchvision" else sides(Case("", 1, 1, 0), x, targets)[0]
     seconds(loss, x[:64], targets[:64].clamp(min=0), leaf=True)
@@ -231,14 +297,18 @@ def compare_memory() -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--full", action="store_true", help="the large cases too")
+    parser.add_argument("--full", action="store_true", help="also run the large cases")
+    parser.add_argument("--formula", action="store_true", help="compare kernels with autograd")
     parser.add_argument("--memory-of", choices=["focaldet", "torchvision"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
         print(mebibytes(arguments.memory_of))
         return 0
-    allocator = "told to keep blocks" if TUNED else "as it is"
+    if arguments.formula:
+        compare_formulas()
+        return 0
+    allocator = "keeping blocks" if TUNED else "default"
     print(
         f"torch {torch.__version__}, one thread, load {os.getloadavg()[0]:.1f}, glibc {allocator}"
     )
@@ -250,7 +320,7 @@ def main() -> int:
             good += [compare_maps(torch.contiguous_format), compare_maps(torch.channels_last)]
         good.append(compare_memory())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{sum(good)} of {len(good)} cases reach what is asked; peak {peak:.1f} GB")
+    print(f"{sum(good)} of {len(good)} cases reach the required ratio; peak {peak:.1f} GB")
     return 0 if all(good) else 1
 
 

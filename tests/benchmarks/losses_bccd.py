@@ -1,8 +1,9 @@
 """The experiment of the paper's Table 1 on blood cells (BCCD): which loss finds the most?
 
-Cross entropy, alpha-balanced cross entropy and the focal loss with gamma 0.5, 1, 2 and 5, each with
-the alpha that the paper found best for it, all else equal: the recipe that `accuracy_bccd` calls
-recommended, with fewer epochs. Prints a table; --json keeps it for docs/figures/draw_losses_bccd.py.
+It compares cross-entropy, alpha-balanced cross-entropy and the focal loss with gamma 0.5, 1, 2 and
+5, each with the alpha that the paper found best for it. Everything else is equal: the recommended
+recipe of `accuracy_bccd`, with fewer epochs. It prints a table, which --json also writes to a file
+for docs/figures/draw_losses_bccd.py.
 
     python -m tests.benchmarks.losses_bccd BCCD --weights FEATURES.pth [--seeds 0]
 """
@@ -20,7 +21,7 @@ import torch
 
 from tests.benchmarks.bccd import Job, recommended, run_all
 
-# gamma, alpha, the paper's AP on COCO with ResNet-50 at 600 pixels (its Table 1a and 1b)
+# gamma, alpha, the paper's AP on COCO with ResNet-50 at 600 pixels (Tables 1a and 1b)
 LOSSES: dict[str, tuple[float, float | None, float]] = {
     "cross entropy": (0.0, None, 30.2),
     "balanced cross entropy": (0.0, 0.75, 31.1),
@@ -39,8 +40,10 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--json", type=Path, help="write the table there too")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="number of training runs in parallel (default: 1)"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the table to as well")
     options = parser.parse_args()
 
     recipe, changes = recommended(options.epochs)

@@ -1,4 +1,4 @@
-"""What the benchmarks share to measure memory, each side in a process of its own."""
+"""Measurement of memory in benchmarks, for which each side runs in its own process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """Peaks in MiB above what was there before."""
+    """Peaks in MiB above the memory in use before."""
 
-    allocated: float  # by torch's tensors, the same in every run
-    resident: float  # of the process: with oneDNN's scratch memory, and what the allocator keeps
+    allocated: float  # by tensors of torch; the same in every run
+    resident: (
+        float  # by the process, including oneDNN's scratch memory and what the allocator keeps
+    )
 
 
 def printed_by(module: str, arguments: Sequence[str]) -> list[float]:
-    """Run ``module`` in a process of its own; return the numbers of the last line that it prints."""
+    """Run ``module`` in a new process and return the numbers on the last line of its output."""
     command = [sys.executable, "-m", module, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return [float(number) for number in result.stdout.splitlines()[-1].split()]
 
 
 def compare_memory(name: str, module: str, arguments: Sequence[str], asked: float) -> bool:
-    """Have ``module --memory-of`` each side print its :class:`Memory`, and print both as one row.
+    """Run ``module --memory-of`` for each side and print the :class:`Memory` of both in a row.
 
-    Returns whether the ratio of allocated memory is what is asked.
+    Returns whether the ratio of allocated memory is at most ``asked``.
     """
     ours, theirs = (
         Memory(*printed_by(module, [*arguments, f"--memory-of={side}"]))
@@ -44,24 +46,24 @@ def compare_memory(name: str, module: str, arguments: Sequence[str], asked: floa
         f"{name:34s} allocated {ours.allocated:5.0f} / {theirs.allocated:5.0f} MiB {ratio:5.2f}x   "
         f"resident {ours.resident:5.0f} / {theirs.resident:5.0f} MiB "
         f"{ours.resident / theirs.resident:5.2f}x   "
-        f"asked at most {asked:.2f}x {'ok' if ratio <= asked else 'SHORT'}",
+        f"required at most {asked:.2f}x {'ok' if ratio <= asked else 'SHORT'}",
         flush=True,
     )
     return ratio <= asked
 
 
 def memory_of_calls(function: Callable[[], object], runs: int = 5) -> Memory:
-    """Measure some runs, resident memory by their median; a first, which loads kernels, isn't counted."""
+    """Measure several runs, after a first one that loads kernels; resident memory is a median."""
     function()
     peaks = []
     for _ in range(runs):
         ctypes.CDLL(None).malloc_trim(0)
         peaks.append(resident_peak(function))
-    return Memory(_allocated(function), statistics.median(peaks))
+    return Memory(allocated(function), statistics.median(peaks))
 
 
 def resident_peak(function: Callable[[], object]) -> float:
-    """Return the peak of resident memory in a call above that before it, in MiB."""
+    """Return the increase of resident memory during a call at its peak, in MiB."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = _status("VmRSS")
     function()
@@ -73,7 +75,8 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def _allocated(function: Callable[[], object]) -> float:
+def allocated(function: Callable[[], object]) -> float:
+    """Return the peak of memory that torch's tensors allocate during a call, in MiB."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:

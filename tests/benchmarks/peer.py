@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: torchvision's RetinaNet, ours of the same weights, clocks."""
+"""Shared parts of the speed benchmarks: a torchvision RetinaNet, the same weights here, timing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# How many scores pass .05 in one image: few, as in a photo, grow with the number of anchors.
+# How many scores per image exceed .05: few, as for a photo, growing with the number of anchors.
 SCORES = {(320, 320): 606, (512, 512): 3936, (800, 1333): 8424}
 
 
@@ -46,8 +46,8 @@ def images_of(size: tuple[int, int], batch: int) -> list[Tensor]:
 
 
 def make_peer(size: tuple[int, int]) -> Any:
-    """torchvision's RetinaNet with FrozenBatchNorm, which takes images of ``size`` as they are."""
-    torch.manual_seed(0)  # the same weights, and so the same detections, in every run
+    """Build torchvision's RetinaNet with FrozenBatchNorm, which does not resize images of ``size``."""
+    torch.manual_seed(0)  # the same weights and thus the same detections in every run
     peer = randomised(
         "retinanet_resnet50_fpn", num_classes=91, min_size=min(size), max_size=max(size)
     )
@@ -67,7 +67,7 @@ def make_peer(size: tuple[int, int]) -> Any:
 
 
 def ours_of(peer: Any, size: tuple[int, int], **options: Any) -> RetinaNet:
-    """Load the same weights, by way of a file."""
+    """Load the same weights into focaldet's RetinaNet, through a file."""
     config = RetinaNetConfig.torchvision_v1().replace(
         min_size=min(size), max_size=max(size), backbone_norm="frozen", **options
     )
@@ -84,7 +84,7 @@ def header(threads: int) -> str:
     ]
     return (
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, {threads} threads, "
-        f"load {os.getloadavg()[0]:.1f}, allocator: {' '.join(tuned) or 'as it is'}, "
+        f"load {os.getloadavg()[0]:.1f}, allocator: {' '.join(tuned) or 'default'}, "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
     )
 
@@ -92,7 +92,7 @@ def header(threads: int) -> str:
 def in_turn(
     ours: Callable[[], object], theirs: Callable[[], object], rounds: int
 ) -> tuple[Times, Times]:
-    """Time two functions in turn, after one call of each; return their medians."""
+    """Time two functions alternately, after one call of each; return their medians."""
     times: dict[Callable[[], object], list[tuple[float, float]]] = {ours: [], theirs: []}
     for turn in range(rounds + 1):
         for side in (ours, theirs) if turn % 2 else (theirs, ours):
@@ -109,21 +109,21 @@ def in_turn(
 
 
 def report(name: str, ours: Times, theirs: Times, asked: float, remark: str = "") -> bool:
-    """Print one row; return whether the ratio of wall times is what is asked."""
+    """Print one row; return whether the ratio of wall times is at least ``asked``."""
     ratio = theirs.wall / ours.wall
     print(
         f"{name:34s} wall {ours.wall:8.1f} / {theirs.wall:8.1f} ms {ratio:5.2f}x   "
         f"CPU {ours.cpu:8.1f} / {theirs.cpu:8.1f} ms {theirs.cpu / ours.cpu:5.2f}x   "
-        f"asked {asked:.2f}x {'ok' if ratio >= asked else 'SHORT'}   {remark}",
+        f"required {asked:.2f}x {'ok' if ratio >= asked else 'SHORT'}   {remark}",
         flush=True,
     )
     return ratio >= asked
 
 
 def differences(ours: Any, theirs: Any) -> tuple[float, float, float]:
-    """Compare detections: the share of ours that theirs have, and how far these are apart.
+    """Compare detections: return the share in common and the largest box and score differences.
 
-    Each is paired with the nearest box of its label; within a pixel they are the same object.
+    Each detection is paired with the nearest one of its label; within a pixel they are the same.
     """
     paired, total, boxes, scores = 0, 0, 0.0, 0.0
     for found, expected in zip(ours, theirs, strict=True):

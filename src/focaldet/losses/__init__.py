@@ -1,9 +1,9 @@
-"""The focal losses, each as a function and, for the two common ones, as a module.
+"""Focal losses as functions, and the two common ones also as modules.
 
-* `sigmoid_focal_loss` / `FocalLoss`: independent classes, as RetinaNet has them.
-* `sigmoid_focal_loss_maps`: the same loss read straight from the maps of a dense head.
-* `softmax_focal_loss` / `SoftmaxFocalLoss`: exclusive classes.
-* `focal_star_loss`: the variant FL* of the paper's appendix A.
+* `sigmoid_focal_loss` / `FocalLoss`: independent classes, as in RetinaNet.
+* `sigmoid_focal_loss_maps`: the same loss, computed directly from the maps of a dense head.
+* `softmax_focal_loss` / `SoftmaxFocalLoss`: mutually exclusive classes.
+* `focal_star_loss`: the variant FL* from the paper's appendix A.
 
 References:
     Lin, Goyal, Girshick, He, Dollár. Focal Loss for Dense Object Detection. ICCV 2017.

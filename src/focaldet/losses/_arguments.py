@@ -1,4 +1,4 @@
-"""What every focal loss asks of its arguments, and how it says that one is wrong."""
+"""Checks of the arguments of all focal losses, and the errors they raise."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_range, must_be
+from focaldet._checks import check_choice, check_range, shortened
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 Normalizer: TypeAlias = float | Tensor | Literal["num_pos", "num_pos_all_ranks"] | None
 
-LAYOUT = (
-    "As in CrossEntropyLoss, logits [N, K] go with class indices [N] and logits [N, K, d1, ...] "
-    "with [N, d1, ...]; one-hot or soft targets are floating-point, of the logits' shape."
+_LAYOUT = (
+    "As in CrossEntropyLoss, logits [N, K] need class indices [N], and logits [N, K, d1, ...] need "
+    "[N, d1, ...]. One-hot or soft targets are floating-point and have the shape of the logits."
 )
-
-
 _PLAIN = (Tensor, nn.Parameter)
 
 
 def plain_cpu(*tensors: Tensor) -> bool:
-    """Whether these are ordinary CPU tensors whose values can be read here and now.
+    """Return whether these are ordinary CPU tensors, whose values can be read immediately.
 
-    A device would have to be waited for; a trace, a transform or a tensor subclass has no values.
+    Reading values on a device would wait for it; traces, transforms and subclasses have none.
     """
     return plain("cpu", *tensors)
 
 
 def plain(device: str, *tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors of this type of device, outside traces and transforms."""
+    """Return whether these are ordinary tensors on this type of device, outside transforms."""
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
         if tensor.device.type != device or type(tensor) not in _PLAIN:
             return False
     return (
-        torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 (nothing public tells)
-        and torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001 (nothing public tells)
+        torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 (no public equivalent)
+        and torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001 (no public equivalent)
     )
 
 
 def class_axis(logits: Tensor) -> int:
-    """The axis of the classes: 1, or 0 for a single row of logits ``[K]``."""
+    """Return the axis of the classes: 1, or 0 for a single row of logits ``[K]``."""
     return 1 if logits.ndim > 1 else 0
 
 
 def count_classes(logits: Tensor) -> int:
-    """The number of classes; a single logit is one."""
+    """Return the number of classes, which is 1 for a single logit."""
     return logits.shape[class_axis(logits)] if logits.ndim else 1
 
 
@@ -63,7 +61,7 @@ class Options(NamedTuple):
     ignore_index: int
 
     def check(self) -> Options:
-        """Raise unless each option is in its range."""
+        """Raise if an option is invalid."""
         check_alpha(self.alpha)
         check_gamma(self.gamma)
         check_reduction(self.reduction, self.normalizer)
@@ -73,7 +71,7 @@ class Options(NamedTuple):
 def check_gamma(gamma: float) -> None:
     """Raise unless ``gamma`` is a finite number >= 0."""
     if not 0 <= gamma < math.inf:
-        raise ValueError(must_be("gamma", "finite and >= 0", gamma, "The paper uses 2."))
+        raise ValueError(f"gamma must be finite and at least 0, got {gamma}. The paper uses 2.")
 
 
 def check_alpha(alpha: Tensor | float | None) -> None:
@@ -85,15 +83,18 @@ def check_alpha(alpha: Tensor | float | None) -> None:
         return
     _check_number(alpha)
     if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(must_be("alpha", "in [0, 1]", alpha, "None turns the weights off."))
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}. Pass None to disable it.")
 
 
 def check_class_weights(alpha: Tensor | float | None) -> None:
     """Raise unless ``alpha`` is None, a number >= 0 or a vector of such numbers."""
     if isinstance(alpha, Tensor):
         _check_vector(alpha)
-        if plain_cpu(alpha) and not bool((alpha >= 0).all()):
-            raise ValueError(must_be("alpha", ">= 0 everywhere", alpha.min().item()))
+        if plain_cpu(alpha):
+            wrong = (~(alpha >= 0)).nonzero().view(-1)
+            if len(wrong):
+                k = int(wrong[0])
+                raise ValueError(f"Class weights must be at least 0, but alpha[{k}] is {alpha[k]}.")
         return
     _check_number(alpha)
     if alpha is not None:
@@ -102,94 +103,118 @@ def check_class_weights(alpha: Tensor | float | None) -> None:
 
 def _check_number(alpha: object) -> None:
     if alpha is not None and not isinstance(alpha, (int, float)):
-        condition = "a number, None or a floating-point tensor of shape [K]"
-        raise TypeError(must_be("alpha", condition, repr(alpha)))
+        remedy = " Pass it as torch.tensor(alpha)." if isinstance(alpha, (list, tuple)) else ""
+        raise TypeError(
+            "alpha must be None, a number or a floating-point tensor of shape [K], "
+            f"got {shortened(alpha)}.{remedy}"
+        )
 
 
 def _check_vector(alpha: Tensor) -> None:
     if alpha.ndim != 1 or not alpha.is_floating_point():
-        condition = "a number, None or a floating-point tensor of shape [K]"
-        raise ValueError(must_be("alpha", condition, f"{alpha.dtype} {list(alpha.shape)}"))
+        raise ValueError(
+            "A tensor alpha must be floating-point and have shape [K], "
+            f"got {alpha.dtype} of shape {list(alpha.shape)}."
+        )
 
 
 def check_alpha_size(alpha: Tensor | float | None, num_classes: int) -> None:
-    """Raise if ``alpha`` is a tensor without exactly one weight a class."""
+    """Raise if ``alpha`` is a tensor that does not have exactly one value per class."""
     if isinstance(alpha, Tensor) and alpha.shape[0] != num_classes:
-        condition = f"of shape [{num_classes}], one weight a class"
-        raise ValueError(must_be("alpha", condition, list(alpha.shape)))
+        raise ValueError(
+            f"alpha needs one value per class: its shape is {list(alpha.shape)}, but the number of "
+            f"classes is {num_classes}."
+        )
 
 
 def check_reduction(reduction: str, normalizer: Normalizer) -> None:
-    """Raise unless ``reduction`` is known and ``normalizer`` is one that goes with it."""
+    """Raise unless ``reduction`` is known and can be combined with ``normalizer``."""
     check_choice("reduction", reduction, ("none", "mean", "sum"))
     if isinstance(normalizer, str):
         check_choice("normalizer", normalizer, ("num_pos", "num_pos_all_ranks"))
         if reduction == "mean":
-            remedy = "The mean has a count of its own: use 'sum', as the paper does."
             raise ValueError(
-                must_be("reduction", f"'sum' or 'none' with {normalizer!r}", "'mean'", remedy)
+                f"normalizer={normalizer!r} requires reduction='sum' or 'none', got 'mean', which "
+                "already divides by the number of entries. The paper uses 'sum'."
             )
     elif isinstance(normalizer, Tensor):
         if plain_cpu(normalizer) and not bool((normalizer > 0).all()):
-            raise ValueError(must_be("normalizer", "> 0", normalizer.tolist()))
+            raise ValueError(f"normalizer must be greater than 0, got {normalizer.tolist()}.")
     elif normalizer is not None and not 0 < normalizer < math.inf:
-        raise ValueError(must_be("normalizer", "finite and > 0", normalizer))
+        raise ValueError(f"normalizer must be finite and greater than 0, got {normalizer}.")
 
 
 def check_own_normalizer(normalizer: object) -> None:
-    """Raise unless ``normalizer`` is a number, a tensor of one or None."""
+    """Raise unless ``normalizer`` is a number, a tensor with one element or None."""
     if isinstance(normalizer, str):
-        remedy = "With exclusive classes every place is a positive; the mean counts them."
-        raise ValueError(must_be("normalizer", "a number or None", repr(normalizer), remedy))
+        raise ValueError(
+            f"The softmax focal loss takes a number or None as normalizer, got {normalizer!r}. Every "
+            "place has a class there, so reduction='mean' already divides by the number of positives."
+        )
     if isinstance(normalizer, Tensor):
         check_one_number(normalizer)
 
 
 def check_one_number(normalizer: Normalizer) -> None:
-    """Raise if ``normalizer`` is a tensor of more than one element."""
+    """Raise if ``normalizer`` is a tensor that does not have exactly one element."""
     if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
-        raise ValueError(must_be("normalizer", "one number", list(normalizer.shape)))
+        raise ValueError(
+            "A tensor normalizer must have exactly one element, "
+            f"got a tensor of shape {list(normalizer.shape)}."
+        )
 
 
 def check_logits(name: str, logits: Tensor) -> None:
-    """Raise unless ``logits`` is a floating-point tensor with an axis for the classes."""
+    """Raise unless ``logits`` is a floating-point tensor."""
     if not logits.is_floating_point():
-        raise TypeError(must_be(name, "floating-point", logits.dtype, "Call .float() first."))
+        raise TypeError(f"Expected floating-point {name}, got {logits.dtype}. Call .float() first.")
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:
-    """Raise unless ``targets`` fits ``logits`` in device, type and shape.
+    """Raise unless the device, dtype and shape of ``targets`` fit ``logits``.
 
-    The values of floating-point targets are looked at where that is possible: see `plain_cpu`.
+    The values of floating-point targets are checked where `plain_cpu` is true.
     """
     check_target_type(logits, targets)
+    shape = list(logits.shape)
     if targets.is_floating_point():
         if targets.shape != logits.shape:
-            condition = f"of the logits' shape {list(logits.shape)} when floating-point"
-            raise ValueError(must_be("targets", condition, list(targets.shape), LAYOUT))
+            raise ValueError(
+                f"Floating-point targets must have the shape of logits, {shape}, "
+                f"got {list(targets.shape)}. {_LAYOUT}"
+            )
         if plain_cpu(targets):
             _check_unit_interval("targets", targets)
         return
-    shape = list(logits.shape)
     if logits.ndim == 0:
-        raise ValueError(must_be("logits", "of at least one axis", shape, LAYOUT))
-    del shape[class_axis(logits)]
-    if list(targets.shape) != shape:
-        condition = f"of shape {shape} for logits {list(logits.shape)}"
-        raise ValueError(must_be("targets", condition, list(targets.shape), LAYOUT))
+        raise ValueError(
+            f"Class indices need logits with an axis of classes, got shape {shape}. {_LAYOUT}"
+        )
+    expected = list(shape)
+    del expected[class_axis(logits)]
+    if list(targets.shape) != expected:
+        raise ValueError(
+            f"targets must have shape {expected} for logits of shape {shape}, "
+            f"got {list(targets.shape)}. {_LAYOUT}"
+        )
 
 
 def check_target_type(logits: Tensor, targets: Tensor) -> None:
-    """Raise unless ``targets`` is numeric and on the logits' device."""
+    """Raise unless ``targets`` is numeric and on the device of ``logits``."""
     if targets.dtype == torch.bool or targets.is_complex():
-        condition = "class indices (int64) or floating-point"
-        raise TypeError(must_be("targets", condition, targets.dtype, "Call .float() on a mask."))
+        remedy = " Call .float() on a mask." if targets.dtype == torch.bool else ""
+        raise TypeError(
+            f"targets must be class indices (int64) or floating-point, got {targets.dtype}.{remedy}"
+        )
     if targets.device != logits.device:
-        raise ValueError(must_be("targets", f"on {logits.device}", targets.device))
+        raise ValueError(
+            f"logits and targets must be on the same device, got {logits.device} and "
+            f"{targets.device}."
+        )
 
 
 def out_of_range(targets: Tensor, num_classes: int, lowest: int = -1) -> bool:
-    """Whether some index is outside ``[lowest, num_classes)``."""
+    """Return whether any index is outside ``[lowest, num_classes)``."""
     if targets.numel() == 0:
         return False
     low, high = targets.aminmax()
@@ -201,7 +226,7 @@ def check_indices(
 ) -> None:
     """Raise unless each index is a class, ``ignore_index`` or, with ``background``, -1.
 
-    Nothing is raised where the values cannot be read at once: see `plain_cpu`.
+    Nothing is checked where values cannot be read immediately: see `plain_cpu`.
     """
     if not plain_cpu(targets):
         return
@@ -210,12 +235,19 @@ def check_indices(
         return
     wrong = targets[(targets < lowest) | (targets >= num_classes)]
     wrong = wrong[wrong != ignore_index]
-    if len(wrong):
-        others = "-1 (background) or ignore_index" if background else "or ignore_index"
-        condition = f"in [0, {num_classes}), {others} {ignore_index}"
-        remedy = "A two-class problem with one logit takes floating-point targets."
-        got = int(wrong[0])
-        raise ValueError(must_be("targets", condition, got, remedy if num_classes == 1 else ""))
+    if len(wrong) == 0:
+        return
+    got = int(wrong[0])
+    classes = f"classes 0 to {num_classes - 1}" if num_classes > 1 else f"{num_classes} classes"
+    if num_classes == 1:
+        classes = "only class 0"
+    others = "-1: background, " if background and ignore_index != -1 else ""
+    message = f"targets contains {got}, but logits has {classes} ({others}{ignore_index}: ignored)."
+    if num_classes == 1:
+        message += " Pass floating-point targets for a two-class problem with one logit."
+    elif got == -1 and not background:
+        message += " The softmax focal loss has no background: give it a class of its own."
+    raise ValueError(message)
 
 
 def set_apart_ignored(
@@ -226,8 +258,8 @@ def set_apart_ignored(
     Returns:
         The indices, and a mask of the ignored places or None if there are none.
     """
-    unlike = ignore_index < -1 or ignore_index >= num_classes
-    if unlike and not out_of_range(targets, num_classes):
+    distinct = ignore_index < -1 or ignore_index >= num_classes
+    if distinct and not out_of_range(targets, num_classes):
         return targets, None
     ignored = targets == ignore_index
     targets = targets.masked_fill(ignored, -1)
@@ -241,18 +273,18 @@ def _check_unit_interval(name: str, values: Tensor) -> None:
     low, high = (float(v) for v in values.detach().aminmax())
     if not (low >= 0 and high <= 1):
         got = low if not low >= 0 else high
-        raise ValueError(must_be(name, "in [0, 1] everywhere", got))
+        raise ValueError(f"All values of {name} must be in [0, 1], got {got:g}.")
 
 
 def align_alpha(alpha: Tensor | float | None, logits: Tensor) -> Tensor | float | None:
-    """A tensor of class weights in a shape and type that broadcast against ``logits``."""
+    """Give a tensor ``alpha`` a shape and dtype that broadcast against ``logits``."""
     if not isinstance(alpha, Tensor):
         return alpha
     return alpha.to(logits.dtype).view(-1, *[1] * (logits.ndim - class_axis(logits) - 1))
 
 
 def set_option(module: nn.Module, name: str, value: object) -> None:
-    """Set an option of a loss: a tensor as a buffer that is no part of the state."""
+    """Set an attribute of a loss module: a tensor as a buffer that is not in the state dict."""
     if isinstance(value, Tensor):
         module.register_buffer(name, value, persistent=False)
     else:

@@ -1,4 +1,4 @@
-"""The bridge from the CPU kernels, which make loss and gradient in one pass, to autograd."""
+"""Autograd functions around the CPU kernels, which compute loss and gradient in one pass."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from focaldet._checks import must_be
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,37 +14,37 @@ if TYPE_CHECKING:
 
 
 class Kernel(Protocol):
-    """A loss of one or several tensors, in the forms that autograd needs."""
+    """A loss of one or more tensors, in the forms that autograd needs."""
 
     def total(
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], factor: float, *, inplace: bool
     ) -> tuple[float, Gradients]:
-        """Return ``factor`` times the reduced loss and its gradient for the tensors wanted."""
+        """Return ``factor`` times the reduced loss, and its gradient for the wanted tensors."""
 
     def entries(self, x: Tensor) -> Tensor:
-        """Return the loss of each entry, in the shape and type of ``x``."""
+        """Return the loss of each entry, in the shape and dtype of ``x``."""
 
     def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient of ``(entries(x) * upstream).sum()``."""
 
     def formula(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the same loss by operations that autograd differentiates."""
+        """Return the same loss, computed with operations that autograd can differentiate."""
 
 
 class TotalLoss(torch.autograd.Function):
-    """A reduced loss whose gradient is made in the forward pass, while the logits are in cache.
+    """A reduced loss that computes its gradient in the forward pass, while logits are in cache.
 
-    The first backward hands that gradient out; a second one makes it anew, and a backward that is
-    itself to be differentiated goes through the formula.
+    The first backward pass returns that gradient and a second one recomputes it. A backward pass
+    that is differentiated itself (``create_graph=True``) uses the formula.
     """
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, targets: Tensor, *tensors: Tensor) -> Tensor:
-        """Compute the loss and, where it will be wanted, the gradient."""
+        """Compute the loss and, if it will be needed, the gradient."""
         ctx.kernel = kernel
-        ctx.save_for_backward(targets, *tensors)  # so that a change in place is noticed
-        # A gradient rounded to half precision cannot be scaled without rounding twice, and a loss
-        # scaler would come too late for what has underflown: float16 waits for the backward.
+        ctx.save_for_backward(targets, *tensors)  # so that autograd detects in-place changes
+        # Scaling a gradient in half precision would round it twice, and a loss scaler could not
+        # recover what has already underflowed. So float16 computes its gradient in backward.
         wanted = ctx.needs_input_grad[2:]
         early = any(wanted) and tensors[0].dtype != torch.float16
         value, gradients = kernel.total(
@@ -57,7 +55,7 @@ class TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand out the gradient times ``upstream``."""
+        """Return the gradient times ``upstream``."""
         _, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
@@ -79,41 +77,34 @@ class TotalLossInPlace(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, _targets: Tensor, logits: Tensor) -> Tensor:
         """Compute the loss and turn the logits into its gradient."""
         value, _ = kernel.total([logits], [True], 1.0, inplace=True)
-        # Not saved for backward: autograd would complain of the change just made. Writing through
-        # a view has raised the version of the logits, so that others who saved them do complain.
+        # The logits are not saved for backward, since autograd would object to the change made
+        # here. Writing through a view has increased their version, so autograd still raises if
+        # another operation has saved them.
         ctx.gradient, ctx.version = logits.detach(), logits._version  # noqa: SLF001
         return torch.tensor(value, dtype=torch.float32, device="cpu")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, Tensor]:
-        """Hand out the gradient times ``upstream``, once."""
+        """Return the gradient times ``upstream``, once."""
         gradient: Tensor | None = ctx.gradient
         ctx.gradient = None
         if gradient is None:
             raise RuntimeError(
-                must_be(
-                    "inplace_gradient",
-                    "off for a second backward",
-                    "True",
-                    "The one copy of the gradient went to the first.",
-                )
+                "inplace_gradient=True allows only one backward pass, because it keeps no copy of "
+                "the gradient. Turn it off to call backward again."
             )
         if gradient._version != ctx.version:  # noqa: SLF001
             raise RuntimeError(
-                must_be(
-                    "logits",
-                    "left alone between forward and backward",
-                    "a change in place",
-                    "With inplace_gradient they hold the gradient.",
-                )
+                "logits was modified in place between forward and backward, but holds the gradient "
+                "because of inplace_gradient=True. Do not modify it, or turn inplace_gradient off."
             )
         factor = upstream.item()
         return None, None, gradient if factor == 1 else gradient.mul_(factor)
 
 
 class EntryLosses(torch.autograd.Function):
-    """The losses of all entries; the gradient is made in the backward pass."""
+    """The losses of all entries, whose gradient is computed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, targets: Tensor, x: Tensor) -> Tensor:
@@ -134,7 +125,7 @@ class EntryLosses(torch.autograd.Function):
 def _differentiable(
     formula: Any, tensors: Sequence[Tensor], wanted: Sequence[bool], upstream: Tensor
 ) -> Gradients:
-    """Gradients that can be differentiated in turn."""
+    """Return gradients that can be differentiated again."""
     inputs = [t for t, w in zip(tensors, wanted, strict=True) if w]
     made = iter(torch.autograd.grad(formula(tensors), inputs, upstream, create_graph=True))
     return [next(made) if w else None for w in wanted]

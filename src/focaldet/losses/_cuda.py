@@ -1,6 +1,6 @@
-"""The sigmoid focal loss on a CUDA device: when Triton's kernels take it, and their autograd.
+"""The sigmoid focal loss on CUDA devices: when the Triton kernels are used, and their autograd.
 
-Triton is optional, and nothing of it is imported before a CUDA tensor comes that it could serve.
+Triton is optional. It is imported only when a CUDA tensor arrives that its kernels support.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from focaldet.losses._arguments import Options
 
 MOST_ENTRIES = 2**31 - 2**16
-"""Indices are int32, and the last program may count a little further than there are entries."""
+"""Largest number of entries: indices are int32, and those of the last program may exceed it."""
 
 
 def applies(logits: Tensor, targets: Tensor, options: Options, *, device: str = "cuda") -> bool:
-    """Whether the Triton kernels take these: plain tensors of a device on which they work."""
+    """Return whether to use the Triton kernels: for plain tensors on a device where they work."""
     return (
         logits.device.type == device
         and suits(logits, targets, options)
         and arguments.plain(device, logits, targets)
-        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (nothing public tells)
+        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
         and kernels(logits.device) is not None
     )
 
 
 def suits(logits: Tensor, targets: Tensor, options: Options) -> bool:
-    """Whether the kernels are written for this: a reduced loss of rows with class indices."""
+    """Return whether the kernels support this: a reduced loss of rows with class indices."""
     return (
         options.reduction != "none"
         and not isinstance(options.alpha, Tensor)
@@ -54,10 +54,10 @@ def suits(logits: Tensor, targets: Tensor, options: Options) -> bool:
 
 @functools.cache
 def kernels(device: torch.device) -> ModuleType | None:
-    """The module of the kernels, or None if Triton is missing or does not work on this device.
+    """Return the module of the kernels, or None if Triton is missing or fails on this device.
 
-    One entry is tried, since only then are the compilers called on which Triton depends: a loss
-    that worked before must not fail because they are not there.
+    A loss of one entry is computed as a test, because Triton depends on compilers that it calls
+    only then. Without them, the loss must still work.
     """
     try:
         module = importlib.import_module("focaldet.losses._triton")
@@ -66,10 +66,10 @@ def kernels(device: torch.device) -> ModuleType | None:
     try:
         x, targets = torch.zeros(1, 1, device=device), torch.zeros(1, device=device).long()
         module.total(x, targets, alpha=None, gamma=2.0, ignore_index=-100)
-    except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver may raise)
+    except Exception as error:  # noqa: BLE001 (compilers and drivers may raise anything)
         warnings.warn(
-            f"Triton is installed but does not work on {device}, so the focal loss there takes "
-            f"operations of PyTorch: {error}",
+            f"Triton is installed but does not work on {device}, so the focal loss uses "
+            f"PyTorch operations there. Fix or uninstall Triton to remove this warning: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -78,7 +78,7 @@ def kernels(device: torch.device) -> ModuleType | None:
 
 
 def rows_loss(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
-    """The reduced loss where `applies`, without waiting for the device."""
+    """Compute the reduced loss where `applies` is true, without waiting for the device."""
     alpha, gamma, reduction, normalizer, ignore_index = options
     total: Tensor = _RowsTotal.apply(logits, targets, alpha, gamma, ignore_index)
     if normalizer is not None:
@@ -90,10 +90,10 @@ def rows_loss(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
 
 
 class _RowsTotal(torch.autograd.Function):
-    """The sum of the losses; only logits and targets are kept, and the gradient is made late."""
+    """The sum of the losses, which saves logits and targets only and recomputes in backward."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 (autograd passes them by position)
+    def forward(  # noqa: PLR0917 (autograd passes arguments by position)
         ctx: Any,
         logits: Tensor,
         targets: Tensor,
@@ -108,7 +108,7 @@ class _RowsTotal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradient, by the formula if it is to be differentiated in turn."""
+        """Compute the gradient, with the formula if it will be differentiated again."""
         logits, targets = ctx.saved_tensors
         if torch.is_grad_enabled():
             total = sigmoid_focal_entries(logits.float(), targets, dim=1, **ctx.options).sum()
@@ -120,5 +120,5 @@ class _RowsTotal(torch.autograd.Function):
 
 def _loaded(x: Tensor) -> ModuleType:
     module = kernels(x.device)
-    assert module is not None  # noqa: S101 (`applies` has asked)
+    assert module is not None  # noqa: S101 (`applies` has checked)
     return module

@@ -1,13 +1,13 @@
-r"""The focal loss as formulas that autograd can differentiate as often as it likes.
+r"""The focal loss as formulas that autograd can differentiate any number of times.
 
 With :math:`x_t = x` for a positive and :math:`x_t = -x` for background, the paper's equation 5,
-:math:`\mathrm{FL} = -\alpha_t (1 - p_t)^\gamma \log p_t`, reads
+:math:`\mathrm{FL} = -\alpha_t (1 - p_t)^\gamma \log p_t`, becomes
 
 .. math:: \mathrm{FL} = \alpha_t\, f(-x_t), \qquad f(z) = \sigma(z)^\gamma \log(1 + e^z),
 
 since :math:`1 - p_t = \sigma(-x_t)` and :math:`-\log p_t = \log(1 + e^{-x_t})`. Everything here is
-written in ``z``, the logit of being wrong, because ``f`` is accurate for any ``z``: it never takes
-the difference of two numbers that are nearly equal, and never a power of a number that is 0.
+a function of ``z``, the logit of a wrong prediction, because ``f`` is accurate for every ``z``: it
+never subtracts nearly equal numbers and never raises 0 to a fractional power.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 
 def softplus(z: Tensor) -> Tensor:
-    """``log(1 + exp(z))`` without the threshold above which ``F.softplus`` returns ``z`` itself."""
+    """Compute ``log(1 + exp(z))`` without the threshold above which ``F.softplus`` returns z."""
     return -F.logsigmoid(-z)
 
 
 def focal(z: Tensor, gamma: float) -> Tensor:
-    """``f(z) = sigmoid(z)^gamma softplus(z)``, the loss of an entry whose logit of error is z.
+    """Compute ``f(z) = sigmoid(z)^gamma softplus(z)``, the loss of an entry with wrong logit z.
 
-    The integer part of gamma is a product of sigmoids, the rest an exponential of their logarithm:
-    the derivative of ``sigmoid(z) ** gamma`` would be ``0 * inf`` where the sigmoid underflows.
+    The integer part of gamma is a product of sigmoids, and the rest is the exponential of their
+    logarithm, since the derivative of ``sigmoid(z) ** gamma`` would be ``0 * inf`` where the
+    sigmoid underflows.
     """
     whole = math.floor(gamma)
     loss = softplus(z)
@@ -43,19 +44,19 @@ def focal(z: Tensor, gamma: float) -> Tensor:
 
 
 def soft_focal(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Focal loss of logits ``x`` against ``targets`` in [0, 1], not yet weighed by alpha.
+    """Compute the focal loss of logits ``x`` for ``targets`` in [0, 1], not weighted by alpha.
 
     A soft target t gives ``m^gamma (t softplus(-x) + (1 - t) softplus(x))`` with the mean error
     ``m = t sigmoid(-x) + (1 - t) sigmoid(x)``; at t = 0 and t = 1 that is `focal`.
     """
-    # The side that has no weight is evaluated at 0, since 0 * inf is NaN.
+    # The side with weight 0 is evaluated at 0, since 0 * inf is NaN.
     negative, positive = x.where(targets < 1, 0.0), x.where(targets > 0, 0.0)
     loss = targets * softplus(-positive) + (1 - targets) * softplus(negative)
     whole = math.floor(gamma)
     if whole > 0:
         loss = loss * _mean_error(x, targets).pow(whole)
     if gamma > whole:
-        # Beyond the limit m no longer changes in this precision, but its logarithm must not be inf.
+        # Beyond the limit, m is constant in this precision, but its logarithm must stay finite.
         limit = 80.0 if x.dtype == torch.float32 else 600.0
         log_error = _mean_error(x.clamp(-limit, limit), targets).log()
         loss = loss * torch.exp((gamma - whole) * log_error)
@@ -67,9 +68,9 @@ def _mean_error(x: Tensor, targets: Tensor) -> Tensor:
 
 
 def alpha_for(positive: Tensor, alpha: Tensor | float | None) -> Tensor | float:
-    """The paper's alpha_t: ``alpha`` on the positive side, ``1 - alpha`` on the background side.
+    """Return the paper's alpha_t: ``alpha`` for positives and ``1 - alpha`` for background.
 
-    ``positive`` is 0, 1 or, for a soft target, between; ``None`` weighs both sides with 1.
+    ``positive`` is 0, 1 or, for soft targets, between them. An ``alpha`` of None gives 1 for both.
     """
     if alpha is None:
         return 1.0
@@ -77,7 +78,7 @@ def alpha_for(positive: Tensor, alpha: Tensor | float | None) -> Tensor | float:
 
 
 def one_hot_mask(targets: Tensor, num_classes: int, dim: int) -> Tensor:
-    """``True`` where a class is the target: ``targets`` with a class axis put in at ``dim``."""
+    """Return class indices as a Boolean one-hot mask with a new class axis ``dim``."""
     classes = torch.arange(num_classes, device=targets.device)
     shape = [1] * (targets.ndim + 1)
     shape[dim] = num_classes
@@ -93,19 +94,19 @@ def sigmoid_focal_entries(
     ignore_index: int,
     dim: int,
 ) -> Tensor:
-    """Loss of every entry of ``x`` for class indices ``targets``; 0 where a row is ignored.
+    """Compute the loss of every entry for class indices; it is 0 for ignored places.
 
     Args:
-        x: Float logits with K classes on axis ``dim``.
-        targets: Class indices, -1 or ``ignore_index``, of x's shape without axis ``dim``.
-        alpha: See `alpha_for`; a tensor must broadcast against ``x``.
+        x: Floating-point logits with K classes on axis ``dim``.
+        targets: Class indices, -1 or ``ignore_index``, in the shape of ``x`` without axis ``dim``.
+        alpha: See `alpha_for`. A tensor must broadcast against ``x``.
         gamma: Focusing parameter.
-        ignore_index: The index of rows that take no part.
-        dim: The class axis.
+        ignore_index: Index of places to ignore.
+        dim: Class axis.
     """
     ignored = (targets == ignore_index).unsqueeze(dim)
     positive = one_hot_mask(targets, x.shape[dim], dim)
-    # Before the formula: a NaN that meets a mask only afterwards still poisons the gradient.
+    # Masking only the result would still propagate NaN to the gradient.
     x = x.masked_fill(ignored, 0.0)
     loss = focal(torch.where(positive, -x, x), gamma)
     if alpha is not None:

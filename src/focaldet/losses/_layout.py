@@ -1,10 +1,11 @@
-"""How logits lie in memory, and where in that memory the few special entries are.
+"""Memory layout of logits, and the positions of the few entries that are not background.
 
-A dense tensor of logits is read as ``[blocks, K, inner]``: contiguous ``[N, K]`` is N blocks of
-inner size 1, contiguous ``[N, K, d1, ...]`` is N blocks of inner size d1 * ..., and channels_last
-is rows again. A *key* numbers the places that have one target, in that order: ``block * inner +
-position``. Of the hundred thousands of targets of a dense detector only hundreds are not
-background, so positives and ignored places are lists, not masks.
+The memory of dense logits is viewed as ``[blocks, K, inner]``. Contiguous ``[N, K]`` has N blocks
+of inner size 1, and contiguous ``[N, K, d1, ...]`` has N blocks of inner size d1 * .... A
+channels_last tensor consists of rows again, so its inner size is 1. A *place* has one target and K
+entries. Its *key* is its number in that order, ``block * inner + position``. Of the hundreds of
+thousands of targets of a dense detector only hundreds are not background, so positives and ignored
+places are stored as lists, not as masks.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
 BACKGROUND = -1
 CHUNK = 131_072
-"""Entries worked on at a time: their few float32 buffers stay in cache."""
+"""Maximum number of entries in a piece. Its few float32 buffers fit in the cache."""
 
 
 class Special(NamedTuple):
-    """The targets that are not background: keys in increasing order."""
+    """The targets that are not background, with keys in increasing order."""
 
-    positive: Tensor  # keys of the places that show a class
-    classes: Tensor  # those classes
-    ignored: Tensor  # keys of the places that take no part
+    positive: Tensor  # keys of places with a class
+    classes: Tensor  # their classes
+    ignored: Tensor  # keys of ignored places
 
     def within(self, keys: range) -> Special:
-        """The part of it whose keys lie in a range."""
+        """Return the targets whose keys are in a range."""
         ends = torch.tensor([keys.start, keys.stop], device="cpu")
         p, i = torch.searchsorted(self.positive, ends), torch.searchsorted(self.ignored, ends)
         return Special(
@@ -43,20 +44,34 @@ class Special(NamedTuple):
         )
 
 
-def find_special(targets: Tensor, num_classes: int, ignore_index: int) -> Special:
-    """Scan flat class indices once; raise if one of them is out of range."""
+def find_keys(targets: Tensor, ignore_index: int) -> Tensor:
+    """Return the keys of the places in flat class indices that may not be background."""
     if ignore_index == BACKGROUND:
-        keys = torch.arange(len(targets), device="cpu")
-    else:
-        keys = (targets != BACKGROUND).nonzero().view(-1)
+        return torch.arange(len(targets), device="cpu")
+    return (targets != BACKGROUND).nonzero().view(-1)
+
+
+def find_special(
+    targets: Tensor, num_classes: int, ignore_index: int, keys: Tensor | None = None
+) -> Special:
+    """Find targets other than background in flat class indices; raise if one is out of range.
+
+    Args:
+        targets: Class indices of all places.
+        num_classes: Number of classes.
+        ignore_index: Index of places to ignore.
+        keys: The result of `find_keys`. None computes it.
+    """
+    if keys is None:
+        keys = find_keys(targets, ignore_index)
     values = targets[keys]
     if len(values) == 0:
         return Special(keys, values, keys)
     low, high = values.aminmax()
     if low.item() >= 0 and high.item() < num_classes and not 0 <= ignore_index < num_classes:
         return Special(keys, values, keys[:0])
-    takes_part = values != ignore_index
-    positive, ignored = takes_part.nonzero().view(-1), takes_part.logical_not().nonzero().view(-1)
+    kept = values != ignore_index
+    positive, ignored = kept.nonzero().view(-1), kept.logical_not().nonzero().view(-1)
     classes = values[positive]
     check_indices(classes, num_classes, ignore_index)
     return Special(keys[positive], classes, keys[ignored])
@@ -79,14 +94,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Memory as ``[blocks, K, inner]``."""
+    """A view of memory as ``[blocks, K, inner]``."""
 
     blocks: int
     num_classes: int
     inner: int
 
     def pieces(self, span: range, size: int = CHUNK) -> Iterator[Piece]:
-        """Cut a span of blocks into pieces of at most ``size`` entries."""
+        """Divide a span of blocks into pieces of at most ``size`` entries."""
         K, D = self.num_classes, self.inner
         if size >= K * D:
             blocks, classes, positions = size // max(K * D, 1), K, D
@@ -104,7 +119,7 @@ class Layout:
                     yield Piece(start, stop, shape, k, b * D + d, (b_stop - 1) * D + d_stop)
 
     def entry(self, keys: Tensor, classes: Tensor) -> Tensor:
-        """Where in memory the entries of these classes at these places are."""
+        """Return the memory positions of the entries of ``classes`` at the places ``keys``."""
         if self.inner == 1:
             return keys * self.num_classes + classes
         block, position = keys // self.inner, keys % self.inner
@@ -112,7 +127,7 @@ class Layout:
 
 
 def memory_of(x: Tensor) -> tuple[Tensor, Layout]:
-    """``[N, K, ...]`` logits as flat memory and its layout; a copy only if they are not dense."""
+    """Return ``[N, K, ...]`` logits as flat memory with its layout, copying only if not dense."""
     N, K, *rest = x.shape
     places = math.prod(rest)
     if not x.is_contiguous():
@@ -124,7 +139,7 @@ def memory_of(x: Tensor) -> tuple[Tensor, Layout]:
 
 
 def from_memory(flat: Tensor, like: Tensor) -> Tensor:
-    """Undo `memory_of`: flat memory as a tensor of the shape and order of ``like``."""
+    """Undo `memory_of`: view flat memory as a tensor with the shape and strides of ``like``."""
     if like.is_contiguous() or not like.movedim(1, -1).is_contiguous():
         return flat.view(like.shape)
     N, K, *rest = like.shape
@@ -132,7 +147,7 @@ def from_memory(flat: Tensor, like: Tensor) -> Tensor:
 
 
 def in_memory_order(values: Tensor, like: Tensor) -> Tensor:
-    """Values of the shape of ``like``, flat in the order that `memory_of` gives ``like``."""
+    """Flatten values of the shape of ``like`` in the order in which `memory_of` returns ``like``."""
     if like.is_contiguous() or not like.movedim(1, -1).is_contiguous():
         return values.reshape(-1)
     return values.movedim(1, -1).reshape(-1)

@@ -1,4 +1,4 @@
-"""The sigmoid focal loss of a dense head's maps, read as they lie in memory."""
+"""The sigmoid focal loss of the maps of a dense head, in their own memory layout."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from focaldet._checks import must_be
+from focaldet._checks import check_range
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import TotalLoss
-from focaldet.losses._cpu import SparseLoss
+from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import sigmoid_focal_entries
 from focaldet.losses._layout import Layout, Special, find_special
 from focaldet.losses._reduction import count_positives, divisor
@@ -34,32 +34,32 @@ def sigmoid_focal_loss_maps(
     normalizer: Normalizer = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Sigmoid focal loss of a dense head's maps, without making one tensor of them.
+    """Compute the sigmoid focal loss of a dense head's maps without concatenating them.
 
-    `sigmoid_focal_loss` of ``[B, R, K]`` logits would need the maps permuted and concatenated,
-    which takes longer than the loss. Loss and gradient are the same.
+    Loss and gradient are those of `sigmoid_focal_loss` for logits ``[B, R, K]``. Permuting and
+    concatenating the maps to obtain these takes longer than the loss itself.
 
     Args:
-        maps: One float tensor ``[B, A*K, H, W]`` a level, contiguous or channels_last (anything
-            else is copied). Channel ``a * K + k`` is class k of anchor a.
-        targets: Class indices ``[B, R]``, ``R = sum(H * W * A)``: the levels in their order, in each
-            of them row by row, column by column, anchor by anchor. -1 is background.
-        num_classes: K.
+        maps: One floating-point tensor ``[B, A*K, H, W]`` per level, contiguous or channels_last;
+            other layouts are copied. Channel ``a * K + k`` is class k of anchor a.
+        targets: Class indices ``[B, R]`` with ``R = sum(H * W * A)``, ordered by level, row, column
+            and anchor. -1 is background.
+        num_classes: Number of classes, K.
         alpha: As in `sigmoid_focal_loss`.
         gamma: As in `sigmoid_focal_loss`.
         reduction: As in `sigmoid_focal_loss`.
-        normalizer: As in `sigmoid_focal_loss`, or a tensor ``[B]``: one number an image, which
-            divides the losses of that image before they are summed. torchvision's RetinaNet divides
-            each image by its own count of positives, the paper the batch by that of the batch.
+        normalizer: As in `sigmoid_focal_loss`, or a tensor ``[B]`` with one divisor per image,
+            applied before the losses are summed. torchvision's RetinaNet divides the loss of each
+            image by its number of positives; the paper divides by the positives of the batch.
         ignore_index: As in `sigmoid_focal_loss`.
 
     Returns:
-        The loss; for reduction "none", ``[B, R, K]`` in the order of ``targets``. That one does
-        permute and concatenate.
+        The loss. For reduction "none", a tensor ``[B, R, K]`` in the order of ``targets``, for
+        which the maps are permuted and concatenated.
 
     Raises:
-        TypeError: If a map or the targets are of the wrong type.
-        ValueError: If an option is out of its range, or shapes or indices don't fit.
+        TypeError: If a map or the targets have an unsupported dtype.
+        ValueError: If an option or a target is out of range, or if shapes do not match.
 
     Examples:
         >>> maps = [torch.zeros(1, 2 * 3, 4, 4), torch.zeros(1, 2 * 3, 2, 2)]  # A = 2, K = 3
@@ -101,7 +101,7 @@ def sigmoid_focal_loss_maps(
 
 
 def _layout_of(m: Tensor, num_classes: int) -> Layout:
-    """How one map lies in memory: planes of an anchor's classes, or rows of classes."""
+    """Return the memory layout of a map: planes of an anchor's classes, or rows of classes."""
     B, C, H, W = m.shape
     if m.is_contiguous() or not m.movedim(1, -1).is_contiguous():
         return Layout(B * (C // num_classes), num_classes, H * W)
@@ -115,7 +115,7 @@ def _special_of_maps(
     rows: int,
     num_classes: int,
 ) -> list[Special]:
-    """Deal the special places of ``[B, R]`` out to the maps, as keys of each map's layout."""
+    """Divide the special places of ``[B, R]`` among the maps, as keys of each map's layout."""
     parts, start = [], 0
     for m, layout in zip(maps, layouts, strict=True):
         places = m.shape[1:].numel() // num_classes  # of one image, H * W * A
@@ -127,10 +127,10 @@ def _special_of_maps(
 
 
 def _keys(keys: Tensor, rows: int, places: int, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Keys of ``[B, rows]`` whose row is below ``places``, as sorted keys of a map's layout.
+    """Convert keys of ``[B, rows]`` with a row below ``places`` to sorted keys of a map's layout.
 
     Returns:
-        The new keys, and which of the old ones they were.
+        The new keys, and the indices of the old ones.
     """
     image, row = keys.div(rows, rounding_mode="floor"), keys.remainder(rows)
     which = (row < places).nonzero().view(-1)
@@ -144,7 +144,7 @@ def _keys(keys: Tensor, rows: int, places: int, layout: Layout) -> tuple[Tensor,
 
 
 def _formula(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
-    """The loss by operations that autograd differentiates, level by level."""
+    """Compute the loss level by level, with operations that autograd can differentiate."""
     alpha, gamma, reduction, normalizer, ignore_index = options
     divided = divisor(normalizer, lambda: count_positives(targets, ignore_index))
     if isinstance(divided, Tensor) and divided.ndim:
@@ -167,7 +167,7 @@ def _formula(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options:
 
 
 def _each(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
-    """The losses one by one, ``[B, R, K]``."""
+    """Compute the losses without reduction, ``[B, R, K]``."""
     alpha, gamma, _, normalizer, ignore_index = options
     rows = [_by_anchor(m, num_classes).permute(0, 3, 4, 1, 2).flatten(1, 3) for m in maps]
     images = isinstance(normalizer, Tensor) and normalizer.ndim > 0
@@ -186,7 +186,7 @@ def _each(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Op
 
 
 def _by_anchor(m: Tensor, num_classes: int) -> Tensor:
-    """See ``[B, A*K, H, W]`` as ``[B, A, K, H, W]``."""
+    """View ``[B, A*K, H, W]`` as ``[B, A, K, H, W]``."""
     B, C, H, W = m.shape
     return m.view(B, C // num_classes, num_classes, H, W)
 
@@ -194,30 +194,40 @@ def _by_anchor(m: Tensor, num_classes: int) -> Tensor:
 def _check_maps(
     maps: Sequence[Tensor], targets: Tensor, num_classes: int, normalizer: Normalizer
 ) -> None:
-    """Raise unless the maps have one batch and whole anchors, and targets and normalizer fit."""
+    """Raise if shapes, dtypes or devices of the maps, targets or normalizer do not match."""
     if not maps:
-        raise ValueError(must_be("maps", "at least one tensor", "none"))
-    if num_classes < 1:
-        raise ValueError(must_be("num_classes", ">= 1", num_classes))
+        raise ValueError("maps is empty; pass one tensor per level.")
+    check_range("num_classes", num_classes, 1)
     first = maps[0]
     for i, m in enumerate(maps):
         arguments.check_logits(f"maps[{i}]", m)
         fits = m.ndim == 4 and m.shape[0] == first.shape[0] and m.shape[1] % num_classes == 0
         if not fits or m.shape[1] == 0:
-            condition = f"of shape [{first.shape[0]}, A * {num_classes}, H, W]"
-            raise ValueError(must_be(f"maps[{i}]", condition, list(m.shape)))
+            batch = first.shape[0] if first.ndim == 4 else "B"
+            raise ValueError(
+                f"maps[{i}] must have shape [{batch}, A * num_classes, H, W] with "
+                f"num_classes={num_classes}, got {list(m.shape)}."
+            )
         if m.dtype != first.dtype or m.device != first.device:
-            condition = f"of the first map's type and device, {first.dtype} on {first.device}"
-            raise ValueError(must_be(f"maps[{i}]", condition, f"{m.dtype} on {m.device}"))
+            raise ValueError(
+                f"All maps must have the same dtype and device, but maps[0] is {first.dtype} on "
+                f"{first.device} and maps[{i}] is {m.dtype} on {m.device}."
+            )
     if targets.is_floating_point():
-        remedy = "Soft targets go with sigmoid_focal_loss."
-        raise TypeError(must_be("targets", "class indices (int64)", targets.dtype, remedy))
+        raise TypeError(
+            f"targets must be class indices (int64), got {targets.dtype}. For soft targets, use "
+            "sigmoid_focal_loss."
+        )
     arguments.check_target_type(first, targets)
     B = first.shape[0]
     shape = [B, sum(m.shape[1] // num_classes * m.shape[2] * m.shape[3] for m in maps)]
     if list(targets.shape) != shape:
-        condition = f"of shape {shape}, an index for each anchor of the maps"
-        raise ValueError(must_be("targets", condition, list(targets.shape)))
+        raise ValueError(
+            f"targets must have shape {shape}, with one index per anchor of the maps, "
+            f"got {list(targets.shape)}."
+        )
     if isinstance(normalizer, Tensor) and normalizer.shape not in ((), (1,), (B,)):
-        condition = f"one number or one an image, of shape [{B}]"
-        raise ValueError(must_be("normalizer", condition, list(normalizer.shape)))
+        raise ValueError(
+            f"A tensor normalizer must have one element, or one per image (shape [{B}]), "
+            f"got a tensor of shape {list(normalizer.shape)}."
+        )

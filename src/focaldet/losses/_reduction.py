@@ -1,4 +1,4 @@
-"""From the losses of all entries to the number that is asked for."""
+"""Normalisation and reduction of losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def count_positives(targets: Tensor, ignore_index: int = -1) -> Tensor:
-    """How many class indices name a class; for floating-point targets, their sum."""
+    """Count the class indices that name a class, or sum floating-point targets."""
     if targets.is_floating_point():
         return targets.sum(dtype=torch.promote_types(targets.dtype, torch.float32))
     positive = targets >= 0
@@ -24,10 +24,10 @@ def count_positives(targets: Tensor, ignore_index: int = -1) -> Tensor:
 
 
 def divisor(normalizer: Normalizer, count: Callable[[], Tensor]) -> float | Tensor:
-    """What the losses are divided by: ``normalizer``, or ``count()`` positives and at least 1.
+    """Return the divisor of the losses: ``normalizer``, or ``count()`` positives but at least 1.
 
-    ``"num_pos_all_ranks"`` gives the mean count of the ranks, not its sum: data parallel training
-    averages gradients over the ranks, and the two together divide the sum of all losses by the sum
+    ``"num_pos_all_ranks"`` gives the mean count over the ranks, not the sum. Data-parallel training
+    averages gradients over the ranks, so that in effect the sum of all losses is divided by the sum
     of all counts.
     """
     if normalizer is None:
@@ -44,7 +44,7 @@ def divisor(normalizer: Normalizer, count: Callable[[], Tensor]) -> float | Tens
 
 
 def reduce(losses: Tensor, reduction: Reduction, count: Tensor | int, dtype: torch.dtype) -> Tensor:
-    """Sum, mean over ``count`` entries (0 if there are none), or all the losses in ``dtype``."""
+    """Return the sum, the mean over ``count`` entries (0 if none), or all losses in ``dtype``."""
     if reduction == "none":
         return losses.to(dtype)
     total = losses.sum()

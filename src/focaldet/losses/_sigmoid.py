@@ -1,4 +1,4 @@
-"""The sigmoid focal loss: every class an independent yes or no."""
+"""The sigmoid focal loss: any number of K independent classes is true."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import must_be
 from focaldet.losses import _arguments as arguments
 from focaldet.losses import _cuda
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
-from focaldet.losses._cpu import SparseLoss
-from focaldet.losses._dense import FEW, DenseLoss
+from focaldet.losses._cpu_dense import FEW, DenseLoss
+from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
-from focaldet.losses._layout import Special, find_special
+from focaldet.losses._layout import Special, find_keys, find_special
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 if TYPE_CHECKING:
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from focaldet.losses._arguments import Normalizer, Reduction
 
     Formula = Callable[[Tensor], Tensor]
+
+SPARSE = 40
+"""Entries per positive from which the sparse kernel is faster than the dense one."""
 
 
 def sigmoid_focal_loss(
@@ -37,59 +39,59 @@ def sigmoid_focal_loss(
     ignore_index: int = -100,
     inplace_gradient: bool = False,
 ) -> Tensor:
-    """Focal loss of independent classes, ``-alpha_t (1 - p_t)^gamma log(p_t)``.
+    """Compute the focal loss of independent classes, ``-alpha_t (1 - p_t)^gamma log(p_t)``.
 
-    ``p_t`` is the probability that the logit gives to what is true of its class: ``sigmoid(x)``
-    where the class is the target, ``1 - sigmoid(x)`` everywhere else. The paper's setting is
-    ``reduction="sum", normalizer="num_pos"``.
+    ``p_t`` is the probability of the true label: ``sigmoid(x)`` where the class is the target and
+    ``1 - sigmoid(x)`` elsewhere. The paper uses ``reduction="sum", normalizer="num_pos"``.
 
-    Convention: ``alpha`` weighs the positive side and ``1 - alpha`` the background. With the
-    default of 0.25 a positive counts a third of what a background entry of the same error counts:
-    at logit 0 the two losses are 0.0433 and 0.1300.
+    Convention: ``alpha`` weights positives and ``1 - alpha`` weights background. With the default
+    of 0.25, a positive has a third of the loss of a background entry with the same error: at logit
+    0, the losses are 0.0433 and 0.1300.
 
     Args:
-        logits: ``[N, K]`` or ``[N, K, d1, ...]`` (or ``[K]``): floating-point, K classes.
-        targets: Class indices ``[N]`` or ``[N, d1, ...]`` (or ``[]``) in [0, K), as in
-            `torch.nn.CrossEntropyLoss`; -1 says "none of the classes" (background) and
-            ``ignore_index`` "takes no part". Or floats in [0, 1] of the logits' shape, of any
-            number of axes: 0 and 1 for several classes at once, values between for soft targets,
-            which interpolate ``p_t`` and ``alpha_t`` linearly and multiply the cross-entropy of
-            the soft target. torchvision, fvcore and mmdet read them alike; MONAI, kornia and
-            segmentation_models_pytorch do not.
-        alpha: Weight of the positives in [0, 1]; ``None`` weighs both sides with 1; a tensor of K
-            numbers gives each class its own ``alpha``, and its background ``1 - alpha``.
+        logits: Floating-point logits of K classes, ``[N, K]``, ``[N, K, d1, ...]`` or ``[K]``.
+        targets: Class indices ``[N]``, ``[N, d1, ...]`` or ``[]`` in [0, K), as in
+            `torch.nn.CrossEntropyLoss`; -1 is background (none of the classes) and
+            ``ignore_index`` is ignored. Alternatively, floats in [0, 1] in the shape of ``logits``,
+            with any number of axes: 0 and 1 for multi-label targets, or values between them for
+            soft targets. A soft target multiplies its cross-entropy by ``alpha_t`` and
+            ``(1 - p_t)^gamma``, in which ``alpha_t`` and ``p_t`` are interpolated linearly. This
+            agrees with torchvision, fvcore and mmdet, but not with MONAI, kornia and
+            segmentation_models_pytorch.
+        alpha: Weight of positives in [0, 1]. A tensor of K numbers gives each class its own
+            ``alpha`` and its background ``1 - alpha``. None weights both with 1.
         gamma: Focusing parameter, >= 0. 0 gives the (weighted) binary cross-entropy.
-        reduction: "mean" over the entries that take part (0 if there are none), "sum", or "none".
-        normalizer: Divides the losses: a number or a tensor of one element, > 0; "num_pos" for the
-            number of positives, at least 1 (for floating-point targets their sum); or
-            "num_pos_all_ranks" for the mean number of positives of the ranks of
+        reduction: "mean" over the entries that are not ignored (0 if there are none), "sum" or
+            "none".
+        normalizer: Divisor of the losses: a number or a tensor with one element, > 0; "num_pos" for
+            the number of positives (for floating-point targets, their sum), but at least 1; or
+            "num_pos_all_ranks" for the mean number of positives over the ranks of
             `torch.distributed`, so that gradients averaged over ranks are those of the whole batch.
-        ignore_index: The index of places that take no part; their logits may be anything, NaN too.
-            If it is -1 or a class, places with that index are ignored.
-        inplace_gradient: Let the gradient overwrite the logits, which saves its memory. They must
-            not be needed by anything else, nor be a leaf, and there is one backward only. Where
-            the kernels for a CPU do not apply (see Notes), or nothing is differentiated, the option
-            changes nothing.
+        ignore_index: Index of places to ignore, whose logits may have any values, including NaN. It
+            may be -1 or a class.
+        inplace_gradient: Whether the gradient overwrites the logits, which saves its memory. They
+            must not be a leaf or be needed elsewhere, and only one backward pass is possible. The
+            option has no effect if the CPU kernels do not apply (see Notes) or if nothing is
+            differentiated.
 
     Returns:
-        The loss: a scalar (float32 for half-precision logits), or of the logits' shape and type
-        for reduction "none".
+        The loss as a scalar, which is float32 for half-precision logits. For reduction "none", the
+        losses in the shape and dtype of the logits.
 
     Raises:
-        TypeError: If the logits are no floating-point tensor, or the targets neither that nor
-            indices.
-        ValueError: If an option or a target is out of its range or shapes don't fit. Values of
-            tensors are looked at on a CPU outside `torch.compile` and `torch.func`; elsewhere that
-            would cost a synchronisation.
+        TypeError: If the logits or targets have an unsupported dtype.
+        ValueError: If an option or a target is out of range, or if shapes do not match. Values of
+            tensors are checked on CPUs only, outside `torch.compile` and `torch.func`; elsewhere
+            checking would cost a synchronisation.
 
     Notes:
-        Plain CPU tensors of float32, bfloat16 and float16 have their gradient made together with
-        the loss, in pieces that stay in cache. The same on a CUDA device, where Triton is
-        installed, go through its kernels if they are contiguous rows ``[N, K]`` with class indices,
-        alpha is no tensor and the reduction is not "none". float64, `torch.compile`, `torch.func`, forward-mode
-        differentiation, a second derivative, everything else on other devices and differentiable
-        targets or options take the same formula in operations of PyTorch. None of them gives NaN
-        for gamma in (0, 1).
+        For plain float32, bfloat16 and float16 tensors on a CPU, kernels compute the gradient
+        together with the loss, in pieces that fit in the cache. On CUDA devices, Triton kernels are
+        used if Triton is installed, the logits are contiguous rows ``[N, K]`` of these dtypes with
+        class indices, ``alpha`` is not a tensor and the reduction is not "none". Everything else
+        uses the same formula with PyTorch operations: float64, `torch.compile`, `torch.func`,
+        forward-mode differentiation, second derivatives, differentiable targets or options, and
+        other devices. None of these returns NaN gradients for gamma in (0, 1).
 
     Examples:
         >>> logits = torch.tensor([[0.0, -4.0], [-3.0, -5.0], [9.0, 9.0]])
@@ -115,7 +117,7 @@ def sigmoid_focal_loss(
     if not kernels_apply(logits, targets, alpha, normalizer):
         return _formula(logits, targets, options)
     shape = logits.shape
-    if logits.ndim < 2:  # [K] with an index, or any floats: a batch of one row
+    if logits.ndim < 2:  # one row [K] with an index, or any floating-point targets
         soft = targets.is_floating_point()
         logits, targets = logits.reshape(1, -1), targets.reshape(1, -1) if soft else targets.view(1)
 
@@ -132,7 +134,7 @@ def sigmoid_focal_loss(
 def kernels_apply(
     logits: Tensor, targets: Tensor, alpha: Tensor | float | None, normalizer: Normalizer
 ) -> bool:
-    """Whether the CPU kernels can take these: plain tensors, only the logits differentiated."""
+    """Return whether the CPU kernels apply: to plain tensors, differentiating only the logits."""
     others = [targets]
     if isinstance(alpha, Tensor):
         others.append(alpha)
@@ -144,32 +146,32 @@ def kernels_apply(
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and logits.layout == torch.strided
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
-        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (nothing public tells)
+        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
     )
 
 
 def _check_overwritable(logits: Tensor, reduction: str) -> None:
-    """Raise unless the gradient can take the place of the logits."""
+    """Raise unless the gradient can overwrite the logits."""
     if reduction == "none":
-        remedy = "The losses one by one leave nothing to overwrite with."
-        condition = "'mean' or 'sum' with inplace_gradient"
-        raise ValueError(must_be("reduction", condition, repr(reduction), remedy))
-    base = logits._base  # noqa: SLF001 (nothing public tells)
+        raise ValueError("inplace_gradient=True requires reduction='mean' or 'sum', got 'none'.")
+    base = logits._base  # noqa: SLF001 (no public equivalent)
     base = logits if base is None else base
     if base.is_leaf:
-        remedy = "Its values would be lost: leave inplace_gradient off."
         raise ValueError(
-            must_be("logits", "computed from other tensors with inplace_gradient", "a leaf", remedy)
+            "inplace_gradient=True would overwrite logits, which is a leaf tensor (or a view of "
+            "one). Use it with computed logits only."
         )
     if not (logits.is_contiguous() or logits.movedim(1, -1).is_contiguous()):
-        condition = "contiguous or channels_last with inplace_gradient"
-        raise ValueError(must_be("logits", condition, f"strides {list(logits.stride())}"))
+        raise ValueError(
+            "inplace_gradient=True requires contiguous or channels_last logits, got strides "
+            f"{list(logits.stride())} for shape {list(logits.shape)}. Call .contiguous() first."
+        )
 
 
 def _kernel(
     logits: Tensor, targets: Tensor, options: Options, formula: Formula
 ) -> DenseLoss | SparseLoss:
-    """Choose the kernel that suits the targets, and tell it what they are."""
+    """Create the kernel that suits the targets."""
     alpha, gamma, reduction, normalizer, ignore_index = options
     special: Special | None = None
     mask: Tensor | None = None
@@ -177,10 +179,17 @@ def _kernel(
     if not targets.is_floating_point():
         K = logits.shape[1]
         if entries > FEW:
-            special = find_special(targets.reshape(-1), K, ignore_index)
-            entries -= len(special.ignored) * K
-        if special is None or len(special.positive) * 40 > entries:
-            # Where calls or positives are what costs, all entries are treated alike.
+            flat = targets.reshape(-1)
+            keys = find_keys(flat, ignore_index)
+            # Counting is cheap. With many positives it saves listing them in vain.
+            if (
+                len(keys) * SPARSE <= entries
+                or count_positives(flat, ignore_index) * SPARSE <= entries
+            ):
+                special = find_special(flat, K, ignore_index, keys)
+                entries -= len(special.ignored) * K
+        if special is None or len(special.positive) * SPARSE > entries:
+            # The sparse kernel does not pay off for few entries or many positives.
             special = None
             targets, mask = arguments.set_apart_ignored(targets, K, ignore_index)
             entries = logits.numel() - (0 if mask is None else int(mask.sum()) * K)
@@ -201,7 +210,7 @@ def _kernel(
 
 
 def _formula(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
-    """The loss by operations that autograd, functorch and compilers know."""
+    """Compute the loss with operations that autograd, functorch and compilers support."""
     alpha, gamma, reduction, normalizer, ignore_index = options
     dim, K = arguments.class_axis(logits), arguments.count_classes(logits)
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -224,20 +233,21 @@ def _formula(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
 
 
 class FocalLoss(nn.Module):
-    """`sigmoid_focal_loss` as a module, with the same names, order and defaults.
+    """Module form of `sigmoid_focal_loss`, with the same arguments and defaults.
 
-    A tensor ``alpha`` or ``normalizer`` moves with the module but is not part of its state.
+    A tensor ``alpha`` or ``normalizer`` moves with the module but is not in its state dict.
 
     Args:
-        alpha: Weight of the positives in [0, 1], None for none, or a tensor ``[K]``.
+        alpha: Weight of positives in [0, 1], or a tensor ``[K]`` of them. None disables weighting.
         gamma: Focusing parameter, >= 0.
         reduction: "none", "mean" or "sum".
-        normalizer: A number or tensor > 0, "num_pos", "num_pos_all_ranks" or None.
-        ignore_index: The index of places that take no part.
-        inplace_gradient: Let the gradient overwrite the logits.
+        normalizer: Divisor of the losses: a number or tensor > 0, "num_pos" or "num_pos_all_ranks".
+        ignore_index: Index of places to ignore.
+        inplace_gradient: Whether the gradient overwrites the logits.
 
     Raises:
-        ValueError: If an option is out of its range.
+        TypeError: If ``alpha`` has an unsupported type.
+        ValueError: If an option is out of range.
 
     Examples:
         >>> FocalLoss(reduction="sum", normalizer="num_pos")(

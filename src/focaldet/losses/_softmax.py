@@ -1,4 +1,4 @@
-"""The softmax focal loss: exactly one of K classes is right."""
+"""The softmax focal loss: exactly one of K classes is true."""
 
 from __future__ import annotations
 
@@ -27,36 +27,37 @@ def softmax_focal_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Focal loss of exclusive classes, ``-alpha_t (1 - p_t)^gamma log(p_t)`` of a softmax.
+    """Compute the focal loss of mutually exclusive classes, from the softmax of the logits.
 
-    At gamma 0 and alpha None it is `torch.nn.functional.cross_entropy`, for each reduction and with
-    label smoothing too.
+    The loss is ``-alpha_t (1 - p_t)^gamma log(p_t)``, where ``p_t`` is the probability of the true
+    class. With gamma 0 and alpha None, it equals `torch.nn.functional.cross_entropy` for every
+    reduction, also with label smoothing.
 
-    Convention: there is no background side, so ``alpha`` weighs classes, as the weights of
-    `torch.nn.CrossEntropyLoss` do. Unlike there the mean divides by the number of places, not by
-    the sum of their weights. MONAI and kornia give class 0 the weight ``1 - alpha`` and all others
-    ``alpha``: pass ``torch.tensor([1 - alpha] + [alpha] * (K - 1))`` for that.
+    Convention: there is no background, so ``alpha`` weights classes, like the weights of
+    `torch.nn.CrossEntropyLoss`. The mean, however, divides by the number of places instead of the
+    sum of their weights. MONAI and kornia give class 0 the weight ``1 - alpha`` and all others
+    ``alpha``; pass ``torch.tensor([1 - alpha] + [alpha] * (K - 1))`` for the same.
 
     Args:
-        logits: ``[N, K]`` or ``[N, K, d1, ...]`` (or ``[K]``): floating-point, K classes.
-        targets: Class indices ``[N]`` or ``[N, d1, ...]`` (or ``[]``) in [0, K), or
-            ``ignore_index``; there is no "none of the classes" here. Or floats in [0, 1] of the
-            logits' shape, the probabilities of the classes: the loss is their mean over classes.
-        alpha: None, a number, or K class weights >= 0.
+        logits: Floating-point logits of K classes, ``[N, K]``, ``[N, K, d1, ...]`` or ``[K]``.
+        targets: Class indices ``[N]``, ``[N, d1, ...]`` or ``[]`` in [0, K), or ``ignore_index``;
+            there is no index for background. Alternatively, class probabilities in the shape of
+            ``logits``: the loss is then the sum over classes, weighted by their probabilities.
+        alpha: A number, or K class weights >= 0. None disables weighting.
         gamma: Focusing parameter, >= 0.
-        reduction: "mean" over the places that take part (0 if there are none), "sum", or "none".
-        normalizer: Divides the losses: a number or a tensor of one element, > 0.
-        ignore_index: The index of places that take no part; their logits may be anything, NaN too.
-        label_smoothing: In [0, 1]: this part of each target is spread evenly over the K classes.
+        reduction: "mean" over the places that are not ignored (0 if there are none), "sum" or
+            "none".
+        normalizer: Divisor of the losses, > 0: a number or a tensor with one element.
+        ignore_index: Index of places to ignore, whose logits may have any values, including NaN.
+        label_smoothing: Fraction of each target to spread evenly over the K classes, in [0, 1].
 
     Returns:
-        The loss: a scalar (float32 for half-precision logits), or of the shape of class indices
-        and the logits' type for reduction "none".
+        The loss as a scalar, which is float32 for half-precision logits. For reduction "none", the
+        losses in the shape of class indices and the dtype of the logits.
 
     Raises:
-        TypeError: If the logits are no floating-point tensor, or the targets neither that nor
-            indices.
-        ValueError: If an option or a target is out of its range or shapes don't fit.
+        TypeError: If the logits or targets have an unsupported dtype.
+        ValueError: If an option or a target is out of range, or if shapes do not match.
 
     Examples:
         >>> logits, targets = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2])
@@ -65,8 +66,8 @@ def softmax_focal_loss(
         [0.0109, 0.9635]
 
     References:
-        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, equation 5, with the softmax's
-        p_t (the paper's own loss is the sigmoid's). arXiv:1708.02002.
+        Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, equation 5, with p_t from
+        a softmax (the paper uses a sigmoid). arXiv:1708.02002.
     """
     _check_options(alpha, gamma, reduction, normalizer, label_smoothing)
     arguments.check_logits("logits", logits)
@@ -101,13 +102,13 @@ def softmax_focal_loss(
 
 
 def _odds_against(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    """``log((1 - p) / p)`` of the class that is chosen on axis ``dim``, which is then gone.
+    """Compute ``log((1 - p) / p)`` of the chosen class, reducing axis ``dim``.
 
-    That is the log-sum-exp of the other classes less the logit of this one: accurate however near
-    p is to 1, and the softmax focal loss is ``f`` of it, as the sigmoid's is of a logit.
+    It is the log-sum-exp of the other classes minus the logit of this one, which is accurate even
+    if p is close to 1. The softmax focal loss is `focal` of it.
     """
     others = x.masked_fill(chosen, -torch.inf)
-    # All others may be at -inf, or there may be none: p is 1, and nothing is to be differentiated.
+    # If all others are at -inf, or there are none, p is 1 and the gradient is 0.
     alone = (others == -torch.inf).all(dim, keepdim=True)
     others = others.masked_fill(alone, 0.0).logsumexp(dim)
     own = x.masked_fill(~chosen, 0.0).sum(dim)
@@ -115,11 +116,11 @@ def _odds_against(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
 
 
 def _odds_against_each(x: Tensor, dim: int) -> Tensor:
-    """``log((1 - p) / p)`` of every class."""
+    """Compute ``log((1 - p) / p)`` of every class."""
     top = one_hot_mask(x.argmax(dim), x.shape[dim], dim)
     of_top = _odds_against(x, top, dim).unsqueeze(dim)
     log_p = x.log_softmax(dim)
-    p = log_p.exp().masked_fill(top, 0.0)  # of the others, hence at most 1/2
+    p = log_p.exp().masked_fill(top, 0.0)  # of the other classes, so at most 1/2
     return torch.where(top, of_top, torch.log1p(-p) - log_p.masked_fill(top, 0.0))
 
 
@@ -130,7 +131,7 @@ def _check_options(
     normalizer: Tensor | float | None,
     label_smoothing: float,
 ) -> None:
-    """Raise unless each option is in its range."""
+    """Raise if an option is invalid."""
     arguments.check_class_weights(alpha)
     arguments.check_gamma(gamma)
     arguments.check_own_normalizer(normalizer)
@@ -139,20 +140,21 @@ def _check_options(
 
 
 class SoftmaxFocalLoss(nn.Module):
-    """`softmax_focal_loss` as a module, with the same names, order and defaults.
+    """Module form of `softmax_focal_loss`, with the same arguments and defaults.
 
-    A tensor ``alpha`` or ``normalizer`` moves with the module but is not part of its state.
+    A tensor ``alpha`` or ``normalizer`` moves with the module but is not in its state dict.
 
     Args:
-        alpha: None, a number, or K class weights >= 0.
+        alpha: A number, or K class weights >= 0. None disables weighting.
         gamma: Focusing parameter, >= 0.
         reduction: "none", "mean" or "sum".
-        normalizer: A number or tensor > 0, or None.
-        ignore_index: The index of places that take no part.
-        label_smoothing: In [0, 1].
+        normalizer: Divisor of the losses, > 0: a number or a tensor with one element.
+        ignore_index: Index of places to ignore.
+        label_smoothing: Fraction of each target to spread evenly over the classes, in [0, 1].
 
     Raises:
-        ValueError: If an option is out of its range.
+        TypeError: If ``alpha`` has an unsupported type.
+        ValueError: If an option is out of range.
 
     Examples:
         >>> SoftmaxFocalLoss(gamma=0.0)(torch.zeros(2, 4), torch.tensor([0, 3]))

@@ -1,4 +1,4 @@
-"""FL*, the focal loss of the paper's appendix A."""
+"""FL*, the variant of the focal loss from the paper's appendix A."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ def focal_star_loss(
     normalizer: Normalizer = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """FL*, the cross-entropy of a steeper and shifted logit: ``-log(p_t*) / gamma``.
+    """Compute FL*, the cross-entropy of a scaled and shifted logit: ``-log(p_t*) / gamma``.
 
-    ``p_t* = sigmoid(gamma x_t + beta)`` with ``x_t = x`` for a positive and ``-x`` for background.
-    The paper finds 33.8 AP for (gamma, beta) = (2, 1) and 33.9 for (4, 0), where the focal loss
-    with gamma 2 has 34.0 (table 3).
+    Here ``p_t* = sigmoid(gamma x_t + beta)``, where ``x_t`` is x for a positive and -x for
+    background. The paper reports 33.8 AP for (gamma, beta) = (2, 1) and 33.9 for (4, 0), compared
+    with 34.0 for the focal loss with gamma 2 (table 3).
 
     Args:
         logits: As in `sigmoid_focal_loss`.
-        targets: As in `sigmoid_focal_loss`. A soft target t gives the mean of the two losses,
-            weighed t and 1 - t; the paper has no soft targets.
-        alpha: As in `sigmoid_focal_loss`. The paper's appendix leaves it out of its formula.
-        gamma: Steepness, > 0.
-        beta: Shift. fvcore's ``sigmoid_focal_loss_star`` is this with beta 0.
+        targets: As in `sigmoid_focal_loss`. A soft target t gives the mean of the losses for
+            targets 1 and 0 with weights t and 1 - t. The paper does not define soft targets.
+        alpha: As in `sigmoid_focal_loss`. The formula in the paper's appendix omits it.
+        gamma: Factor of the logit, > 0.
+        beta: Shift of the logit. With beta 0, this is fvcore's ``sigmoid_focal_loss_star``.
         reduction: As in `sigmoid_focal_loss`.
         normalizer: As in `sigmoid_focal_loss`.
         ignore_index: As in `sigmoid_focal_loss`.
 
     Returns:
-        As `sigmoid_focal_loss`.
+        The loss, as from `sigmoid_focal_loss`.
 
     Raises:
-        TypeError: As `sigmoid_focal_loss`.
-        ValueError: As `sigmoid_focal_loss`, and if gamma is 0.
+        TypeError: If the logits or targets have an unsupported dtype.
+        ValueError: If gamma is 0, if another option or a target is out of range, or if shapes do
+            not match.
 
     Examples:
         >>> loss = focal_star_loss(torch.zeros(1, 1), torch.tensor([0]), alpha=None)
@@ -78,9 +79,9 @@ def focal_star_loss(
         dim = arguments.class_axis(logits)
         ignored = (targets == ignore_index).unsqueeze(dim)
         t = (one_hot_mask(targets, K, dim) & ~ignored).to(x.dtype)
-        x = x.masked_fill(ignored, -torch.inf)  # whose loss as background is 0
+        x = x.masked_fill(ignored, -torch.inf)  # the loss of background is 0 there
         count = (~ignored).sum() * K
-    # The side that has no weight is evaluated at 0, since 0 * inf is NaN.
+    # The side with weight 0 is evaluated at 0, since 0 * inf is NaN.
     positive = softplus(-(gamma * x.where(t > 0, 0.0) + beta))
     negative = softplus(gamma * x.where(t < 1, 0.0) - beta)
     losses = (t * positive + (1 - t) * negative) / gamma

@@ -1,15 +1,16 @@
 """The sigmoid focal loss of rows ``[N, K]`` with class indices, as two Triton kernels.
 
-Imported only where Triton is there and wanted: `_cuda` decides that, and holds the autograd.
-The forward kernel reads the logits once and writes one float32 sum a program, which PyTorch adds
-up: there are no atomics, so results repeat exactly. The backward kernel computes everything anew
-from the logits and writes the gradient in their type. All arithmetic is float32.
+`focaldet.losses._cuda` imports this module if Triton is installed and needed; it also has the
+autograd function. The forward kernel reads the logits once and writes one float32 sum per program,
+which PyTorch adds up. There are no atomics, so results are reproducible. The backward kernel
+recomputes everything from the logits and writes the gradient in their dtype. All arithmetic is
+float32.
 
-What was checked: the kernels ran in Triton's interpreter against float64 and were compiled ahead of
-time for sm_80 and sm_90. They were not run or measured on a GPU, so nothing is said of their speed.
+The tests compare the kernels with float64 in Triton's interpreter and compile them ahead of time
+for sm_80 and sm_90. They have not been run on a GPU, so no claim is made about their speed.
 """
 
-# Triton has no types, need not be installed, and its functions take their arguments by position:
+# Triton is untyped and optional, and its functions take positional arguments:
 # mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
 # ruff: noqa: PLR0917
 
@@ -26,30 +27,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 2048
-"""Entries a program."""
+"""Entries per program."""
 COMPILED = {"num_warps": 4, "enable_fp_fusion": True}
-"""How the kernels are compiled; Triton warns where the fusion of products and sums is left open."""
+"""Options of the compiler. Triton warns unless the fusion of products and sums is specified."""
 MOST_FACTORS = 8
-"""The highest power of the error that is a plain product."""
+"""The highest power of the error that is computed as a product."""
 
 
 @triton.jit
 def _exp(a):
-    """``exp(a)`` for a <= 0, to the rounding of float32: 0 below about -87.7, NaN for NaN.
+    """Compute ``exp(a)`` for a <= 0 to float32 accuracy: 0 below about -87.7, NaN for NaN.
 
-    The hardware's ``exp2`` of the whole exponent would be as wrong as that exponent's rounding,
-    1e-5 for small results, so the power of two is set apart and made from its bits.
+    The hardware's ``exp2`` of the full exponent would be off by the rounding of that exponent, 1e-5
+    for small results. So the integer power of two is split off and built from its bits.
     """
     a = tl.where(a < -88.0, -88.0, a)
     n = tl.floor(a * 1.4426950408889634 + 0.5)
-    r = (a - n * 0.693359375) + n * 2.12194440054690583e-4  # the two make log 2; the first is exact
+    r = (
+        a - n * 0.693359375
+    ) + n * 2.12194440054690583e-4  # the constants add up to log 2; the first product is exact
     power = (n.to(tl.int32) + 127) << 23
     return tl.exp2(r * 1.4426950408889634) * power.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _terms(x, positive, rest, WHOLE: tl.constexpr, REST: tl.constexpr):
-    """The parts of ``f(z) = p^gamma s`` of the logit z of being wrong.
+    """Compute the parts of ``f(z) = p^gamma s``, where z is the logit of a wrong prediction.
 
     Returns:
         ``p = sigmoid(z)``, ``q = 1 - p``, ``s = log(1 + exp(z))`` and ``p^gamma``.
@@ -85,11 +88,11 @@ def _entries(x_ptr, targets_ptr, numel, ignore_index, K: tl.constexpr, BLOCK: tl
     """Read the entries of this program.
 
     Returns:
-        Where they are, which of them are there, the logits (0 where a row is ignored), which are
-        positives, and which take part.
+        The offsets, which of them are in range, the logits (0 where a row is ignored), which
+        entries are positives, and which are not ignored.
     """
     start = tl.program_id(0) * BLOCK
-    first_row = start // K  # the one true division: K is a constant for the lanes
+    first_row = start // K  # the only real division, since K is a compile-time constant
     column = start - first_row * K + tl.arange(0, BLOCK)
     row = column // K
     column = column - row * K
@@ -97,7 +100,7 @@ def _entries(x_ptr, targets_ptr, numel, ignore_index, K: tl.constexpr, BLOCK: tl
     there = offsets < numel
     target = tl.load(targets_ptr + first_row + row, mask=there, other=0).to(tl.int64)
     kept = there & (target != ignore_index)
-    # Read what is ignored too: a mask that depends on data would keep the reads from being wide.
+    # Ignored rows are read too, since a data-dependent mask would prevent wide loads.
     x = tl.load(x_ptr + offsets, mask=there, other=0.0).to(tl.float32)
     return offsets, there, tl.where(kept, x, 0.0), target == column, kept
 
@@ -141,7 +144,7 @@ def backward_kernel(
     REST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the gradient of each program's entries, ``p^gamma (gamma q s + p)`` with its factors."""
+    """Write the gradient of each program's entries, ``p^gamma (gamma q s + p)`` times factors."""
     offsets, there, x, positive, kept = _entries(x_ptr, targets_ptr, numel, ignore_index, K, BLOCK)
     p, q, s, power = _terms(x, positive, rest, WHOLE, REST)
     s = tl.where(s > 3e38, 3e38, s)  # q is 0 there, and 0 * inf would be NaN
@@ -153,14 +156,14 @@ def backward_kernel(
 def total(
     x: Tensor, targets: Tensor, *, alpha: float | None, gamma: float, ignore_index: int
 ) -> Tensor:
-    """The sum of the losses of contiguous logits ``[N, K]``, a float32 scalar.
+    """Compute the sum of the losses of contiguous logits ``[N, K]``, a float32 scalar.
 
     Args:
         x: float32, bfloat16 or float16, fewer than 2**31 - BLOCK entries, at least one.
         targets: int64 or int32 class indices ``[N]``, contiguous.
         alpha: Weight of the positives, or None.
         gamma: Focusing parameter, >= 0.
-        ignore_index: The index of rows that take no part.
+        ignore_index: Index of rows to ignore.
     """
     programs = triton.cdiv(x.numel(), BLOCK)
     sums = torch.empty(programs, dtype=torch.float32, device=x.device)
@@ -182,7 +185,16 @@ def gradient(
     gamma: float,
     ignore_index: int,
 ) -> Tensor:
-    """The gradient of ``total(...) * upstream``, in the type of ``x``; ``upstream`` is float32."""
+    """Compute the gradient of ``total(...) * upstream`` in the dtype of ``x``.
+
+    Args:
+        x: As in `total`.
+        targets: As in `total`.
+        upstream: A float32 scalar.
+        alpha: As in `total`.
+        gamma: As in `total`.
+        ignore_index: As in `total`.
+    """
     out = torch.empty_like(x)
     programs = triton.cdiv(x.numel(), BLOCK)
     weights, power = _weights(alpha), _power(gamma)
@@ -195,11 +207,11 @@ def gradient(
 
 
 def _weights(alpha: float | None) -> tuple[float, float]:
-    """The weights of positives and of background."""
+    """Return the weights of positives and of background."""
     return (1.0, 1.0) if alpha is None else (float(alpha), 1.0 - alpha)
 
 
 def _power(gamma: float) -> tuple[float, int, bool]:
-    """Gamma as what is left beside a number of whole factors, that number, and whether any is."""
+    """Split gamma into whole factors and a rest; return rest, factors, whether the rest is > 0."""
     whole = min(math.floor(gamma), MOST_FACTORS)
     return float(gamma - whole), whole, gamma > whole
