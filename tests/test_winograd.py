@@ -39,7 +39,7 @@ def model() -> RetinaNet:
 def test_it_equals_the_convolution_in_double_precision(size: tuple[int, int], batch: int) -> None:
     plain = nn.Conv2d(5, 7, 3, padding=1).double()
     images = torch.randn(batch, 5, *size, dtype=torch.float64)
-    assert_close(WinogradConv2d.of(plain)(images), plain(images), rtol=0, atol=1e-12)
+    assert_close(WinogradConv2d.from_conv(plain)(images), plain(images), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -50,7 +50,7 @@ def test_it_is_close_to_the_convolution_in_single_precision(
 ) -> None:
     plain = nn.Conv2d(256, 256, 3, padding=1, bias=bias)
     image = torch.randn(1, 256, 33, 45).to(memory_format=layout)
-    found = WinogradConv2d.of(plain)(image)
+    found = WinogradConv2d.from_conv(plain)(image)
     assert found.is_contiguous(memory_format=torch.channels_last) or found.stride(1) == 1
     exact = plain.double()(image.double())
     assert float((found - exact).abs().max() / exact.std()) < 1e-4
@@ -60,7 +60,7 @@ def test_it_is_close_to_the_convolution_in_single_precision(
 def test_a_small_map_uses_the_ordinary_convolution() -> None:
     plain = nn.Conv2d(128, 128, 3, padding=1)
     image = torch.randn(1, 128, 12, 20)
-    assert torch.equal(WinogradConv2d.of(plain)(image), plain(image))
+    assert torch.equal(WinogradConv2d.from_conv(plain)(image), plain(image))
 
 
 def test_only_wide_convolutions_with_stride_one_are_replaced() -> None:

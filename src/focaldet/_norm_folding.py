@@ -7,7 +7,6 @@ import warnings
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from focaldet._torchvision import torchvision

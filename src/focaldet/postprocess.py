@@ -145,7 +145,7 @@ class PostProcess(nn.Module):
             original = size
             if original_sizes is not None:
                 original = original_sizes[image]
-                boxes = self._scale_back(boxes, size, original)
+                boxes = self.scale_to_original(boxes, size, original)
             found.append(Detections(boxes, scores, labels, original, class_names=class_names))
         return found
 
@@ -174,14 +174,26 @@ class PostProcess(nn.Module):
             boxes, scores, labels = boxes[some], scores[some], labels[some]
         return boxes, scores, labels
 
-    def _scale_back(
-        self, boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
+    def scale_to_original(
+        self, boxes: Tensor, size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
-        """Carry boxes from the batch's image to the one as given."""
+        """Scale boxes from a resized image to the input image.
+
+        Args:
+            boxes: ``[N, 4]``, xyxy in pixels of the resized image.
+            size: ``(height, width)`` of the resized image.
+            original_size: ``(height, width)`` of the input image.
+
+        Returns:
+            ``[N, 4]``, xyxy in pixels of the input image.
+
+        .. versionadded:: 0.3.0
+        """
         last_pixel = boxes.new_tensor((0, 0, 1, 1)) if self.inclusive_corners else 0
         if self.resize_limits is None:
-            return scale_boxes(boxes - last_pixel, size, original) + last_pixel
-        return (boxes - last_pixel) / resize_factor(original, *self.resize_limits) + last_pixel
+            return scale_boxes(boxes - last_pixel, size, original_size) + last_pixel
+        factor = resize_factor(original_size, *self.resize_limits)
+        return (boxes - last_pixel) / factor + last_pixel
 
     def _level_candidates(
         self,

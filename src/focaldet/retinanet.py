@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from focaldet import pretrained
 from focaldet._assembly import build_parts, choose_backbone, starting_at_random
 from focaldet._detector import RetinaNetDetector
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
+    from torch import Tensor, nn
 
     from focaldet.anchors import AnchorGenerator
     from focaldet.criterion import RetinaNetCriterion
