@@ -146,9 +146,8 @@ class ExportableDetector(nn.Module):
         values, index = self._padded(level, logits_BCHW.flatten(1)).topk(self.top_k)
         index = index.clamp(max=channels * cells - 1)  # keeps padding, whose score is 0, in range
         channel = index // cells
-        cell = (
-            index - channel * cells
-        )  # not "%", which torch's ONNX exporter does not support for dynamic sizes
+        # Not "%", which torch's ONNX exporter does not support for dynamic sizes.
+        cell = index - channel * cells
         num_classes = self.model.head.num_classes
         anchor = channel // num_classes
         delta = torch.arange(4, device=index.device)
@@ -168,7 +167,7 @@ class ExportableDetector(nn.Module):
     def _padded(self, level: int, logits: Tensor) -> Tensor:
         """Pad the rows of a level that may have fewer than ``top_k`` values.
 
-        No image is smaller than ``size_divisor`` pixels. If a level of that size has enough values, as
+        No batch is smaller than ``size_divisor`` pixels. If a level of that size has enough values, as
         the first ones do, its large map is not copied.
         """
         stride = self.model.anchor_generator.strides[level]
