@@ -1,4 +1,4 @@
-"""The exported form gives, in tensors of fixed shapes, what the model's post-processing gives."""
+"""``ExportableDetector`` gives the same detections as the model, in tensors of fixed shapes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.helpers.tiny_export import assert_rows, batch_of, expected_of, make_m
 SHAPES = [(1, 64, 96), (3, 96, 64), (2, 32, 32)]
 
 
-def assert_form_gives_what_the_model_gives(
+def assert_module_matches_model(
     model: RetinaNet, shapes: list[tuple[int, int, int]] = SHAPES
 ) -> int:
-    form = ExportableDetector(model).eval()
+    module = ExportableDetector(model).eval()
     total = 0
     for shape in shapes:
         images, sizes = batch_of(*shape)
         with torch.no_grad():
-            boxes, scores, labels, counts = form(images, sizes)
+            boxes, scores, labels, counts = module(images, sizes)
         expected = expected_of(model, images, sizes)
-        assert boxes.shape == (shape[0], form.num_detections, 4)
+        assert boxes.shape == (shape[0], module.num_detections, 4)
         for index, theirs in enumerate(expected):
             count = int(counts[index])
             assert_rows([part[index, :count] for part in (boxes, scores, labels)], theirs)
@@ -64,24 +64,24 @@ def assert_form_gives_what_the_model_gives(
 )
 def test_each_option_is_honoured(changes: dict[str, Any]) -> None:
     shapes = [(1, 64, 128), (3, 128, 64)] if "size_divisor" in changes else SHAPES
-    assert assert_form_gives_what_the_model_gives(make_model(**changes), shapes) > 50
+    assert assert_module_matches_model(make_model(**changes), shapes) > 50
 
 
 @pytest.mark.parametrize("preset", ["paper", "torchvision_v1", "torchvision_v2"])
 def test_each_preset_is_honoured(preset: str) -> None:
     config: RetinaNetConfig = getattr(RetinaNetConfig, preset)(num_classes=91)
-    model = make_model(config, fpn_channels=64)  # GroupNorm wants two channels a group
-    assert assert_form_gives_what_the_model_gives(model) > 300
+    model = make_model(config, fpn_channels=64)  # GroupNorm needs two channels per group
+    assert assert_module_matches_model(model) > 300
 
 
 @torch.no_grad()
-def test_an_image_without_objects_gives_empty_rows_beside_one_that_is_full() -> None:
+def test_an_image_without_detections_gives_empty_rows() -> None:
     model = make_model(max_detections=5)
     images, sizes = batch_of(2, 64, 64)
-    form = ExportableDetector(model)
-    alone = [float(form(images[i : i + 1], sizes[i : i + 1])[1].max()) for i in range(2)]
+    module = ExportableDetector(model)
+    alone = [float(module(images[i : i + 1], sizes[i : i + 1])[1].max()) for i in range(2)]
     model.postprocess.score_threshold = (alone[0] + alone[1]) / 2
-    boxes, scores, labels, count = form(images, sizes)
+    boxes, scores, labels, count = module(images, sizes)
     empty = alone.index(min(alone))
     assert count[empty] == 0
     assert count[1 - empty] >= 1
@@ -99,10 +99,10 @@ def test_few_detections(wanted: int) -> None:
     threshold = (best[wanted] + (best[wanted - 1] if wanted else 1.0)) / 2
     model.postprocess.score_threshold = threshold
     assert ExportableDetector(model)(images, sizes)[3].item() == wanted
-    assert assert_form_gives_what_the_model_gives(model, [(1, 64, 64)]) == wanted
+    assert assert_module_matches_model(model, [(1, 64, 64)]) == wanted
 
 
-def test_more_than_max_detections_are_cut_to_the_best() -> None:
+def test_only_the_best_max_detections_are_kept() -> None:
     images, sizes = batch_of(1, 64, 96)
     all_scores = ExportableDetector(make_model(max_detections=None))(images, sizes)[1]
     best = ExportableDetector(make_model(max_detections=3))(images, sizes)
@@ -110,8 +110,8 @@ def test_more_than_max_detections_are_cut_to_the_best() -> None:
     torch.testing.assert_close(best[1], all_scores[:, :3])
 
 
-def test_boxes_of_many_classes_and_images_stay_apart() -> None:
-    """One box, said of every class in every image, survives in each."""
+def test_boxes_of_many_classes_and_images_do_not_suppress_each_other() -> None:
+    """One box predicted for every class in every image survives in each."""
     config = RetinaNetConfig(num_classes=120)
     model = make_model(config, pre_nms_top_k=120, max_detections=None, nms_threshold=0.0)
     for layer in (model.head.class_logits, model.head.box_deltas):
@@ -125,7 +125,7 @@ def test_boxes_of_many_classes_and_images_stay_apart() -> None:
         assert set(row[:filled].tolist()) == set(range(120))
 
 
-def test_maps_are_those_of_the_network() -> None:
+def test_exportable_maps_equal_those_of_the_network() -> None:
     model = make_model()
     images, _ = batch_of(2, 64, 96)
     logits, box_deltas = model.forward_maps(images)
@@ -133,43 +133,45 @@ def test_maps_are_those_of_the_network() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_without_a_bound_on_candidates_it_says_why_not() -> None:
-    with pytest.raises(ValueError, match=r"`pre_nms_top_k` must be a number; got None\. Without a"):
+def test_an_unbounded_number_of_candidates_raises() -> None:
+    with pytest.raises(ValueError, match=r"pre_nms_top_k=None.*postprocess=False"):
         ExportableDetector(make_model(pre_nms_top_k=None))
 
 
-@pytest.mark.filterwarnings("ignore:.*create_unbacked_symint:FutureWarning")  # torchvision's own
+@pytest.mark.filterwarnings(
+    "ignore:.*create_unbacked_symint:FutureWarning"
+)  # raised inside torchvision
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_it_compiles_as_one_graph(backend: str) -> None:
     torch._dynamo.reset()
     model = make_model(pre_nms_top_k=50)
     images, sizes = batch_of(2, 64, 96)
-    form = ExportableDetector(model).eval()
-    compiled = torch.compile(form, fullgraph=True, backend=backend)
+    module = ExportableDetector(model).eval()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
     with torch.no_grad():
-        for ours, theirs in zip(compiled(images, sizes), form(images, sizes), strict=True):
+        for ours, theirs in zip(compiled(images, sizes), module(images, sizes), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
         maps = torch.compile(model.forward_maps, fullgraph=True, backend=backend)(images)
         torch.testing.assert_close(maps, model.forward_maps(images))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # inductor's own
+@pytest.mark.filterwarnings("ignore")  # raised inside inductor
 def test_it_compiles_with_inductor() -> None:
     torch._dynamo.reset()
     model = make_model(pre_nms_top_k=50)
     images, sizes = batch_of(2, 64, 96)
-    form = ExportableDetector(model).eval()
+    module = ExportableDetector(model).eval()
     with torch.no_grad():
-        boxes, scores, _, count = torch.compile(form, fullgraph=True)(images, sizes)
-        expected = form(images, sizes)
+        boxes, scores, _, count = torch.compile(module, fullgraph=True)(images, sizes)
+        expected = module(images, sizes)
     assert count.tolist() == expected[3].tolist()
     torch.testing.assert_close(scores, expected[1], atol=5e-5, rtol=0)
     torch.testing.assert_close(boxes, expected[0], atol=0.02, rtol=0)
 
 
 @torch.no_grad()
-def test_boxes_that_grow_without_bound_are_clipped_to_the_image() -> None:
+def test_infinite_boxes_are_clipped_to_the_image() -> None:
     model = make_model(log_scale_clamp=None)
     wide = torch.tensor([0.0, 0.0, 200.0, 0.0])  # exp overflows
     model.head.box_deltas.bias = nn.Parameter(wide.repeat(9))
@@ -177,4 +179,4 @@ def test_boxes_that_grow_without_bound_are_clipped_to_the_image() -> None:
     boxes, _, _, count = ExportableDetector(model)(images, sizes)
     assert count.item() >= 1
     assert math.isfinite(float(boxes.abs().max()))
-    assert_form_gives_what_the_model_gives(model, [(1, 64, 64)])
+    assert_module_matches_model(model, [(1, 64, 64)])

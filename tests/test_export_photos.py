@@ -1,4 +1,4 @@
-"""An exported file finds in real photos what the model finds, in either runtime."""
+"""An exported file finds the same objects in real photos as the model, in both runtimes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.boxes import box_iou
 from focaldet.export import BOX_TOLERANCE, OnnxDetector, export_onnx
 from focaldet.images import load_image
-from tests.helpers.tiny_export import assert_rows, expected_of, photo, talkative
+from tests.helpers.tiny_export import assert_rows, expected_of, photo, with_many_detections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +28,13 @@ pytest.importorskip("onnxscript")
 
 pytestmark = pytest.mark.slow
 
-_LEEWAY = 1e-4  # of a cut, within which OpenVINO may find other things
-_TIE = 1e-6  # of the NMS threshold: of two boxes with this IoU either side may keep both
+_MARGIN = 1e-4  # around the lowest kept score, where OpenVINO may find other objects
+_TIE = 1e-6  # around the NMS threshold, where rounding decides whether both boxes are kept
 _BATCH = 4
 
 
 class Exported(NamedTuple):
-    """A model and its file."""
+    """A model and its exported file."""
 
     model: RetinaNet
     path: Path
@@ -50,7 +50,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         max_size=667,
     )
     torch.manual_seed(0)
-    model = calibrated(talkative(RetinaNet.from_config(config)))
+    model = calibrated(with_many_detections(RetinaNet.from_config(config)))
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     export_onnx(model, path)
     return Exported(model, path)
@@ -58,7 +58,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @torch.no_grad()
 def calibrated(model: RetinaNet) -> RetinaNet:
-    """Scale the last convolutions, or all scores would be 1 and their order would mean nothing."""
+    """Scale the last convolutions, because otherwise all scores would be 1 and have no order."""
     pixels = load_image(photo(640, 480)).float() / 255
     coarse = (
         torch.nn.functional.avg_pool2d(pixels, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -74,9 +74,7 @@ def calibrated(model: RetinaNet) -> RetinaNet:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_photos_at_their_own_sizes(
-    coco_photos: list[Path], exported: Exported, runtime: RuntimeName
-) -> None:
+def test_single_photos(coco_photos: list[Path], exported: Exported, runtime: RuntimeName) -> None:
     pytest.importorskip(runtime)
     detector = OnnxDetector(exported.path, runtime=runtime)
     total = 0
@@ -85,12 +83,12 @@ def test_photos_at_their_own_sizes(
         assert found.image_size == expected.image_size
         assert found.source == expected.source == str(path)
         rows = (found.boxes, found.scores, found.labels)
-        total += assert_alike(rows, expected, exported.model, runtime)
+        total += assert_same_except_ties(rows, expected, exported.model, runtime)
     assert total > 10 * len(coco_photos)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_photos_of_unlike_sizes_in_padded_batches(
+def test_padded_batches_of_photos_of_different_sizes(
     coco_photos: list[Path], exported: Exported, runtime: RuntimeName
 ) -> None:
     pytest.importorskip(runtime)
@@ -105,35 +103,38 @@ def test_photos_of_unlike_sizes_in_padded_batches(
         for index, expected in enumerate(expected_of(model, batch.tensor, sizes)):
             count = int(outputs["count"][index])
             rows = [outputs[name][index, :count] for name in ("boxes", "scores", "labels")]
-            total += assert_alike(rows, expected, model, runtime)
+            total += assert_same_except_ties(rows, expected, model, runtime)
     assert total > 10 * len(coco_photos)
     assert padded > 10
 
 
-def assert_alike(
+def assert_same_except_ties(
     rows: Sequence[Tensor], expected: Detections, model: RetinaNet, runtime: RuntimeName
 ) -> int:
-    """Hold rows to be the expected ones, but for pairs whose IoU is the NMS threshold to rounding.
+    """Assert that rows are the expected ones, except pairs whose IoU nearly equals the NMS threshold.
 
-    Of OpenVINO's, those above the cut by more than the leeway are compared. The cut is the threshold,
-    or the last score of as many detections as are kept. Returns how many were compared.
+    For OpenVINO, only rows that score above the lowest kept score by more than the margin are compared.
+
+    Returns:
+        The number of rows compared.
     """
     boxes, scores, labels = rows
     if runtime == "openvino":
         full = len(expected) == model.config.max_detections
         last = float(expected.scores[-1]) if full else 0.0
-        cut = max(model.config.score_threshold, last) + _LEEWAY
-        boxes, scores, labels = (part[scores > cut] for part in (boxes, scores, labels))
-        expected = expected[expected.scores > cut]
+        lowest = max(model.config.score_threshold, last) + _MARGIN
+        boxes, scores, labels = (part[scores > lowest] for part in (boxes, scores, labels))
+        expected = expected[expected.scores > lowest]
     threshold = model.config.nms_threshold
     sides = [Boxes(boxes, labels), Boxes(expected.boxes, expected.labels)]
     tied = [ties(side, threshold) for side in sides]
-    free, expected_free = (~(is_in(side, tied[0]) | is_in(side, tied[1])) for side in sides)
-    rows, expected = [part[free] for part in (boxes, scores, labels)], expected[expected_free]
-    alike = min(len(rows[0]), len(expected))  # what a tie frees at the end, the next one fills
-    assert max(len(rows[0]), len(expected)) - alike <= len(tied[0].boxes) + len(tied[1].boxes)
-    assert_rows([part[:alike] for part in rows], expected[torch.arange(alike)])
-    return alike
+    untied, expected_untied = (~(is_in(side, tied[0]) | is_in(side, tied[1])) for side in sides)
+    rows, expected = [part[untied] for part in (boxes, scores, labels)], expected[expected_untied]
+    # A row that is missing because of a tie lets another one move up at the end.
+    count = min(len(rows[0]), len(expected))
+    assert max(len(rows[0]), len(expected)) - count <= len(tied[0].boxes) + len(tied[1].boxes)
+    assert_rows([part[:count] for part in rows], expected[torch.arange(count)])
+    return count
 
 
 class Boxes(NamedTuple):
@@ -144,13 +145,13 @@ class Boxes(NamedTuple):
 
 
 def ties(side: Boxes, threshold: float) -> Boxes:
-    """Return those that another of their label overlaps by the threshold."""
+    """Return the boxes that another box of the same label overlaps by the threshold."""
     near = (box_iou(side.boxes, side.boxes) - threshold).abs() < _TIE
     chosen = (near & (side.labels[:, None] == side.labels)).any(dim=1)
     return Boxes(side.boxes[chosen], side.labels[chosen])
 
 
 def is_in(side: Boxes, others: Boxes) -> Tensor:
-    """Say which are among the others."""
-    apart = (side.boxes[:, None] - others.boxes).abs().amax(dim=2)
-    return ((apart <= BOX_TOLERANCE) & (side.labels[:, None] == others.labels)).any(dim=1)
+    """Return a mask of the boxes that are among the others."""
+    distances = (side.boxes[:, None] - others.boxes).abs().amax(dim=2)
+    return ((distances <= BOX_TOLERANCE) & (side.labels[:, None] == others.labels)).any(dim=1)

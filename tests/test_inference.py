@@ -1,4 +1,4 @@
-"""``optimize_for_inference``: the same detections from a folded copy."""
+"""``optimize_for_inference``: a copy with folded norms gives the same detections."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch.testing import assert_close
 from torchvision.ops import FrozenBatchNorm2d
 
 from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.retinanet import OptimizedRetinaNet, RetinaNetOutput
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from focaldet import Detections
 
 IMAGES = [(64, 80), (50, 96)]
 
 
 def with_lively_norms(model: RetinaNet) -> RetinaNet:
-    """Give every BatchNorm statistics that folding must not lose."""
+    """Give every BatchNorm statistics that differ from the defaults, which folding must keep."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             for name, low, high in (
@@ -44,7 +45,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
 
 
-def assert_same_detections(optimised: RetinaNet, model: RetinaNet) -> None:
+def assert_same_detections(optimised: OptimizedRetinaNet, model: RetinaNet) -> None:
     images = [torch.rand(3, *size) for size in IMAGES]
     with torch.no_grad():
         output = model(images)
@@ -55,7 +56,7 @@ def assert_same_detections(optimised: RetinaNet, model: RetinaNet) -> None:
         assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-5)
         near = (ours.boxes[:, None] - theirs.boxes).abs().amax(dim=2) < 0.01
         near &= ours.labels[:, None] == theirs.labels
-        # Which of nearly equal scores is the hundredth is left to chance.
+        # Rounding decides which of several nearly equal scores is the hundredth.
         assert bool((near.any(dim=1) | (ours.scores < ours.scores[-1] + 1e-5)).all())
 
 
@@ -70,7 +71,9 @@ def assert_same_detections(optimised: RetinaNet, model: RetinaNet) -> None:
     ],
     ids=str,
 )
-def test_every_norm_of_the_known_backbones_is_folded_and_detections_stay(options: Any) -> None:
+def test_every_norm_of_the_known_backbones_is_folded_and_detections_are_the_same(
+    options: Any,
+) -> None:
     model = built(**options)
     optimised = model.optimize_for_inference()
     assert norms(optimised) == []
@@ -97,7 +100,7 @@ def test_the_folding_is_exact_in_double_precision() -> None:
             assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_unchanged() -> None:
     model = built().train()
     model.backbone.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -113,18 +116,17 @@ def test_the_model_is_left_as_it_was() -> None:
     for name, value in before.items():
         assert_close(after[name], value, rtol=0, atol=0)
         assert after[name].is_contiguous(), name
-    assert not model.is_optimized
     memory = {parameter.data_ptr() for parameter in model.parameters()}
     assert memory.isdisjoint(parameter.data_ptr() for parameter in optimised.parameters())
 
 
-def test_maps_lie_channels_last() -> None:
+def test_maps_are_channels_last() -> None:
     optimised = built().optimize_for_inference()
     for maps in optimised.forward_maps(torch.rand(1, 3, 64, 96)):
         assert maps[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_bfloat16_runs_with_geometry_in_float32() -> None:
+def test_bfloat16_keeps_geometry_in_float32() -> None:
     model = built()
     optimised = model.optimize_for_inference(torch.bfloat16)
     image = torch.rand(3, 64, 96)
@@ -136,18 +138,63 @@ def test_bfloat16_runs_with_geometry_in_float32() -> None:
     assert found.boxes.dtype == found.scores.dtype == torch.float32
 
 
-def test_a_copy_that_cannot_be_trained_is_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["save_pretrained", "push_to_hub", "optimize_for_inference", "criterion"]
+)
+def test_the_copy_lacks_what_only_the_original_has_and_says_so(name: str) -> None:
     optimised = built().optimize_for_inference()
-    for copied in (optimised, copy.deepcopy(optimised), optimised.optimize_for_inference()):
-        with pytest.raises(
-            ValueError, match="`model` must be one that can be trained, to be saved"
-        ):
-            copied.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+    for copied in (optimised, copy.deepcopy(optimised)):
+        assert not isinstance(copied, RetinaNet)
+        assert not hasattr(copied, name)
+        with pytest.raises(AttributeError, match=f"optimised copy.*{name}.*original"):
+            getattr(copied, name)
+    with pytest.raises(
+        AttributeError, match="'OptimizedRetinaNet' object has no attribute 'other'"
+    ):
+        optimised.other  # noqa: B018
 
 
-def test_another_dtype_is_named() -> None:
-    with pytest.raises(ValueError, match=r"`dtype` must be one of None, torch\.float32.*int8"):
+def test_the_copy_runs_like_a_model_in_evaluation_and_takes_no_targets() -> None:
+    model = built()
+    optimised = model.optimize_for_inference()
+    assert optimised.config == model.config
+    images = [torch.rand(3, *size) for size in IMAGES]
+    output = optimised(images)
+    assert isinstance(output, RetinaNetOutput)
+    assert output.losses is None
+    batch = model.preprocess(images)
+    assert_close(optimised(batch).logits, output.logits, rtol=0, atol=0)
+    unresized = optimised([torch.rand(3, 96, 160)], resize=False)
+    assert unresized.sizes == unresized.original_sizes == [(96, 160)]
+    with pytest.raises(TypeError, match="targets"):
+        optimised(images, targets=[{}, {}])
+    with pytest.raises(ValueError, match=r"images\[1\].*\[1, 50, 96\]"):
+        optimised([images[0], images[1][:1]])
+
+
+def test_is_optimized_still_works_with_a_warning() -> None:
+    model = built()
+    for instance, expected in ((model, False), (model.optimize_for_inference(), True)):
+        with pytest.warns(DeprecationWarning, match="isinstance") as warned:
+            assert instance.is_optimized is expected
+        assert warned[0].filename == __file__
+
+
+class OneDetection(RetinaNet):
+    def detections(self, *arguments: Any, **options: Any) -> list[Detections]:
+        return [found[:1] for found in super().detections(*arguments, **options)]
+
+
+def test_methods_that_a_subclass_overrides_are_named_in_a_warning() -> None:
+    model = built()
+    model.__class__ = OneDetection
+    with pytest.warns(UserWarning, match="OneDetection overrides detections") as warned:
+        model.optimize_for_inference()
+    assert warned[0].filename == __file__
+
+
+def test_an_unsupported_dtype_is_named() -> None:
+    with pytest.raises(ValueError, match=r"dtype.*int8.*torch\.float32"):
         built().optimize_for_inference(torch.int8)
 
 
@@ -163,7 +210,7 @@ def test_copies_and_pickles_predict_the_same() -> None:
         assert_close(found.boxes, expected.boxes, rtol=0, atol=0)
 
 
-def test_the_network_is_exported_and_traced_whole() -> None:
+def test_the_network_can_be_exported_and_compiled_as_one_graph() -> None:
     optimised = built().optimize_for_inference()
     image = torch.rand(1, 3, 64, 96)
     expected = optimised.forward_maps(image)
@@ -184,7 +231,7 @@ def test_the_network_is_exported_and_traced_whole() -> None:
 
 
 class Custom(nn.Module):
-    """A backbone in which some norms can be folded and some must stay."""
+    """A backbone in which some norms can be folded and others cannot."""
 
     channels, strides = (8, 8, 8), (8, 16, 32)
 
@@ -195,8 +242,8 @@ class Custom(nn.Module):
         self.folds = nn.BatchNorm2d(8)
         self.shared = nn.Conv2d(8, 8, 3, padding=1)
         self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-        self.seen_before = nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False)
-        self.after = nn.BatchNorm2d(8)
+        self.used_twice = nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False)
+        self.used_twice_norm = nn.BatchNorm2d(8)
         self.by_hand = nn.Conv2d(8, 8, 1)
         self.by_hand_norm = nn.BatchNorm2d(8)
         self.normalised = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
@@ -209,14 +256,14 @@ class Custom(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         c3 = self.folds(self.same_stem(images))
         c3 = self.first(self.shared(c3)) + self.second(self.shared(c3))
-        raw = self.seen_before(c3)
-        c4 = self.after(raw) + raw
+        raw = self.used_twice(c3)
+        c4 = self.used_twice_norm(raw) + raw
         c4 = self.by_hand_norm(self.by_hand(c4)) * self.by_hand.weight.mean()
         c4 = self.batch_statistics(self.normalised_norm(self.normalised(c4)))
         return [c3, c4, self.plain(c4)]
 
 
-def test_what_cannot_be_folded_stays() -> None:
+def test_norms_that_cannot_be_folded_are_kept() -> None:
     config = RetinaNetConfig(num_classes=3, backbone="custom", min_size=64, fpn_channels=32)
     model = with_lively_norms_of(RetinaNet.from_config(config, backbone=Custom()).eval())
     optimised = model.optimize_for_inference()
@@ -237,24 +284,24 @@ def with_lively_norms_of(model: RetinaNet) -> RetinaNet:
     return model
 
 
-class Undecided(Custom):
-    """A backbone whose way depends on the values it sees."""
+class Branching(Custom):
+    """A backbone whose control flow depends on the values of the images."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return super().forward(-images if images.mean() > 0 else images)
 
 
-def test_a_backbone_that_cannot_be_traced_keeps_its_norms_and_says_so() -> None:
+def test_a_backbone_that_cannot_be_traced_keeps_its_norms_with_a_warning() -> None:
     config = RetinaNetConfig(num_classes=3, backbone="custom", min_size=64, fpn_channels=32)
-    model = RetinaNet.from_config(config, backbone=Undecided()).eval()
-    with pytest.warns(UserWarning, match="norms of the backbone stay") as warned:
+    model = RetinaNet.from_config(config, backbone=Branching()).eval()
+    with pytest.warns(UserWarning, match="cannot be traced.*norms") as warned:
         optimised = model.optimize_for_inference()
     assert warned[0].filename == __file__
     assert len(norms(optimised)) == 8
     assert_same_detections(optimised, model)
 
 
-def test_a_hooked_norm_stays() -> None:
+def test_a_norm_with_a_hook_is_kept() -> None:
     model = built()
     seen: list[Tensor] = []
     model.backbone.get_submodule("bn1").register_forward_hook(

@@ -1,4 +1,4 @@
-"""What makes a training step cheaper changes no gradient."""
+"""The optimisations of the training step do not change the gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def lively(norm: nn.Module) -> None:
+def randomise(norm: nn.Module) -> None:
     for name, low, high in (
         ("weight", 0.5, 1.5),
         ("bias", -0.3, 0.3),
@@ -35,7 +35,7 @@ def frozen_model() -> RetinaNet:
         model = RetinaNet.from_config(config.replace(fpn_channels=32, head_depth=1))
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
-            lively(module)
+            randomise(module)
     return model.train()
 
 
@@ -60,7 +60,7 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
         assert_close(found[name], gradient, rtol=1e-8, atol=atol, msg=name)
 
 
-def test_gradients_are_those_of_torchvisions_frozen_norm(frozen_model: RetinaNet) -> None:
+def test_gradients_equal_those_with_torchvisions_frozen_norm(frozen_model: RetinaNet) -> None:
     model = frozen_model.double()
     batch = a_batch(torch.float64)
     found = {k: v.clone() for k, v in gradients(model, *batch).items()}
@@ -71,22 +71,22 @@ def test_gradients_are_those_of_torchvisions_frozen_norm(frozen_model: RetinaNet
     assert_same_gradients(found, gradients(model, *batch))
 
 
-def test_channels_last_changes_no_gradient_and_lasts_through_the_network(
+def test_channels_last_keeps_gradients_and_holds_through_the_network(
     frozen_model: RetinaNet,
 ) -> None:
     model = frozen_model.double()
-    laid_out = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     batch = a_batch(torch.float64)
-    assert_same_gradients(gradients(laid_out, *batch), gradients(model, *batch))
-    output = laid_out(batch[0])
+    assert_same_gradients(gradients(channels_last, *batch), gradients(model, *batch))
+    output = channels_last(batch[0])
     for level in output.logits[:2] + output.box_deltas[:2]:
         assert level.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_frozen_norm_is_torchvisions(layout: torch.memory_format) -> None:
+def test_the_frozen_norm_equals_torchvisions(layout: torch.memory_format) -> None:
     norm, peer = FrozenBatchNorm2d(16, eps=1e-3), torchvision.ops.FrozenBatchNorm2d(16, eps=1e-3)
-    lively(norm)
+    randomise(norm)
     peer.load_state_dict(norm.state_dict())
     maps = torch.randn(2, 16, 7, 9).contiguous(memory_format=layout)
     assert_close(norm(maps), peer(maps))
@@ -96,7 +96,7 @@ def test_the_frozen_norm_is_torchvisions(layout: torch.memory_format) -> None:
     assert_close(norm(low), peer(low.float()).bfloat16(), rtol=2**-7, atol=1e-3)
 
 
-def test_the_frozen_norm_keeps_no_map_for_the_backward_pass() -> None:
+def test_the_frozen_norm_saves_no_map_for_the_backward_pass() -> None:
     norm = FrozenBatchNorm2d(4)
     kept: list[int] = []
 
@@ -110,7 +110,7 @@ def test_the_frozen_norm_keeps_no_map_for_the_backward_pass() -> None:
     assert max(kept, default=0) <= 4
 
 
-def test_training_under_autocast_keeps_half_precision_through_the_backbone(
+def test_the_backbone_stays_in_half_precision_under_autocast(
     frozen_model: RetinaNet,
 ) -> None:
     images, targets = a_batch(torch.float32)

@@ -1,3 +1,5 @@
+"""RetinaNet as a whole: the forward pass, custom backbones, frozen stages, copies, dtypes."""
+
 from __future__ import annotations
 
 import copy
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 TARGET: Any = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}
 
 
-def test_output_has_the_same_form_in_training_and_evaluation(tiny_model: RetinaNet) -> None:
+def test_the_output_has_the_same_structure_in_training_and_evaluation(
+    tiny_model: RetinaNet,
+) -> None:
     images = [torch.rand(3, 64, 80), torch.rand(3, 50, 40)]
     for training in (True, False):
         output = tiny_model.train(training)(images, [TARGET] * 2)
@@ -28,7 +32,7 @@ def test_output_has_the_same_form_in_training_and_evaluation(tiny_model: RetinaN
         assert [d.image_size for d in tiny_model.detections(output)] == [(64, 80), (50, 40)]
 
 
-def test_losses_fall_when_it_trains(tiny_model: RetinaNet) -> None:
+def test_training_reduces_the_losses(tiny_model: RetinaNet) -> None:
     image = torch.rand(3, 64, 64)
     optimizer = torch.optim.Adam(tiny_model.parameters(), lr=1e-3)
     history = []
@@ -41,14 +45,14 @@ def test_losses_fall_when_it_trains(tiny_model: RetinaNet) -> None:
     assert history[-1] < 0.5 * history[0]
 
 
-def test_a_batch_tensor_is_as_good_as_a_list(tiny_model: RetinaNet) -> None:
+def test_a_batch_tensor_gives_the_same_maps_as_a_list(tiny_model: RetinaNet) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         a, b = tiny_model(images), tiny_model(list(images))
     assert_close(flatten_maps(a.logits, 9), flatten_maps(b.logits, 9))
 
 
-def test_no_targets_at_all_still_train(tiny_model: RetinaNet) -> None:
+def test_a_batch_without_objects_gives_gradients(tiny_model: RetinaNet) -> None:
     empty: Any = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     output = tiny_model.train()([torch.rand(3, 64, 64)] * 2, [empty] * 2)
     sum(output.losses.values()).backward()
@@ -58,16 +62,16 @@ def test_no_targets_at_all_still_train(tiny_model: RetinaNet) -> None:
 @pytest.mark.parametrize(
     ("images", "targets", "message"),
     [
-        ([torch.rand(3, 64, 64)], [TARGET] * 2, r"`targets` must be one per image \(1 images\); got 2"),
-        ([torch.rand(1, 64, 64)], [TARGET], r"`images\[0\]` must be of shape \[3, H, W\]"),
+        ([torch.rand(3, 64, 64)], [TARGET] * 2, r"targets.*2"),
+        ([torch.rand(1, 64, 64)], [TARGET], r"images\[0\].*\[1, 64, 64\]"),
         (
             [torch.rand(3, 40, 30)],
-            [TARGET],  # reported in the caller's pixels, though the model resizes to 64
-            r"`targets\[0\]\['boxes'\]` must be inside the image, 0 <= x <= 30 and 0 <= y <= 40; got \[8",
+            [TARGET],  # the message has the input's pixels, although the model resizes to 64
+            r"targets\[0\]\['boxes'\].*30.*40",
         ),
     ],
-)  # fmt: skip
-def test_bad_input_is_named_and_leaves_the_model_usable(
+)
+def test_bad_input_raises_and_leaves_the_model_usable(
     tiny_model: RetinaNet, images: Any, targets: Any, message: str
 ) -> None:
     before = copy.deepcopy(tiny_model.state_dict())
@@ -78,12 +82,12 @@ def test_bad_input_is_named_and_leaves_the_model_usable(
     assert tiny_model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
 
 
-def test_validation_can_be_left_out_of_a_hot_path(tiny_model: RetinaNet) -> None:
+def test_validation_can_be_turned_off(tiny_model: RetinaNet) -> None:
     wrong = {**TARGET, "boxes": torch.tensor([[8.0, 8, 400, 500]])}
     assert tiny_model([torch.rand(3, 64, 64)], [wrong], validate=False).losses is not None
 
 
-def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
+def test_a_custom_backbone_defines_the_strides(tiny_config: RetinaNetConfig) -> None:
     class Plain(nn.Module):
         channels, strides = (4, 6, 8), (4, 8, 16)
 
@@ -101,15 +105,15 @@ def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
     model = RetinaNet.from_config(config, backbone=Plain())
     assert model.anchor_generator.strides == (4, 8, 16, 32, 64)
     assert model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
-    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+    with pytest.raises(TypeError, match="backbone"):
         RetinaNet.from_config(config)
-    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+    with pytest.raises(TypeError, match="backbone"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
     with pytest.raises(TypeError, match="backbone.*'channels'.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 
-def test_stages_are_frozen_only_once_they_hold_weights(
+def test_stages_are_frozen_only_if_they_have_weights(
     tiny_config: RetinaNetConfig, tmp_path: Path
 ) -> None:
     fresh = RetinaNet.from_config(tiny_config)
@@ -133,7 +137,7 @@ def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig
         RetinaNet.from_config(tiny_config.replace(backbone_norm="frozen"))
 
 
-def test_the_paper_preset_is_the_papers_detector() -> None:
+def test_the_paper_preset_matches_the_paper() -> None:
     with pytest.warns(UserWarning, match="frozen"):
         model = RetinaNet.from_config(RetinaNetConfig.paper())
     assert model.fpn.p6.in_channels == 2048  # from C5
@@ -143,7 +147,7 @@ def test_the_paper_preset_is_the_papers_detector() -> None:
     assert model.anchor_generator.mode == "exact"
 
 
-def test_the_network_compiles_whole(tiny_model: RetinaNet) -> None:
+def test_the_network_compiles_as_one_graph(tiny_model: RetinaNet) -> None:
     graphs = []
 
     def count(graph: Any, _: Any) -> Any:
@@ -157,7 +161,7 @@ def test_the_network_compiles_whole(tiny_model: RetinaNet) -> None:
     assert len(graphs) == 1
 
 
-def test_copies_and_pickles_work(tiny_model: RetinaNet) -> None:
+def test_copies_and_pickles_give_the_same_maps(tiny_model: RetinaNet) -> None:
     image = torch.rand(3, 64, 64)
     with torch.no_grad():
         expected = tiny_model([image]).logits[0]

@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering: the plain convolution's results."""
+"""Winograd's minimal filtering gives the same results as the ordinary 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
-from focaldet import _inference as inference
+from focaldet import _optimized as optimized
 from focaldet._winograd import WinogradConv2d, is_winograd_faster, use_winograd
 
 CONFIG = RetinaNetConfig(
@@ -36,33 +36,35 @@ def model() -> RetinaNet:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 30), (15, 90), (4, 200)])
 @torch.no_grad()
-def test_it_is_the_convolution_in_double_precision(size: tuple[int, int], batch: int) -> None:
+def test_it_equals_the_convolution_in_double_precision(size: tuple[int, int], batch: int) -> None:
     plain = nn.Conv2d(5, 7, 3, padding=1).double()
     images = torch.randn(batch, 5, *size, dtype=torch.float64)
-    assert_close(WinogradConv2d.of(plain)(images), plain(images), rtol=0, atol=1e-12)
+    assert_close(WinogradConv2d.from_conv(plain)(images), plain(images), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
-def test_in_single_precision_it_is_near(*, bias: bool, layout: torch.memory_format) -> None:
+def test_it_is_close_to_the_convolution_in_single_precision(
+    *, bias: bool, layout: torch.memory_format
+) -> None:
     plain = nn.Conv2d(256, 256, 3, padding=1, bias=bias)
     image = torch.randn(1, 256, 33, 45).to(memory_format=layout)
-    found = WinogradConv2d.of(plain)(image)
+    found = WinogradConv2d.from_conv(plain)(image)
     assert found.is_contiguous(memory_format=torch.channels_last) or found.stride(1) == 1
     exact = plain.double()(image.double())
     assert float((found - exact).abs().max() / exact.std()) < 1e-4
 
 
 @torch.no_grad()
-def test_a_map_of_few_tiles_takes_the_plain_way() -> None:
+def test_a_small_map_uses_the_ordinary_convolution() -> None:
     plain = nn.Conv2d(128, 128, 3, padding=1)
     image = torch.randn(1, 128, 12, 20)
-    assert torch.equal(WinogradConv2d.of(plain)(image), plain(image))
+    assert torch.equal(WinogradConv2d.from_conv(plain)(image), plain(image))
 
 
-def test_wide_convolutions_of_stride_one_and_no_others_are_replaced() -> None:
-    taken = {
+def test_only_wide_convolutions_with_stride_one_are_replaced() -> None:
+    convolutions = {
         "plain": nn.Conv2d(128, 300, 3, padding=1),
         "narrow": nn.Conv2d(64, 128, 3, padding=1),
         "narrow_result": nn.Conv2d(128, 36, 3, padding=1),
@@ -75,12 +77,12 @@ def test_wide_convolutions_of_stride_one_and_no_others_are_replaced() -> None:
         "reflecting": nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
         "normalised": nn.utils.parametrizations.weight_norm(nn.Conv2d(128, 128, 3, padding=1)),
     }
-    module = nn.ModuleDict(taken)
+    module = nn.ModuleDict(convolutions)
     use_winograd(module)
     assert converted(module) == {"plain"}
 
 
-def test_an_optimised_model_finds_the_same_and_keeps_its_parameters(model: RetinaNet) -> None:
+def test_an_optimised_model_gives_the_same_maps_and_keeps_its_parameters(model: RetinaNet) -> None:
     plain, fast = (model.optimize_for_inference(winograd=winograd) for winograd in (False, True))
     assert not converted(plain)
     assert {"fpn.output.0", "head.class_tower.0.conv", "head.class_logits"} <= converted(fast)
@@ -100,20 +102,20 @@ def test_it_compiles_as_one_graph(model: RetinaNet) -> None:
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_left_to_itself_it_takes_what_was_measured_to_be_faster(
+def test_by_default_a_measurement_decides(
     model: RetinaNet, monkeypatch: pytest.MonkeyPatch, *, faster: bool
 ) -> None:
-    asked = []
+    calls = []
 
     def measure(threads: int) -> bool:
-        asked.append(threads)
+        calls.append(threads)
         return faster
 
-    monkeypatch.setattr(inference, "is_winograd_faster", measure)
+    monkeypatch.setattr(optimized, "is_winograd_faster", measure)
     assert bool(converted(model.optimize_for_inference())) == faster
-    assert asked == [torch.get_num_threads()]
+    assert calls == [torch.get_num_threads()]
     assert not converted(model.optimize_for_inference(torch.bfloat16))
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 def test_the_measurement_is_made_once() -> None:

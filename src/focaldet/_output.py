@@ -1,4 +1,4 @@
-"""What one forward pass gives."""
+"""The output of a forward pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["RetinaNetOutput"]
 
 
 class RetinaNetOutput(NamedTuple):
-    """What one forward pass gives, in training and in evaluation alike.
+    """The output of one forward pass, the same in training and evaluation mode.
 
     Attributes:
-        logits: ``[B, A * K, H, W]`` a level; channel ``a * K + k`` is class k of anchor a.
-        box_deltas: ``[B, A * 4, H, W]`` a level.
-        anchors: ``[H * W * A, 4]`` a level, xyxy in pixels of the batch.
+        logits: ``[B, A * K, H, W]`` per level; channel ``a * K + k`` is class k of anchor a.
+        box_deltas: ``[B, A * 4, H, W]`` per level.
+        anchors: ``[H * W * A, 4]`` per level, xyxy in pixels of the batch.
         sizes: ``(height, width)`` of each image in the batch, without padding.
-        original_sizes: ``(height, width)`` of each image as given.
-        losses: "classification" and "box_regression", scalars; None without targets.
+        original_sizes: ``(height, width)`` of each input image.
+        losses: "classification" and "box_regression", scalars. None without targets.
     """
 
     logits: list[Tensor]

@@ -1,4 +1,7 @@
-"""From files to detections: read ahead, run in batches, show how far it is."""
+"""Predict the objects in images: read ahead, run in batches, show progress.
+
+Works with any :class:`DetectionModel`, whether PyTorch or an exported file runs the network.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import warnings
 import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_range
 from focaldet.images import UnreadableImageError, count_images, load_image, named_sources
@@ -22,18 +25,133 @@ from focaldet.structures import ImageBatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from torch import nn
-
     from focaldet.detections import Detections
     from focaldet.images import ImageSource
-    from focaldet.retinanet import RetinaNet
     from focaldet.transforms import Preprocess
 
-__all__ = ["predict_images"]
+__all__ = ["DetectionModel", "Predictor"]
 
-_LONG_INPUT = 10  # images from which a progress bar is shown by itself
-_READERS = 4  # threads that read files, where there are as many cores
-_WAITING = 4  # batches' worth of images that may wait for others of their shape
+_MANY_IMAGES = 10  # from this many images on, a progress bar is shown by default
+_MAX_READERS = 4  # threads that read files, if there are that many cores
+_MAX_WAITING = 4  # batches' worth of images that may wait for others of the same padded size
+
+Output = TypeVar("Output")
+
+
+class DetectionModel(Protocol[Output]):
+    """What prediction needs of a model.
+
+    A model that is an ``nn.Module`` is also switched to evaluation mode and back.
+    """
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Turns a list of images into an :class:`~focaldet.structures.ImageBatch`."""
+
+    def __call__(self, batch: ImageBatch, /) -> Output:
+        """Run the network on a preprocessed batch."""
+
+    def detections(
+        self, output: Output, *, score_threshold: float | None = None
+    ) -> list[Detections]:
+        """Return the objects in each image of the batch, in pixels of the input image."""
+
+
+class Predictor:
+    """Base class that adds :meth:`predict` to a detector.
+
+    A subclass implements :meth:`_choose_model`.
+    """
+
+    @overload
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = ...,
+        score_threshold: float | None = ...,
+        on_error: Literal["raise"] = ...,
+        progress: bool | None = ...,
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = ...,
+        score_threshold: float | None = ...,
+        on_error: Literal["skip"],
+        progress: bool | None = ...,
+    ) -> list[Detections | None]: ...
+
+    def predict(
+        self,
+        sources: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        score_threshold: float | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool | None = None,
+    ) -> list[Detections] | list[Detections | None]:
+        """Detect objects in one or more images.
+
+        A PyTorch model runs in evaluation mode without gradients and is then restored to its
+        previous mode.
+
+        Args:
+            sources: A path, a PIL image, an ``[H, W, 3]`` uint8 array, a ``[3, H, W]`` tensor
+                (uint8, or floating-point in [0, 1]), a list or generator of these, or a folder,
+                whose images are read in name order. See :func:`focaldet.images.load_image`.
+            batch_size: Images per forward pass. Only images with equal padded sizes share a batch;
+                up to ``4 * batch_size`` of them wait to fill one while others are read ahead. None
+                uses 1, except for an exported file with a fixed shape, which uses the batch size it
+                was exported with: it always runs a full batch, filled up with blank images.
+            score_threshold: Keep detections that score above this. None uses the config's. An
+                exported file that includes the post-processing accepts no lower one than its own.
+            on_error: "raise", or "skip" to warn about missing or unreadable files and return None.
+            progress: Whether to show a progress bar, if tqdm is installed. None shows one on a
+                terminal for ten or more images.
+
+        Returns:
+            One :class:`~focaldet.Detections` per image, in input order, on the CPU, with boxes in
+            pixels of the input image and ``source`` set for files. A single image gives a list of
+            one.
+
+        Raises:
+            FileNotFoundError: If a file does not exist. Every message names the source.
+            ValueError: If an option is invalid, a source is damaged or has a wrong shape or values,
+                or an image does not fit an exported file with a fixed shape.
+            TypeError: If a source has an unsupported type or dtype.
+        """
+        check_choice("on_error", on_error, ("raise", "skip"))
+        if batch_size is not None:
+            check_range("batch_size", batch_size, 1)
+        if score_threshold is not None:
+            check_range("score_threshold", score_threshold, 0, 1)
+        model, batch_size = self._choose_model(batch_size, score_threshold)
+        return _predict(
+            model,
+            sources,
+            batch_size=batch_size,
+            score_threshold=score_threshold,
+            skip=on_error == "skip",
+            progress=progress,
+        )
+
+    def _choose_model(
+        self, batch_size: int | None, score_threshold: float | None
+    ) -> tuple[DetectionModel[Any], int]:
+        """Return the model that :meth:`predict` runs, and its batch size.
+
+        Args:
+            batch_size: The caller's, at least 1. None asks for the default.
+            score_threshold: The caller's, in [0, 1], or None.
+
+        Raises:
+            ValueError: If the model does not support these values.
+        """
+        raise NotImplementedError
 
 
 class _Prepared(NamedTuple):
@@ -44,27 +162,24 @@ class _Prepared(NamedTuple):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What images must share to go through the network together."""
+        """What images must have in common to share a batch."""
         return self.batch.tensor.shape, self.batch.tensor.device
 
 
 @torch.no_grad()
-def predict_images(
-    model: RetinaNet,
+def _predict(
+    model: DetectionModel[Any],
     sources: ImageSource | Iterable[ImageSource],
     *,
     batch_size: int,
     score_threshold: float | None,
-    on_error: Literal["raise", "skip"],
+    skip: bool,
     progress: bool | None,
 ) -> list[Detections | None]:
-    """Do what ``RetinaNet.predict`` says."""
-    check_range("batch_size", batch_size, 1)
-    check_choice("on_error", on_error, ("raise", "skip"))
-    images = _read_ahead(model.preprocess, sources, batch_size, skip=on_error == "skip")
+    images = _read_ahead(model.preprocess, sources, batch_size, skip=skip)
     found: dict[int, Detections | None] = {}
     with (
-        _evaluating(model),
+        _evaluation_mode(model),
         _progress_bar(count_images(sources), wanted=progress) as advance,
         contextlib.closing(images),
     ):
@@ -75,7 +190,7 @@ def predict_images(
 
 
 def _predict_group(
-    model: RetinaNet, group: dict[int, _Prepared | None], score_threshold: float | None
+    model: DetectionModel[Any], group: dict[int, _Prepared | None], score_threshold: float | None
 ) -> dict[int, Detections | None]:
     prepared = [image for image in group.values() if image is not None]
     if not prepared:
@@ -95,9 +210,9 @@ def _predict_group(
 def _group(
     images: Iterable[_Prepared | None], batch_size: int
 ) -> Iterator[dict[int, _Prepared | None]]:
-    """Bring images of one shape together, each with its index; None comes by itself.
+    """Group images of the same shape, keyed by their index. A skipped image forms its own group.
 
-    No more than a few batches' worth wait for their like; then those that came first go.
+    Once a few batches' worth of images wait, the shape that has waited longest is yielded.
     """
     waiting: dict[object, dict[int, _Prepared | None]] = {}
     for index, image in enumerate(images):
@@ -107,7 +222,7 @@ def _group(
         waiting.setdefault(image.shape, {})[index] = image
         if len(waiting[image.shape]) == batch_size:
             yield waiting.pop(image.shape)
-        elif sum(map(len, waiting.values())) >= _WAITING * batch_size:
+        elif sum(map(len, waiting.values())) >= _MAX_WAITING * batch_size:
             yield waiting.pop(next(iter(waiting)))
         del image
     while waiting:
@@ -121,17 +236,17 @@ def _read_ahead(
     *,
     skip: bool,
 ) -> Generator[_Prepared | None]:
-    """Read and resize images in a few threads, in order, by a batch further than they are taken.
+    """Read and resize images in a few threads, up to a batch ahead, and yield them in order.
 
-    ``sources`` is advanced in the caller's thread.
+    The caller's thread iterates over ``sources``, which therefore need not be thread-safe.
     """
-    readers = min(_READERS, os.cpu_count() or 1)
+    readers = min(_MAX_READERS, os.cpu_count() or 1)
     pending: deque[Future[_Prepared]] = deque()
     pool = ThreadPoolExecutor(readers, thread_name_prefix="focaldet-reader")
     try:
         for name, source in named_sources(sources):
             if isinstance(source, Tensor) and source.device.type != "cpu":
-                # At once: another thread would not wait for what the device still computes.
+                # Not in another thread, which would not wait for pending work on the device.
                 pending.append(Future())
                 pending[-1].set_result(_prepare(preprocess, source, name))
             else:
@@ -145,12 +260,14 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-@torch.no_grad()  # a thread has a setting of its own
+@torch.no_grad()  # gradient mode is set per thread
 def _prepare(preprocess: Preprocess, source: ImageSource, name: str) -> _Prepared:
     image = load_image(source, name)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     pixels = image if image.is_floating_point() else image.float() / 255
-    return _Prepared(preprocess([pixels], validate=False), path)  # load_image has checked values
+    return _Prepared(
+        preprocess([pixels], validate=False), path
+    )  # load_image has checked the values
 
 
 def _result(pending: deque[Future[_Prepared]], *, skip: bool) -> _Prepared | None:
@@ -170,11 +287,14 @@ _modes: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = (
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and each of its modules back in its own mode afterwards.
+def _evaluation_mode(model: object) -> Iterator[None]:
+    """Put a module in evaluation mode, and restore the mode of each submodule afterwards.
 
-    Of several threads at work the last one puts them back.
+    If several threads predict with the same model, the last one to finish restores the modes.
     """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     with _modes_lock:
         users, training = _modes.get(model, (0, []))
         training = training + [module for module in model.modules() if module.training]
@@ -194,14 +314,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress_bar(total: int | None, *, wanted: bool | None) -> Iterator[Callable[[int], object]]:
-    """Give a function that advances a progress bar, or does nothing where none is wanted."""
-    long = total is None or total >= _LONG_INPUT
+    """Yield a function that advances a progress bar, or does nothing if there is none."""
+    many = total is None or total >= _MANY_IMAGES
     installed = importlib.util.find_spec("tqdm") is not None
-    if not installed or wanted is False or (wanted is None and not long):
+    if not installed or wanted is False or (wanted is None and not many):
         yield lambda _: None
         return
     from tqdm.auto import tqdm
 
-    # disable=None: only where a person is watching
+    # disable=None: tqdm shows the bar only on a terminal.
     with tqdm(total=total, unit="image", disable=False if wanted else None) as bar:
         yield bar.update

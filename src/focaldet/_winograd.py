@@ -1,7 +1,7 @@
-"""3x3 convolutions with a quarter of the multiplications, for processors whose matrix products are fast.
+"""3x3 convolutions with a quarter of the multiplications, for processors with fast matrix products.
 
-Winograd's minimal filtering F(4x4, 3x3): a tile of 6x6 pixels gives 4x4 results by 36 products of
-matrices ``[tiles, C] @ [C, C']`` instead of 144, between two small transforms.
+Uses Winograd's minimal filtering F(4x4, 3x3): a tile of 6x6 pixels is transformed, multiplied and
+transformed back to 4x4 results. This takes 36 matrix products ``[tiles, C] @ [C, C']`` instead of 144.
 
 References:
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, section 4. CVPR 2016.
@@ -48,24 +48,24 @@ _OUTPUT = (
     (0, 1, -1, 8, -8, 1),
 )
 
-_CHUNK = 128  # tiles at a time, so that what lies between the products stays in the caches
-_FEWEST = 16  # tiles of a map, below which the plain convolution is faster
-_CHANNELS = range(128, 257)  # fewer gain nothing; of more the transformed weights are large
-_GAIN = 1.1  # of the measured speeds, for which four times the weights are worth their memory
+_CHUNK = 128  # tiles per step, so that intermediate results stay in the caches
+_MIN_TILES = 16  # in a map; with fewer, the ordinary convolution is faster
+_CHANNELS = range(128, 257)  # no gain with fewer; with more, the transformed weights are too large
+_MIN_SPEEDUP = 1.1  # below this, the transformed weights are not worth their memory
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A convolution of 3x3 pixels, stride 1 and padding 1, for inference in float32.
+    """A 3x3 convolution with stride 1 and padding 1, for inference in float32.
 
-    Results differ from the plain one's by some 1e-5 of their spread. Maps of few tiles take the
-    plain way.
+    Results differ from those of the ordinary convolution by about 1e-5 of their standard deviation.
+    Small maps use the ordinary convolution.
     """
 
     filters: Tensor  # [36, C, C']
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> WinogradConv2d:
-        """Return one with a convolution's own weights, and their transform beside them."""
+    def from_conv(cls, conv: nn.Conv2d) -> WinogradConv2d:
+        """Share the weights of an ordinary convolution and add their transform."""
         result = cls(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
         result.weight, result.bias = conv.weight, conv.bias
         transform = torch.tensor(_FILTER, dtype=torch.float64, device=conv.weight.device)
@@ -74,16 +74,16 @@ class WinogradConv2d(nn.Conv2d):
         result.register_buffer("filters", filters.to(conv.weight), persistent=False)
         return result.train(conv.training)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Conv2d names it
-        """Map ``[B, C, H, W]`` to ``[B, C', H, W]``, laid channels last."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
+        """Map ``[B, C, H, W]`` to ``[B, C', H, W]`` in channels_last memory format."""
         batch, _, height, width = input.shape
-        if batch * -(-height // 4) * -(-width // 4) < _FEWEST:
+        if batch * -(-height // 4) * -(-width // 4) < _MIN_TILES:
             return super().forward(input)
         result: Tensor = _convolve(input, self.filters, self.bias)
         return result
 
 
-# An operator of its own, since compilers make slow code of its views.
+# A custom operator, because compilers generate slow code for its many views.
 @torch.library.custom_op("focaldet::winograd_conv2d", mutates_args=())
 def _convolve(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     batch, channels, height, width = image.shape
@@ -95,7 +95,7 @@ def _convolve(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     results = result.view(batch, rows, 4, columns, 4, -1).permute(2, 4, 1, 0, 3, 5)
     step = min(rows, max(1, _CHUNK // (batch * columns)))
     size = 36 * step * batch * columns * max(channels, filters.shape[2])
-    scratch = image.new_empty(2, size)  # is used chunk after chunk
+    scratch = image.new_empty(2, size)  # reused by every step
     for first in range(0, rows, step):
         part = slice(first, first + step)
         results[:, :, part] = _convolve_tiles(tiles[:, :, part], filters, bias, scratch)
@@ -109,27 +109,27 @@ def _(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _empty(image: Tensor, filters: Tensor) -> Tensor:
-    """Return room for whole tiles, ``[B, 4 * rows, 4 * columns, C']``."""
+    """Allocate the results of all tiles, ``[B, 4 * rows, 4 * columns, C']``."""
     batch, _, height, width = image.shape
     return image.new_empty(batch, -(-height // 4) * 4, -(-width // 4) * 4, filters.shape[2])
 
 
 def _convolve_tiles(tiles: Tensor, filters: Tensor, bias: Tensor | None, scratch: Tensor) -> Tensor:
-    """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``, which lies in ``scratch``."""
+    """Map tiles ``[6, 6, ..., C]`` to ``[4, 4, ..., C']``, a view of ``scratch``."""
     shape = tiles.shape[2:-1]
     count = shape.numel()
     channels, out_channels = filters.shape[1:]
 
-    def take(half: int, points: int, channels: int) -> Tensor:
+    def view(half: int, points: int, channels: int) -> Tensor:
         return scratch[half, : points * count * channels].view(points, count, channels)
 
     to_input, to_output = _transforms(tiles.dtype, tiles.device)
-    pixels = take(0, 36, channels)
+    pixels = view(0, 36, channels)
     pixels.view(tiles.shape).copy_(tiles)
-    points = take(1, 36, channels)
+    points = view(1, 36, channels)
     torch.mm(to_input, pixels.flatten(1), out=points.flatten(1))
-    products = torch.bmm(points, filters, out=take(0, 36, out_channels))
-    values = take(1, 16, out_channels)
+    products = torch.bmm(points, filters, out=view(0, 36, out_channels))
+    values = view(1, 16, out_channels)
     torch.mm(to_output, products.flatten(1), out=values.flatten(1))
     if bias is not None:
         values += bias
@@ -138,7 +138,7 @@ def _convolve_tiles(tiles: Tensor, filters: Tensor, bias: Tensor | None, scratch
 
 @functools.cache
 def _transforms(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what takes 6x6 pixels to 36 points, and 36 products to 4x4 results."""
+    """Return the matrices that transform 6x6 pixels to 36 points, and 36 products to 4x4 results."""
     with torch.inference_mode(mode=False):
         matrices = [
             torch.tensor(rows, dtype=torch.float64, device=device) for rows in (_INPUT, _OUTPUT)
@@ -148,13 +148,13 @@ def _transforms(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Replace the convolutions of a network that gain from it."""
+    """Replace the convolutions of a network that are faster with Winograd's filtering."""
     for name, conv in list(module.named_modules(remove_duplicate=False)):
-        if type(conv) is nn.Conv2d and _gains(conv):
-            module.set_submodule(name, WinogradConv2d.of(conv))
+        if type(conv) is nn.Conv2d and _is_suitable(conv):
+            module.set_submodule(name, WinogradConv2d.from_conv(conv))
 
 
-def _gains(conv: nn.Conv2d) -> bool:
+def _is_suitable(conv: nn.Conv2d) -> bool:
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     if geometry != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or conv.padding_mode != "zeros":
         return False
@@ -163,21 +163,23 @@ def _gains(conv: nn.Conv2d) -> bool:
 
 @functools.cache
 def is_winograd_faster(threads: int) -> bool:
-    """Whether it is on this machine, measured with one convolution of a head; takes half a second.
+    """Whether Winograd's filtering is faster on this machine.
+
+    The first call measures one convolution of a head, which takes half a second.
 
     Args:
-        threads: torch's, of which the answer may depend.
+        threads: PyTorch's number of threads. The result is cached for each number.
     """
-    del threads
+    del threads  # only a key of the cache
     plain = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
     image = torch.rand(1, 256, 64, 64).to(memory_format=torch.channels_last)
-    ways: list[Callable[[Tensor], Tensor]] = [plain, WinogradConv2d.of(plain)]
+    convs: list[Callable[[Tensor], Tensor]] = [plain, WinogradConv2d.from_conv(plain)]
     seconds: list[list[float]] = [[], []]
     with torch.inference_mode():
         for _ in range(4):
-            for way, spent in zip(ways, seconds, strict=True):
+            for conv, spent in zip(convs, seconds, strict=True):
                 start = time.perf_counter()
-                way(image)
+                conv(image)
                 spent.append(time.perf_counter() - start)
     slow, fast = (statistics.median(spent[1:]) for spent in seconds)
-    return slow > _GAIN * fast
+    return slow > _MIN_SPEEDUP * fast

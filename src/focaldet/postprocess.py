@@ -197,6 +197,11 @@ class PostProcess(nn.Module):
             ``[N, 4]``, xyxy in pixels of the input image.
 
         .. versionadded:: 0.3.0
+
+        >>> from focaldet.box_coder import BoxCoder
+        >>> boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
+        >>> PostProcess(BoxCoder()).scale_to_original(boxes, (50, 100), (100, 200))
+        tensor([[20., 40., 60., 80.]])
         """
         last_pixel = boxes.new_tensor((0, 0, 1, 1)) if self.inclusive_corners else 0
         if self.resize_limits is None:

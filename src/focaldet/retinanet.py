@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
-
-import torch
-from torch import Tensor, nn
+import warnings
+from typing import TYPE_CHECKING
 
 from focaldet import pretrained
 from focaldet._assembly import (
@@ -15,29 +13,30 @@ from focaldet._assembly import (
     current_config,
     starting_at_random,
 )
-from focaldet._inference import SAVE_THE_ORIGINAL, optimized
+from focaldet._detector import RetinaNetDetector
+from focaldet._optimized import IS_OPTIMIZED_WARNING, OptimizedRetinaNet, optimized_copy
 from focaldet._output import RetinaNetOutput
-from focaldet._prediction import predict_images
 from focaldet.config import RetinaNetConfig
-from focaldet.structures import ImageBatch, check_targets
+from focaldet.structures import check_targets
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import Tensor, nn
 
     from focaldet.anchors import AnchorGenerator
-    from focaldet.detections import Detections
     from focaldet.fpn import FPN
     from focaldet.heads import RetinaNetHead
-    from focaldet.images import ImageSource
     from focaldet.postprocess import PostProcess
-    from focaldet.structures import Target
+    from focaldet.structures import ImageBatch, Target
     from focaldet.transforms import Preprocess
 
-__all__ = ["RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
+__all__ = ["OptimizedRetinaNet", "RetinaNet", "RetinaNetConfig", "RetinaNetOutput"]
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(RetinaNetDetector):
     """RetinaNet (Lin et al. 2017), which detects objects of many sizes in one forward pass.
 
     Use :meth:`from_config` or :meth:`from_pretrained` to build one. The constructor takes finished
@@ -57,6 +56,7 @@ class RetinaNet(nn.Module):
     References:
         Lin et al., Focal Loss for Dense Object Detection. ICCV 2017. arXiv:1708.02002.
 
+    >>> import torch
     >>> config = RetinaNetConfig(
     ...     num_classes=2,
     ...     backbone="resnet18",
@@ -73,8 +73,6 @@ class RetinaNet(nn.Module):
     (64, 64)
     """
 
-    is_optimized = False  # the copy of optimize_for_inference
-
     def __init__(
         self,
         config: RetinaNetConfig,
@@ -87,15 +85,16 @@ class RetinaNet(nn.Module):
         postprocess: PostProcess,
         preprocess: Preprocess,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.preprocess = preprocess
-        self.backbone = backbone
-        self.fpn = fpn
-        self.head = head
-        self.anchor_generator = anchor_generator
+        super().__init__(
+            config,
+            backbone=backbone,
+            fpn=fpn,
+            head=head,
+            anchor_generator=anchor_generator,
+            postprocess=postprocess,
+            preprocess=preprocess,
+        )
         self.criterion = criterion
-        self.postprocess = postprocess
 
     @classmethod
     def from_config(
@@ -261,8 +260,6 @@ class RetinaNet(nn.Module):
         )
 
     def _checkpoint(self) -> pretrained.Checkpoint:
-        if self.is_optimized:
-            raise ValueError(SAVE_THE_ORIGINAL)
         return pretrained.Checkpoint(self.current_config(), self.state_dict())
 
     def forward(
@@ -273,146 +270,68 @@ class RetinaNet(nn.Module):
         resize: bool = True,
         validate: bool = True,
     ) -> RetinaNetOutput:
-        """Run the network on images of any sizes.
+        """Run the network on images of any size.
 
         Args:
-            images: ``[3, H, W]`` each, RGB, floating-point in 0-1; or ``[B, 3, H, W]``;
-                or the batch that ``preprocess`` made of them.
-            targets: one an image, boxes in pixels of the image as given; gives losses too.
-            resize: False takes the images at the size they have, as transforms for training made them.
-            validate: check values of images and targets, which waits for a GPU to finish.
-
-        Raises:
-            TypeError, ValueError: images or targets that don't hold; the message names the image.
-        """
-        batch = images
-        if not isinstance(batch, ImageBatch):
-            batch = self.preprocess(batch, resize=resize, validate=validate)
-        if targets is not None and validate:
-            check_targets(targets, batch.original_sizes, self.config.num_classes)
-        weight = self.head.class_logits.weight
-        logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
-        anchors = self.anchor_generator(
-            [(level.shape[2], level.shape[3]) for level in logits],
-            (batch.tensor.shape[2], batch.tensor.shape[3]),
-            device=weight.device,
-            dtype=torch.promote_types(weight.dtype, torch.float32),
-        )
-        losses = None
-        if targets is not None:
-            losses = self.criterion(logits, box_deltas, anchors, batch.scale_targets(targets))
-        return RetinaNetOutput(
-            logits, box_deltas, anchors, batch.sizes, batch.original_sizes, losses
-        )
-
-    def forward_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the network alone: no data-dependent step, fit for ``torch.compile`` and ``export``.
-
-        Args:
-            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them.
+            images: RGB images ``[C, H, W]``, floating-point in [0, 1]; a tensor ``[B, C, H, W]`` of
+                them; or the batch that ``preprocess`` returned for them.
+            targets: One target per image, with boxes in pixels of the input image. With targets, the
+                output includes the losses.
+            resize: False keeps the images at their size, for training transforms that resize.
+            validate: Whether to check the values of images and targets, which synchronises a GPU.
 
         Returns:
-            ``logits`` and ``box_deltas``, as in :class:`RetinaNetOutput`.
-        """
-        logits, box_deltas = self.head(self.fpn(self.backbone(images)))
-        return logits, box_deltas
+            The output of the head, with anchors, image sizes and losses, in training and evaluation
+            mode alike. :meth:`detections` converts it to detections.
 
-    def detections(
-        self, output: RetinaNetOutput, *, score_threshold: float | None = None
-    ) -> list[Detections]:
-        """Return the objects found by a forward pass, in pixels of the images as given.
-
-        Args:
-            output: of this model.
-            score_threshold: scores must be greater; None takes the config's.
+        Raises:
+            TypeError: If an image or target has an unsupported type or dtype.
+            ValueError: If an image or target has a wrong shape or wrong values. The message names
+                the image.
         """
-        found: list[Detections] = self.postprocess(
-            output.logits,
-            output.box_deltas,
-            output.anchors,
-            output.sizes,
-            output.original_sizes,
-            score_threshold=score_threshold,
-            class_names=self.config.class_names,
-        )
-        return found
+        batch = self._to_batch(images, resize=resize, validate=validate)
+        if targets is not None and validate:
+            check_targets(targets, batch.original_sizes, self.config.num_classes)
+        output = self._run_batch(batch)
+        if targets is None:
+            return output
+        scaled = batch.scale_targets(targets)
+        losses = self.criterion(output.logits, output.box_deltas, output.anchors, scaled)
+        return output._replace(losses=losses)
 
     def optimize_for_inference(
         self, dtype: torch.dtype | None = None, *, winograd: bool | None = None
-    ) -> RetinaNet:
-        """Return a faster copy that only predicts; this model stays as it is.
+    ) -> OptimizedRetinaNet:
+        """Return a faster copy that only predicts. This model is left unchanged.
 
-        BatchNorm is folded into the convolutions (a custom backbone that can't be traced keeps its
-        norms, with a warning) and maps lie channels last. In float32 boxes move by less than 0.05
-        pixels and scores by less than 1e-4. Geometry is always in float32 at least.
-
-        Args:
-            dtype: torch.bfloat16 or torch.float16 is faster and less exact; None keeps the model's.
-            winograd: whether wide 3x3 convolutions are done by Winograd's F(4x4, 3x3), with four
-                times their weights beside them (176 MiB for a ResNet-50 and 80 classes). None does so
-                for float32 on a CPU if a measurement of half a second finds it faster there.
-
-        Raises:
-            ValueError: another dtype; and later, an attempt to save the copy.
-        """
-        return optimized(self, dtype, winograd=winograd)
-
-    @overload
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int = ...,
-        score_threshold: float | None = ...,
-        on_error: Literal["raise"] = ...,
-        progress: bool | None = ...,
-    ) -> list[Detections]: ...
-
-    @overload
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int = ...,
-        score_threshold: float | None = ...,
-        on_error: Literal["skip"],
-        progress: bool | None = ...,
-    ) -> list[Detections | None]: ...
-
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int = 1,
-        score_threshold: float | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        progress: bool | None = None,
-    ) -> list[Detections] | list[Detections | None]:
-        """Find the objects in images, in evaluation mode whatever the model's mode.
+        BatchNorm is folded into the convolutions (a custom backbone that cannot be traced keeps its
+        norms, with a warning) and the network uses the channels_last memory format. In float32, boxes
+        move by less than 0.05 pixels and scores by less than 1e-4. Box geometry is always computed in
+        float32 or better.
 
         Args:
-            sources: a path, a PIL image, an ``[H, W, 3]`` uint8 array, a ``[3, H, W]`` tensor (uint8,
-                or floating-point in 0-1); a list or generator of such; or a folder, whose images are
-                taken by name. See :func:`focaldet.images.load_image`.
-            batch_size: images that go through the network together, if their padded sizes are equal;
-                up to four times as many wait for their like. Others are read ahead meanwhile.
-            score_threshold: scores must be greater; None takes the config's.
-            on_error: "raise", or "skip" to warn of files that can't be read and give None for them.
-            progress: show a progress bar, if tqdm is installed; None does on a terminal, for ten
-                images and more.
-
-        Returns:
-            One :class:`~focaldet.Detections` an image, in order, on the CPU, in pixels of the image
-            as given, with ``source`` set for files. A single image gives a list of one.
+            dtype: torch.bfloat16 or torch.float16 is faster but less exact. None keeps the model's
+                dtype.
+            winograd: Whether to compute wide 3x3 convolutions by Winograd's F(4x4, 3x3), which stores
+                transformed weights four times as large in addition (176 MiB for a ResNet-50 and 80
+                classes). None uses it in float32 on a CPU if a measurement of half a second finds it
+                faster there.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: a source that can't be read; the message names it.
+            ValueError: If the dtype is not supported.
+
+        Warns:
+            UserWarning: If the backbone cannot be traced, or a subclass overrides methods of this
+                class that the copy does not have.
         """
-        return predict_images(
-            self,
-            sources,
-            batch_size=batch_size,
-            score_threshold=score_threshold,
-            on_error=on_error,
-            progress=progress,
-        )
+        return optimized_copy(self, dtype, winograd=winograd)
+
+    @property
+    def is_optimized(self) -> bool:
+        """False.
+
+        .. deprecated:: 0.3.0
+            Use ``isinstance(model, OptimizedRetinaNet)``.
+        """
+        warnings.warn(IS_OPTIMIZED_WARNING, DeprecationWarning, stacklevel=2)
+        return False

@@ -1,12 +1,12 @@
-"""Speed and memory of ``optimize_for_inference`` beside torchvision's RetinaNet (float32, eager).
+"""Speed and memory of ``optimize_for_inference``, compared with torchvision's RetinaNet (float32, eager).
 
-Both sides hold the same random weights, with FrozenBatchNorm, and a class bias that lets as many scores
-pass as a photo does. Images have the network's size already. A and B run in turn in one process; printed
-are medians of wall and process CPU time, ours / torchvision's, and the ratio. In float32 the detections
-must be torchvision's to 0.05 pixels and 1e-4; of bfloat16 the distance is printed. Memory is the peak in a
-later call above that before it, each side in a process of its own: what tensors are allocated, which is
-judged, and what is resident, the median of five. The exit status is 1 where a ratio falls short of what is
-asked or detections differ.
+Both sides have the same random weights, with FrozenBatchNorm, and a class bias with which as many scores
+pass the threshold as in a photo. Images already have the network's size. Both run in turn in one process;
+the medians of wall time and process CPU time are printed as ours / torchvision's, with the ratio. In
+float32 the detections must equal torchvision's within 0.05 pixels and 1e-4; for bfloat16 the difference is
+printed. Memory is the peak during a later call minus that before it, with each side in its own process:
+memory allocated for tensors, which has to meet the target, and resident memory, the median of five. The
+exit status is 1 if a ratio misses its target or detections differ.
 
     OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.inference [--rows eager compiled bf16 postprocess
         memory memory-bf16]
@@ -35,16 +35,17 @@ from tests.helpers.reference_torchvision import everything_of
 
 if TYPE_CHECKING:
     from focaldet import RetinaNet
+    from focaldet.retinanet import OptimizedRetinaNet
     from tests.benchmarks.memory import Memory
 
 
 class Row(NamedTuple):
-    """One line of the table; ``asked`` is the least ratio, for memory the greatest."""
+    """One row of the table. ``target`` is the minimum ratio, or the maximum one for memory."""
 
     kind: str
     size: str
     batch: int
-    asked: float
+    target: float
 
 
 ROWS = [
@@ -64,7 +65,7 @@ ROWS = [
 ]
 
 
-def variant(model: RetinaNet, kind: str) -> RetinaNet:
+def variant(model: RetinaNet, kind: str) -> OptimizedRetinaNet:
     optimised = model.optimize_for_inference(torch.bfloat16 if "bf16" in kind else None)
     if kind == "compiled":
         torch._inductor.config.freezing = True
@@ -74,7 +75,7 @@ def variant(model: RetinaNet, kind: str) -> RetinaNet:
 
 
 def whole(row: Row, rounds: int) -> bool:
-    """From images to detections."""
+    """Measure from images to detections."""
     size, peer, ours = prepared(row)
     images = images_of(size, row.batch)
     found, expected = ours.detections(ours(images)), peer(images)
@@ -82,14 +83,14 @@ def whole(row: Row, rounds: int) -> bool:
     equal = share == 1 and boxes <= 0.05 and scores <= 1e-4
     remark = f"{len(found[0])} detections, {share:.1%} shared, {boxes:.4f} px, {scores:.1e}"
     times = in_turn(lambda: ours.detections(ours(images)), lambda: peer(images), rounds)
-    fast = report(f"{row.kind} {row.size} batch {row.batch}", *times, row.asked, remark)
+    fast = report(f"{row.kind} {row.size} batch {row.batch}", *times, row.target, remark)
     if row.kind != "bf16" and not equal:
         print("    the detections DIFFER")
     return fast and (equal or row.kind == "bf16")
 
 
 def postprocessing(row: Row, rounds: int) -> bool:
-    """From the head's outputs to detections."""
+    """Measure from the head's outputs to detections."""
     size, peer, ours = prepared(row)
     images = images_of(size, row.batch)
     output = ours(images)
@@ -113,13 +114,13 @@ def postprocessing(row: Row, rounds: int) -> bool:
         theirs,
         rounds * 3,
     )
-    return report(f"post-processing {row.size}", *times, row.asked, remark) and share == 1
+    return report(f"post-processing {row.size}", *times, row.target, remark) and share == 1
 
 
 def memory(row: Row, threads: int) -> bool:
     arguments = ["--rows", row.kind, "--threads", str(threads)]
     name = f"{row.kind} {row.size}"
-    return compare_memory(name, "tests.benchmarks.inference", arguments, row.asked)
+    return compare_memory(name, "tests.benchmarks.inference", arguments, row.target)
 
 
 def memory_of(side: str, row: Row) -> Memory:
@@ -130,7 +131,7 @@ def memory_of(side: str, row: Row) -> Memory:
     return memory_of_calls(lambda: ours.detections(ours(images)))
 
 
-def prepared(row: Row) -> tuple[tuple[int, int], Any, RetinaNet]:
+def prepared(row: Row) -> tuple[tuple[int, int], Any, OptimizedRetinaNet]:
     size = size_of(row.size)
     peer = make_peer(size)
     return size, peer, variant(ours_of(peer, size), row.kind)
@@ -161,7 +162,7 @@ def main() -> int:
             good.append(postprocessing(row, options.rounds))
         else:
             good.append(whole(row, options.rounds))
-    print(f"{sum(good)} of {len(good)} rows reach what is asked")
+    print(f"{sum(good)} of {len(good)} rows meet their targets")
     return 0 if all(good) else 1
 
 

@@ -1,6 +1,6 @@
-"""What ``optimize_for_inference`` does to a trained model's average precision on real photos.
+"""The effect of ``optimize_for_inference`` on the average precision of a trained model.
 
-Evaluates a saved model as it is, optimised in float32 and in bfloat16, on annotations in COCO's form.
+Evaluates a saved model unchanged, and optimised in float32 and bfloat16, on annotations in COCO format.
 
     python -m tests.benchmarks.precision MODEL ANNOTATIONS IMAGES [--threads 2]
 """
@@ -32,7 +32,7 @@ def main() -> None:
     paths = [options.images / Path(photo["file_name"]).name for photo in photos]
     print(f"torch {torch.__version__}, {len(photos)} photos")
     for name, variant in (
-        ("as it is", model),
+        ("unchanged", model),
         ("optimised, float32", model.optimize_for_inference()),
         ("optimised, bfloat16", model.optimize_for_inference(torch.bfloat16)),
     ):

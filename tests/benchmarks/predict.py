@@ -1,8 +1,9 @@
-"""From files to boxes: ``RetinaNet.predict`` beside torchvision's model, on the same weights.
+"""Speed from files to boxes: ``RetinaNet.predict`` compared with torchvision's model.
 
-Both read each photo, run at 800x1333 and give boxes in the photo's pixels; image by image, in turn.
-Weights are random, made so that hundreds of detections come through. Prints medians per image of
-process CPU time and of wall time, and checks that the detections are equal.
+Both have the same weights, read each photo, run at 800x1333 and return boxes in pixels of the photo, one
+image after the other, in turn. The weights are random, with a class bias that gives hundreds of
+detections. Prints the median process CPU time and wall time per image, and checks that the detections are
+equal.
 
     python -m tests.benchmarks.predict FOLDER [--threads 2] [--limit 20]
 """
@@ -42,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=None, help="only the first photos")
+    parser.add_argument("--limit", type=int, default=None, help="number of photos (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -79,15 +80,15 @@ def main() -> None:
         f"{options.threads} threads, load {os.getloadavg()[0]:.1f}"
     )
     print(
-        f"{len(names)} of {count_images(options.folder)} photos; detections equal in all; "
-        f"{min(counts)} to {max(counts)} an image, median {statistics.median(counts):.0f}"
+        f"{len(names)} of {count_images(options.folder)} photos; equal detections in all; "
+        f"{min(counts)} to {max(counts)} per image, median {statistics.median(counts):.0f}"
     )
     medians = {
         side: [statistics.median(column) for column in zip(*rows, strict=True)]
         for side, rows in times.items()
     }
     for side, (cpu, wall) in medians.items():
-        print(f"{side:12s} CPU {cpu:.3f} s, wall {wall:.3f} s an image (median)")
+        print(f"{side:12s} CPU {cpu:.3f} s, wall {wall:.3f} s per image (median)")
     cpu, wall = (
         theirs / ours
         for ours, theirs in zip(medians["focaldet"], medians["torchvision"], strict=True)

@@ -1,6 +1,6 @@
-"""Resident memory while ``predict`` goes through many files: it stays where it was after the first.
+"""Resident memory while ``predict`` reads many files, which should not grow after the first thousand.
 
-A small detector predicts a folder's photos over and over; every thousand files one line is printed.
+A small detector predicts the photos of a folder again and again, and prints a line every thousand files.
 
     python -m tests.benchmarks.predict_memory FOLDER [--files 10000]
 """

@@ -1,4 +1,4 @@
-"""What the tests of export share: a model that is traced in a second, and the comparison of results."""
+"""Shared by the tests of export: a model that is traced in a second, and comparisons of results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.02, 5e-5
 
-# A batch of one, levels of one cell, unlike sides.
+# A batch of one image, levels with a single cell, different sides.
 SHAPES = [(1, 32, 32), (3, 64, 96), (2, 160, 64), (1, 320, 256)]
 
 
 class TinyBackbone(nn.Module):
-    """Three convolutions."""
+    """A backbone of three convolutions."""
 
     channels = (8, 8, 8)
     strides = (8, 16, 32)
@@ -40,10 +41,10 @@ class TinyBackbone(nn.Module):
         return [c3, c4, self.c5(c4)]
 
 
-def talkative(model: RetinaNet) -> RetinaNet:
-    """Give a new model weights with which logits of every level differ from cell to cell.
+def with_many_detections(model: RetinaNet) -> RetinaNet:
+    """Give a new model weights with which the logits of every level differ from cell to cell.
 
-    It finds many things then, and hardly two have scores that are equal but for rounding.
+    The model then finds many objects, and hardly any two have nearly equal scores.
     """
     generator = torch.Generator().manual_seed(1)
     for name, layer in model.named_modules():
@@ -57,12 +58,14 @@ def talkative(model: RetinaNet) -> RetinaNet:
 
 
 def make_model(config: RetinaNetConfig | None = None, **changes: Any) -> RetinaNet:
-    """A detector that finds something in any image."""
+    """Build a detector that finds objects in any image."""
     config = (config or RetinaNetConfig(num_classes=3, class_names=("cat", "dog", "owl"))).replace(
         backbone="custom", fpn_channels=32, head_depth=1, min_size=64, max_size=96
     )
     torch.manual_seed(0)
-    return talkative(RetinaNet.from_config(config.replace(**changes), backbone=TinyBackbone()))
+    return with_many_detections(
+        RetinaNet.from_config(config.replace(**changes), backbone=TinyBackbone())
+    )
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -71,7 +74,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def assert_same(found: Detections, expected: Detections, count: int = 1) -> None:
-    """Hold detections to be as many and the same, in the order of their scores."""
+    """Assert that both sides have the same detections, in order of their scores."""
     assert len(found) == len(expected) >= count
     assert found.image_size == expected.image_size
     assert found.class_names == expected.class_names
@@ -83,35 +86,32 @@ def assert_rows(rows: Sequence[Tensor], expected: Detections) -> None:
     boxes, scores, labels = rows
     assert len(boxes) == len(expected)
     torch.testing.assert_close(scores, expected.scores, atol=SCORE_TOLERANCE, rtol=0)
-    for index in range(len(boxes)):  # scores that are equal but for rounding may change places
+    for index in range(len(boxes)):  # nearly equal scores may swap places
         near = (expected.scores - scores[index]).abs() <= SCORE_TOLERANCE
         near &= expected.labels == labels[index]
-        apart = (expected.boxes[near] - boxes[index]).abs().amax(dim=1)
-        assert len(apart), f"row {index}: no such label"
-        assert float(apart.min()) <= BOX_TOLERANCE, f"row {index}: {float(apart.min())} pixels"
+        distances = (expected.boxes[near] - boxes[index]).abs().amax(dim=1)
+        assert len(distances), f"row {index}: no such label"
+        assert float(distances.min()) <= BOX_TOLERANCE, f"row {index}: {float(distances.min())} px"
 
 
 def expected_of(model: RetinaNet, images: Tensor, sizes: Tensor) -> list[Detections]:
-    """What the model itself finds in a batch, in pixels of the batch."""
+    """Return what the model itself finds in a batch, in pixels of the batch."""
+    image_sizes = [(int(height), int(width)) for height, width in sizes]
     with torch.no_grad():
-        logits, box_deltas = model.forward_maps(images)
-    anchors = model.anchor_generator(
-        [(level.shape[2], level.shape[3]) for level in logits],
-        (images.shape[2], images.shape[3]),
-    )
+        output = model(ImageBatch(images, image_sizes, image_sizes))
     found: list[Detections] = model.postprocess(
-        logits, box_deltas, anchors, [(int(height), int(width)) for height, width in sizes]
+        output.logits, output.box_deltas, output.anchors, output.sizes
     )
     return found
 
 
 @torch.no_grad()
-def assert_gives_what_the_model_gives(
+def assert_same_as_model(
     run: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     model: RetinaNet,
     shapes: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Hold a file's outputs, for noise of some shapes, to be what the model finds."""
+    """Assert that a file finds what the model finds, in noise of some shapes."""
     for shape in shapes:
         images, sizes = batch_of(*shape)
         outputs = run(images, sizes)
@@ -123,7 +123,7 @@ def assert_gives_what_the_model_gives(
 
 
 def batch_of(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Noise, and sizes that leave some of each image but the first as padding."""
+    """Return noise, and sizes that make part of each image except the first padding."""
     generator = torch.Generator().manual_seed(count)
     images = torch.randn(count, 3, height, width, generator=generator)
     sizes = torch.tensor([[height - 5 * i, width - 3 * i] for i in range(count)])

@@ -1,18 +1,19 @@
-"""Out of PyTorch (``pip install 'focaldet[export]'``): ONNX files, ``torch.export``, other runtimes.
+"""Export models to ONNX and ``torch.export``, and run them (``pip install 'focaldet[export]'``).
 
-:func:`export_onnx` and :func:`export_program` write a :class:`~focaldet.RetinaNet` with open batch,
-height and width, and compare what they wrote with it. :class:`OnnxDetector` runs such an ONNX file in
-onnxruntime or OpenVINO, with the same ``predict``. :class:`ExportableDetector` is the form in which a
-model is exported, which ``torch.compile(fullgraph=True)`` takes, too.
+:func:`export_onnx` and :func:`export_program` write a :class:`~focaldet.RetinaNet` with dynamic batch
+size, height and width, and compare the written file with the model. :class:`OnnxDetector` runs an ONNX
+file in onnxruntime or OpenVINO, with the same ``predict``. :class:`ExportableDetector` is the module
+that is exported; it also works with ``torch.compile(fullgraph=True)``.
 """
 
 from __future__ import annotations
 
+from focaldet._deprecation import moved
 from focaldet.errors import ExportError
 from focaldet.export._comparison import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, ExportReport
 from focaldet.export._detector import OnnxDetector
 from focaldet.export._exportable import ExportableDetector, ExportableMaps
-from focaldet.export._metadata import FileFacts
+from focaldet.export._metadata import ExportMetadata
 from focaldet.export._onnx import OPSET, export_onnx
 from focaldet.export._program import export_program
 
@@ -22,11 +23,13 @@ __all__ = [
     "SCORE_TOLERANCE",
     "Comparison",
     "ExportError",
+    "ExportMetadata",
     "ExportReport",
     "ExportableDetector",
     "ExportableMaps",
-    "FileFacts",
     "OnnxDetector",
     "export_onnx",
     "export_program",
 ]
+
+__getattr__ = moved(__name__, {"FileFacts": "focaldet.export.ExportMetadata"})

@@ -20,31 +20,34 @@ _WRITTEN, _FAILED = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export a model and print how it compares with what was written.
+    """Export a model and print how the file compares with it.
+
+    Args:
+        arguments: The command line. None uses ``sys.argv``.
 
     Returns:
         0 if the file was written, 2 if not.
     """
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        model = RetinaNet.from_pretrained(asked.source)
-        shape = None if asked.shape is None else tuple(asked.shape)
-        if asked.path.endswith(".pt2"):
+        model = RetinaNet.from_pretrained(options.source)
+        shape = None if options.shape is None else tuple(options.shape)
+        if options.path.endswith(".pt2"):
             report = export_program(
                 model,
-                asked.path,
-                postprocess=not asked.maps,
+                options.path,
+                postprocess=not options.maps,
                 fixed_shape=shape,
-                check_image=asked.image,
+                check_image=options.image,
             )
         else:
             report = export_onnx(
                 model,
-                asked.path,
-                postprocess=not asked.maps,
+                options.path,
+                postprocess=not options.maps,
                 fixed_shape=shape,
-                opset=asked.opset,
-                check_image=asked.image,
+                opset=options.opset,
+                check_image=options.image,
             )
     except (ExportError, ImportError, OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -58,22 +61,26 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m focaldet.export",
         description="Export a model to ONNX (.onnx) or torch.export (.pt2), and compare the file with "
         "the model.",
-        epilog="The exit status is 0 if the file was written, and 2 if it was not.",
+        epilog="The exit status is 0 if the file was written, and 2 if not.",
     )
     parser.add_argument(
-        "source", help="what RetinaNet.from_pretrained takes: a folder, a name, a file"
+        "source", help="model to export: a folder, checkpoint file or published name"
     )
-    parser.add_argument("path", help="of the file to write, ending in .onnx or .pt2")
-    parser.add_argument("--maps", action="store_true", help="leave the post-processing out")
+    parser.add_argument("path", help="file to write, ending with .onnx or .pt2")
+    parser.add_argument(
+        "--maps", action="store_true", help="export the network without post-processing"
+    )
     parser.add_argument(
         "--shape",
         nargs=3,
         type=int,
         metavar=("BATCH", "HEIGHT", "WIDTH"),
-        help="the one shape that the file takes (default: any)",
+        help="the only input shape that the file accepts (default: any)",
     )
-    parser.add_argument("--opset", type=int, default=OPSET, help=f"of ONNX (default: {OPSET})")
-    parser.add_argument("--image", help="a photo on which file and model are compared")
+    parser.add_argument("--opset", type=int, default=OPSET, help=f"ONNX opset (default: {OPSET})")
+    parser.add_argument(
+        "--image", help="photo on which file and model are compared (default: noise)"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Comparing a written file with the model that it was made of."""
+"""Compare an exported file with its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from focaldet.errors import ExportError
-from focaldet.export._errors import explaining, hushed
 from focaldet.images import load_image
 from focaldet.structures import ImageBatch
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.detections import Detections
-    from focaldet.export._metadata import FileFacts
+    from focaldet.export._metadata import ExportMetadata
     from focaldet.images import ImageSource
-    from focaldet.retinanet import RetinaNet
+    from focaldet.retinanet import RetinaNet, RetinaNetOutput
 
     Outputs = Mapping[str, Tensor]
     Run = Callable[[Tensor, Tensor], Outputs]
@@ -31,19 +30,18 @@ __all__ = [
     "SCORE_TOLERANCE",
     "Comparison",
     "ExportReport",
-    "check_program",
     "compare",
 ]
 
 BOX_TOLERANCE = 0.02
-"""How far the boxes of a file may lie from the model's, in pixels of the batch."""
+"""Maximum difference of a file's boxes from the model's, in pixels of the batch."""
 
 SCORE_TOLERANCE = 5e-5
-"""How far the scores of a file may lie from the model's."""
+"""Maximum difference of a file's scores from the model's."""
 
-_MAP_TOLERANCE = 1e-3  # of logits and box deltas, relative to the greatest of a map
-_SAME_OBJECT = 100  # tolerances; what lies farther off is another detection
-_DRAWN_SIZE = (192, 256)
+_MAP_TOLERANCE = 1e-3  # of logits and box deltas, relative to the maximum of their map
+_SAME_OBJECT = 100  # tolerances; what differs by more is a different detection
+_NOISE_SIZE = (192, 256)
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,13 @@ class Comparison:
 
     Attributes:
         sizes: ``(height, width)`` of each image in the batch.
-        detections: of the model, in all images; None for a file of maps.
-        unmatched: detections of either side that the other has not, scores near a cut left out.
-        box_difference: greatest of detections that both have, in pixels.
-        score_difference: greatest of detections that both have.
-        map_difference: greatest of logits and box deltas relative to their map's greatest; None for a
-            file of detections.
+        detections: Number of the model's detections in all images. None for a file of maps.
+        unmatched: Number of detections that only the model or only the file found, except those whose
+            scores are so near a threshold that rounding decides.
+        box_difference: Maximum difference of matched boxes, in pixels.
+        score_difference: Maximum difference of matched scores.
+        map_difference: Maximum difference of logits and box deltas, relative to the maximum of their
+            map. None for a file of detections.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -80,10 +79,10 @@ class Comparison:
     def __str__(self) -> str:
         images = " and ".join(f"{height}x{width}" for height, width in self.sizes)
         if self.map_difference is not None:
-            return f"{images}: maps within {self.map_difference:.1e} of their greatest values"
+            return f"{images}: maps within {self.map_difference:.1e} of their maximum"
         if not self.detections and not self.unmatched:
-            return f"{images}: nothing found by either; give a photo with objects as `check_image`"
-        missing = f", {self.unmatched} found by one alone" if self.unmatched else ""
+            return f"{images}: no detections to compare; pass a photo with objects as check_image"
+        missing = f", {self.unmatched} without a match" if self.unmatched else ""
         return (
             f"{images}: {self.detections} detections{missing}, boxes within "
             f"{self.box_difference:.4f} px, scores within {self.score_difference:.1e}"
@@ -92,13 +91,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it compares with the model.
+    """The result of an export, with a comparison of the file and the model.
 
     Attributes:
-        path: of the file.
-        opset: of ONNX; None for a program of ``torch.export``.
-        runtime: that ran the file, with its version.
-        comparisons: one a batch.
+        path: The file that was written.
+        opset: ONNX opset. None for a program of ``torch.export``.
+        runtime: The runtime that ran the file, with its version.
+        comparisons: One comparison per batch.
     """
 
     path: Path
@@ -107,7 +106,7 @@ class ExportReport:
     comparisons: tuple[Comparison, ...]
 
     def renamed(self, path: Path) -> ExportReport:
-        """Return the report for the file's last name."""
+        """Return a copy of the report with another path."""
         return dataclasses.replace(self, path=path)
 
     def __str__(self) -> str:
@@ -116,89 +115,75 @@ class ExportReport:
         return "\n".join(lines + [f"  {comparison}" for comparison in self.comparisons])
 
 
-def check_program(
-    path: Path, model: RetinaNet, facts: FileFacts, image: ImageSource | None
-) -> ExportReport:
-    """Load a program of ``torch.export`` and compare it with its model."""
-    with explaining("Loading the program"), hushed(), path.open("rb") as file:
-        function = torch.export.load(file).module()
-
-    def run(images: Tensor, sizes: Tensor) -> Outputs:
-        with explaining("Running the program"), torch.no_grad():
-            outputs = function(*(images, sizes)[: len(facts.inputs)])
-        return dict(zip(facts.outputs, outputs, strict=True))
-
-    comparisons = compare(model, facts, image, run)
-    return ExportReport(path, None, f"torch {torch.__version__}", comparisons)
-
-
 @torch.no_grad()
 def compare(
-    model: RetinaNet, facts: FileFacts, image: ImageSource | None, run: Run
+    model: RetinaNet, metadata: ExportMetadata, image: ImageSource | None, run: Run
 ) -> tuple[Comparison, ...]:
-    """Run the model and its file on an image; on two of unlike sizes too, if the file takes them.
+    """Run the model and its file on an image, and on two of different sizes if the file allows that.
 
     Args:
-        model: in evaluation mode.
-        facts: of the file.
-        image: to run them on; None draws one.
-        run: gives the file's outputs by name.
+        model: The model, in evaluation mode.
+        metadata: The metadata of the file.
+        image: The image to run them on. None uses noise.
+        run: Returns the file's outputs by name.
 
     Raises:
-        ExportError: they differ by more than rounding.
+        ExportError: If the results differ by more than the tolerances.
     """
-    pixels = _drawn_image() if image is None else load_image(image, "check_image")
+    pixels = _noise(metadata.num_channels) if image is None else load_image(image, "check_image")
     pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
     found = tuple(
-        _compare_batch(model, facts, batch, run) for batch in _batches(model, facts, pixels.float())
+        _compare_batch(model, metadata, batch, run)
+        for batch in _batches(model, metadata, pixels.float())
     )
     if not all(comparison.ok for comparison in found):
         listed = "; ".join(map(str, found))
         raise ExportError(
-            f"The exported file does not give what the model gives, within {BOX_TOLERANCE} px and "
-            f"{SCORE_TOLERANCE}: {listed}. Nothing was written."
+            f"The exported file gives different results than the model: {listed}. The tolerances are "
+            f"{BOX_TOLERANCE} px, {SCORE_TOLERANCE} for scores and {_MAP_TOLERANCE} for maps. Nothing "
+            "was written."
         )
     return found
 
 
-def _drawn_image() -> Tensor:
-    """Draw coarse and fine noise, in which an untrained network sees objects as well as in any."""
+def _noise(num_channels: int) -> Tensor:
+    """Return an image of coarse and fine noise, in which an untrained network finds objects."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(1, 3, 6, 8, generator=generator)
-    image = torch.nn.functional.interpolate(coarse, size=_DRAWN_SIZE, mode="bilinear")[0]
-    return 0.8 * image + 0.2 * torch.rand(3, *_DRAWN_SIZE, generator=generator)
+    coarse = torch.rand(1, num_channels, 6, 8, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=_NOISE_SIZE, mode="bilinear")[0]
+    return 0.8 * image + 0.2 * torch.rand(num_channels, *_NOISE_SIZE, generator=generator)
 
 
-def _batches(model: RetinaNet, facts: FileFacts, image: Tensor) -> list[ImageBatch]:
-    """Prepare the image alone, and with its upper half."""
-    if facts.fixed_shape is None:
+def _batches(model: RetinaNet, metadata: ExportMetadata, image: Tensor) -> list[ImageBatch]:
+    """Return a batch with only the image, and one with the image and its upper half."""
+    if metadata.fixed_shape is None:
         half = image[:, : max(1, image.shape[1] // 2)]
         return [model.preprocess([image]), model.preprocess([image, half])]
-    batch, height, width = facts.fixed_shape
+    batch, height, width = metadata.fixed_shape
     prepared = model.preprocess([image])
     cut = prepared.tensor[..., :height, :width]
-    canvas = cut.new_zeros(batch, 3, height, width)
+    canvas = cut.new_zeros(batch, metadata.num_channels, height, width)
     canvas[:, :, : cut.shape[2], : cut.shape[3]] = cut
-    [(own_height, own_width)] = prepared.sizes
-    size = (min(own_height, height), min(own_width, width))
+    [(image_height, image_width)] = prepared.sizes
+    size = (min(image_height, height), min(image_width, width))
     return [ImageBatch(canvas, [size] * batch, [size] * batch)]
 
 
-def _compare_batch(model: RetinaNet, facts: FileFacts, batch: ImageBatch, run: Run) -> Comparison:
+def _compare_batch(
+    model: RetinaNet, metadata: ExportMetadata, batch: ImageBatch, run: Run
+) -> Comparison:
     outputs = run(batch.tensor, torch.tensor(batch.sizes))
-    logits, box_deltas = model.forward_maps(batch.tensor)
+    expected: RetinaNetOutput = model(batch)
     sizes = tuple(batch.sizes)
-    if facts.kind == "maps":
-        pairs = zip(facts.outputs, [*logits, *box_deltas], strict=True)
+    if metadata.kind == "maps":
+        pairs = zip(metadata.outputs, [*expected.logits, *expected.box_deltas], strict=True)
         return Comparison(
             sizes, map_difference=max(_relative(outputs[name], level) for name, level in pairs)
         )
-    anchors = model.anchor_generator(
-        [(level.shape[2], level.shape[3]) for level in logits],
-        (batch.tensor.shape[2], batch.tensor.shape[3]),
+    detections = model.postprocess(
+        expected.logits, expected.box_deltas, expected.anchors, expected.sizes
     )
-    expected = model.postprocess(logits, box_deltas, anchors, batch.sizes)
-    return _compare_detections(model, sizes, expected, outputs)
+    return _compare_detections(model, sizes, detections, outputs)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -212,35 +197,35 @@ def _compare_detections(
     outputs: Outputs,
 ) -> Comparison:
     unmatched, box_difference, score_difference = 0, 0.0, 0.0
-    for index, theirs in enumerate(expected):
+    for index, ours in enumerate(expected):
         count = int(outputs["count"][index])
         boxes, scores, labels = (
             outputs[name][index][:count] for name in ("boxes", "scores", "labels")
         )
-        cut = _cut(model, theirs)
-        free = torch.ones_like(labels, dtype=torch.bool)
-        for box, score, label in zip(theirs.boxes, theirs.scores, theirs.labels, strict=True):
-            apart = (boxes - box).abs().amax(dim=1) / BOX_TOLERANCE
-            apart = torch.maximum(apart, (scores - score).abs() / SCORE_TOLERANCE)
-            apart[~free | (labels != label)] = torch.inf
-            nearest = int(apart.argmin()) if len(apart) else -1
-            within = float(apart[nearest]) if len(apart) else torch.inf
-            if within > _SAME_OBJECT or (within > 1 and not _is_above(score, cut)):
-                unmatched += _is_above(score, cut)
+        threshold = _lowest_kept_score(model, ours)
+        unused = torch.ones_like(labels, dtype=torch.bool)
+        for box, score, label in zip(ours.boxes, ours.scores, ours.labels, strict=True):
+            distance = (boxes - box).abs().amax(dim=1) / BOX_TOLERANCE
+            distance = torch.maximum(distance, (scores - score).abs() / SCORE_TOLERANCE)
+            distance[~unused | (labels != label)] = torch.inf
+            nearest = int(distance.argmin()) if len(distance) else -1
+            within = float(distance[nearest]) if len(distance) else torch.inf
+            if within > _SAME_OBJECT or (within > 1 and not _is_above(score, threshold)):
+                unmatched += _is_above(score, threshold)
                 continue
-            free[nearest] = False
+            unused[nearest] = False
             box_difference = max(box_difference, float((boxes[nearest] - box).abs().max()))
             score_difference = max(score_difference, float((scores[nearest] - score).abs()))
-        unmatched += sum(_is_above(score, cut) for score in scores[free])
+        unmatched += sum(_is_above(score, threshold) for score in scores[unused])
     return Comparison(sizes, sum(map(len, expected)), unmatched, box_difference, score_difference)
 
 
-def _cut(model: RetinaNet, detections: Detections) -> float:
+def _lowest_kept_score(model: RetinaNet, detections: Detections) -> float:
     """Return the score below which a detection may be missing."""
     full = len(detections) == model.postprocess.max_detections
     last = float(detections.scores[-1]) if full else 0.0
     return max(last, model.postprocess.score_threshold)
 
 
-def _is_above(score: Tensor, cut: float) -> int:
-    return int(float(score) > cut + 2 * SCORE_TOLERANCE)
+def _is_above(score: Tensor, threshold: float) -> int:
+    return int(float(score) > threshold + 2 * SCORE_TOLERANCE)

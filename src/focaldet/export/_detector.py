@@ -1,57 +1,55 @@
-"""A detector that is an ONNX file, with the manners of the model that it was made of."""
+"""A detector that runs an ONNX file and predicts like the model that was exported."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, overload
+from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import check_range, must_be
-from focaldet._prediction import predict_images
-from focaldet.export._file_model import FileAsModel
-from focaldet.export._inputs import check_images, check_sizes
-from focaldet.export._metadata import FileFacts
+from focaldet._prediction import Predictor
+from focaldet.export._file_model import FileModel
+from focaldet.export._input_checks import check_images, check_sizes
+from focaldet.export._metadata import ExportMetadata
 from focaldet.export._sessions import open_session
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from focaldet.config import RetinaNetConfig
-    from focaldet.detections import Detections
     from focaldet.export._sessions import RuntimeName
-    from focaldet.images import ImageSource
-    from focaldet.retinanet import RetinaNet
 
 __all__ = ["OnnxDetector"]
 
 
-class OnnxDetector:
-    """Find objects with a file that :func:`~focaldet.export.export_onnx` wrote.
+class OnnxDetector(Predictor):
+    """Detect objects with a file that :func:`~focaldet.export.export_onnx` wrote.
 
-    Images are read, prepared and batched as :meth:`focaldet.RetinaNet.predict` does, by the facts in the
-    file's metadata, and the detections are the same but for rounding. For a file of maps the
+    Images are read, preprocessed and batched as in :meth:`focaldet.RetinaNet.predict`, as the file's
+    metadata describes, and the detections are the same except for rounding. For a file of maps, the
     post-processing runs in PyTorch.
 
     Args:
-        path: of the file.
+        path: The ONNX file.
         runtime: "onnxruntime", or "openvino", which must be installed.
-        providers: where onnxruntime runs it, best first, such as ``["CUDAExecutionProvider"]``; None
-            for the CPU.
-        threads: for one run; None lets the runtime choose.
+        providers: Execution providers of onnxruntime in order of preference, such as
+            ``["CUDAExecutionProvider"]``. None uses the CPU.
+        threads: Number of threads. None lets the runtime choose.
 
     Attributes:
-        facts: what the file says of itself.
-        runtime: its name and version.
+        metadata: The metadata of the file.
+        runtime: Name and version of the runtime.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: the runtime is not installed.
-        ValueError: an option out of its range; a file that is damaged, no ONNX file, not written by
-            focaldet, or changed since.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If the runtime is not installed.
+        CheckpointError: If the file is damaged, is not an ONNX file, was not exported by focaldet, or
+            was changed since. This is a ``ValueError``.
+        ValueError: If an option is invalid.
     """
 
     def __init__(
@@ -63,92 +61,46 @@ class OnnxDetector:
         threads: int | None = None,
     ) -> None:
         self._session = open_session(Path(path), runtime, providers, threads)
-        self.facts = FileFacts.from_strings(str(path), self._session.metadata)
-        self.facts.check_graph(str(path), self._session.inputs, self._session.outputs)
+        self.metadata = ExportMetadata.from_strings(str(path), self._session.metadata)
+        self.metadata.check_graph(str(path), self._session.inputs, self._session.outputs)
         self.runtime = self._session.runtime
-        self._model = FileAsModel(self._session, self.facts)
+        self._model = FileModel(self._session, self.metadata)
 
     @property
     def config(self) -> RetinaNetConfig:
-        """The configuration of the model that the file was made of."""
-        return self.facts.config
+        """Configuration of the model that was exported."""
+        return self.metadata.config
 
-    @overload
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int | None = ...,
-        score_threshold: float | None = ...,
-        on_error: Literal["raise"] = ...,
-        progress: bool | None = ...,
-    ) -> list[Detections]: ...
+    @property
+    def facts(self) -> ExportMetadata:
+        """The old name of ``metadata``.
 
-    @overload
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int | None = ...,
-        score_threshold: float | None = ...,
-        on_error: Literal["skip"],
-        progress: bool | None = ...,
-    ) -> list[Detections | None]: ...
-
-    def predict(
-        self,
-        sources: ImageSource | Iterable[ImageSource],
-        *,
-        batch_size: int | None = None,
-        score_threshold: float | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        progress: bool | None = None,
-    ) -> list[Detections] | list[Detections | None]:
-        """Find the objects in images.
-
-        Args:
-            sources: as for :meth:`focaldet.RetinaNet.predict`.
-            batch_size: images that go through the network together; None takes 1, or the file's own.
-                A file of a fixed shape is given empty images to fill a batch, and takes no more.
-            score_threshold: scores must be greater; None takes the config's. A file of detections
-                holds none with lower scores than its own threshold.
-            on_error: "raise", or "skip" to warn of files that can't be read and give None for them.
-            progress: as for :meth:`focaldet.RetinaNet.predict`.
-
-        Returns:
-            One :class:`~focaldet.Detections` an image, in order, in pixels of the image as given.
-
-        Raises:
-            FileNotFoundError, TypeError: a source that can't be read; the message names it.
-            ValueError: likewise, an argument out of its range, or an image that does not fit a file of
-                a fixed shape.
+        .. deprecated:: 0.3.0
+            Use ``metadata``.
         """
-        # predict_images asks of a model no more than FileAsModel has.
-        return predict_images(
-            cast("RetinaNet", self._model),
-            sources,
-            batch_size=self._checked_batch_size(batch_size),
-            score_threshold=self._checked_threshold(score_threshold),
-            on_error=on_error,
-            progress=progress,
+        warnings.warn(
+            "OnnxDetector.facts is deprecated and will be removed in focaldet 1.0; use metadata.",
+            DeprecationWarning,
+            stacklevel=2,
         )
+        return self.metadata
 
     def run(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
-        """Run the file on a batch that is prepared already.
+        """Run the file on a batch that is already preprocessed.
 
         Args:
-            images: ``[B, 3, H, W]`` float32, RGB, normalised and padded as the config says.
-            sizes: ``[B, 2]`` int64, (height, width) of each image without its padding; None if they
-                have none. Maps don't depend on it.
+            images: ``[B, C, H, W]`` float32, normalised and padded as the config says.
+            sizes: ``[B, 2]`` int64, (height, width) of each image without its padding. None if the
+                images have no padding. Maps do not depend on it.
 
         Returns:
             The file's outputs by name; see :func:`~focaldet.export.export_onnx`.
 
         Raises:
-            TypeError: no tensors, or other dtypes.
-            ValueError: other shapes, or sizes beyond the images.
+            TypeError: If an argument is not a tensor or has a wrong dtype.
+            ValueError: If an argument has a wrong shape, or a size exceeds that of the batch.
         """
-        check_images(images, self.facts)
+        check_images(images, self.metadata)
         if sizes is None:
             sizes = torch.tensor([list(images.shape[2:])] * len(images))
         check_sizes(sizes, images)
@@ -158,30 +110,29 @@ class OnnxDetector:
         )
 
     def __repr__(self) -> str:
-        takes = "any shape" if self.facts.fixed_shape is None else str(self.facts.fixed_shape)
+        shape = self.metadata.fixed_shape
+        accepts = "any shape" if shape is None else f"shape {shape}"
         return (
-            f"OnnxDetector({self.facts.kind} of {self.config.num_classes} classes, takes {takes}, "
+            f"OnnxDetector({self.metadata.kind} of {self.config.num_classes} classes, {accepts}, "
             f"{self.runtime})"
         )
 
-    def _checked_batch_size(self, batch_size: int | None) -> int:
-        fixed = None if self.facts.fixed_shape is None else self.facts.fixed_shape[0]
+    def _choose_model(
+        self, batch_size: int | None, score_threshold: float | None
+    ) -> tuple[FileModel, int]:
+        shape = self.metadata.fixed_shape
+        if batch_size is not None and shape is not None and batch_size > shape[0]:
+            raise ValueError(
+                f"batch_size must be at most {shape[0]}, the batch size that the file was exported "
+                f"with, got {batch_size}. Export the model without fixed_shape to use any batch size."
+            )
+        lowest = self.config.score_threshold if self.metadata.kind == "detections" else 0.0
+        if score_threshold is not None and score_threshold < lowest:
+            raise ValueError(
+                f"score_threshold must be at least {lowest}, the threshold that the file was exported "
+                f"with, got {score_threshold}. Export the model with a lower score_threshold in its "
+                "config, or with postprocess=False."
+            )
         if batch_size is None:
-            return fixed or 1
-        check_range("batch_size", batch_size, 1)
-        if fixed is not None and batch_size > fixed:
-            remedy = "Export the model without fixed_shape to take batches of any size."
-            condition = f"at most {fixed}, to which the file is fixed"
-            raise ValueError(must_be("batch_size", condition, batch_size, remedy))
-        return batch_size
-
-    def _checked_threshold(self, score_threshold: float | None) -> float:
-        own = self.config.score_threshold
-        if score_threshold is None:
-            return own
-        check_range("score_threshold", score_threshold, 0, 1)
-        if self.facts.kind == "detections" and score_threshold < own:
-            condition = f"at least {own}, which the file was exported with"
-            remedy = "Export the model with a lower score_threshold, or with postprocess=False."
-            raise ValueError(must_be("score_threshold", condition, score_threshold, remedy))
-        return score_threshold
+            batch_size = 1 if shape is None else shape[0]
+        return self._model, batch_size

@@ -1,8 +1,8 @@
-"""The exported form: a RetinaNet from a batch to detections, in tensors of fixed shapes.
+"""A RetinaNet as modules that can be exported: tensors in, tensors of fixed shapes out.
 
-What ``torch.export``, ``torch.compile(fullgraph=True)`` and ONNX can't follow is a shape or a branch that
-depends on values. Here every step has as many rows whatever the image holds: rows that drop out keep
-their place with a score of 0.
+``torch.export``, ``torch.compile(fullgraph=True)`` and ONNX cannot represent shapes or branches that
+depend on values. The number of rows is therefore the same in every step, whatever the image contains:
+rejected rows keep their place with a score of 0.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import must_be
 from focaldet._torchvision import torchvision
 
 if TYPE_CHECKING:
-    from focaldet.retinanet import RetinaNet
+    from focaldet.retinanet import OptimizedRetinaNet, RetinaNet
 
 __all__ = ["ExportableDetector", "ExportableMaps"]
 
-# Boxes that overlap none that is alive: that of all rows that dropped out, and another one. Both are
-# always there, for torchvision tells torch.export that suppression keeps at least two.
+# Boxes that overlap no other box: one for all rejected rows, and an additional one. Both are always
+# present, because torchvision tells torch.export that suppression keeps at least two boxes.
 _NOWHERE = (-2.0, -2.0, -1.0, -1.0)
 _ELSEWHERE = (-4.0, -4.0, -3.0, -3.0)
 
 
 class ExportableMaps(nn.Module):
-    """The network alone, as a function from one tensor to ten.
+    """Only the network, as a function of one tensor that returns ten.
 
     Args:
-        model: whose modules are shared.
+        model: The model, whose modules are shared.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -42,7 +41,7 @@ class ExportableMaps(nn.Module):
     [(1, 18, 4, 8), (1, 18, 2, 4), (1, 36, 4, 8), (1, 36, 2, 4)]
     """
 
-    def __init__(self, model: RetinaNet) -> None:
+    def __init__(self, model: RetinaNet | OptimizedRetinaNet) -> None:
         super().__init__()
         self.model = model
 
@@ -50,27 +49,28 @@ class ExportableMaps(nn.Module):
         """Return the logits of P3..P7, then their box deltas.
 
         Args:
-            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them.
+            images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them.
         """
         logits, box_deltas = self.model.forward_maps(images)
         return (*logits, *box_deltas)
 
 
 class ExportableDetector(nn.Module):
-    """Network and post-processing without a step whose shape depends on the image's content.
+    """Network and post-processing, without shapes that depend on the content of the image.
 
-    The detections are those of the model's :class:`~focaldet.postprocess.PostProcess` before they are
-    scaled back to the images as given, with each of its options.
+    The detections are those of the model's :class:`~focaldet.postprocess.PostProcess`, with all its
+    options, before they are scaled to the input images.
+
+    Deviation:
+        ``PostProcess`` suppresses each class on its own, or offsets the classes along a line. Here a
+        single suppression handles the whole batch: the boxes of each class and image are moved to
+        their own cell of a nearly square grid, which keeps offsets small enough for float32.
 
     Args:
-        model: whose modules are shared. Its maps and boxes should be float32.
-
-    Deviation: ``PostProcess`` keeps classes apart by a suppression of their own, or by offsets along
-    one line. Here one suppression serves the batch: boxes of each class and image are moved to a cell
-    of their own in a grid, near to square, so that offsets stay small and float32 resolves them.
+        model: The model, whose modules are shared. Its maps and boxes should be float32.
 
     Raises:
-        ValueError: ``pre_nms_top_k=None``, with which the number of candidates is not bounded.
+        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -82,15 +82,15 @@ class ExportableDetector(nn.Module):
     (torch.Size([1, 100, 4]), torch.Size([1, 100]), tensor([-1, -1, -1]), tensor([0]))
     """
 
-    def __init__(self, model: RetinaNet) -> None:
+    def __init__(self, model: RetinaNet | OptimizedRetinaNet) -> None:
         super().__init__()
         top_k = model.postprocess.pre_nms_top_k
         if top_k is None:
-            remedy = (
-                "Without a bound the exported file would carry every anchor and class through "
-                "suppression: give the config a number, or export the maps (postprocess=False)."
+            raise ValueError(
+                "A model with pre_nms_top_k=None cannot be exported with post-processing, because the "
+                "number of candidates has no bound. Set pre_nms_top_k in the config to a number, or "
+                "export the maps (postprocess=False)."
             )
-            raise ValueError(must_be("pre_nms_top_k", "a number", None, remedy))
         self.model = model
         self.top_k = top_k
         device = model.head.class_logits.weight.device
@@ -100,21 +100,21 @@ class ExportableDetector(nn.Module):
 
     @property
     def num_detections(self) -> int:
-        """Rows of each image, filled or empty: D."""
+        """Number of rows per image, filled or empty: D."""
         candidates = self.top_k * len(self.model.anchor_generator.strides)
         return min(self.model.postprocess.max_detections or candidates, candidates)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return detections, best score first, in pixels of the batch.
+        """Return detections, highest score first, in pixels of the batch.
 
         Args:
-            images: ``[B, 3, H, W]``, as the model's ``preprocess`` makes them: normalised, padded to
-                multiples of its ``size_divisor``.
+            images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them: normalised, and padded
+                to multiples of its ``size_divisor``.
             sizes: ``[B, 2]``, (height, width) of each image without its padding.
 
         Returns:
             ``boxes [B, D, 4]`` (xyxy), ``scores [B, D]``, ``labels [B, D]`` (int64; -1 in empty rows,
-            whose other values are 0) and ``count [B]`` (int64), the rows filled.
+            whose other values are 0) and ``count [B]`` (int64), the number of filled rows.
         """
         logits, box_deltas = self.model.forward_maps(images)
         levels = [
@@ -131,22 +131,23 @@ class ExportableDetector(nn.Module):
         boxes, labels = _rows(boxes, best), labels.gather(1, best)
         if clip_last:
             boxes, scores = self._clip(boxes, scores, limits)
-            scores, best = scores.topk(self.num_detections)  # what is dropped goes last
+            scores, best = scores.topk(self.num_detections)  # moves dropped boxes to the end
             boxes, labels = _rows(boxes, best), labels.gather(1, best)
-        some = scores > 0
-        boxes = torch.where(some[..., None], boxes, 0.0)
-        return boxes, scores, torch.where(some, labels, -1), some.sum(dim=1)
+        filled = scores > 0
+        boxes = torch.where(filled[..., None], boxes, 0.0)
+        return boxes, scores, torch.where(filled, labels, -1), filled.sum(dim=1)
 
     def _level_candidates(
         self, level: int, logits_BCHW: Tensor, box_deltas_BCHW: Tensor, *, image_size: torch.Size
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, scores and labels of a level's best; the score of what is too low is 0."""
+        """Return boxes, scores and labels of a level's best candidates. Too low scores become 0."""
         _, channels, height, width = logits_BCHW.shape
         cells = height * width
         values, index = self._padded(level, logits_BCHW.flatten(1)).topk(self.top_k)
-        index = index.clamp(max=channels * cells - 1)  # of the padding, whose score is 0
+        index = index.clamp(max=channels * cells - 1)  # keeps padding, whose score is 0, in range
         channel = index // cells
-        cell = index - channel * cells  # no "%": torch's ONNX exporter has none by an open size
+        # Not "%", which torch's ONNX exporter does not support for dynamic sizes.
+        cell = index - channel * cells
         num_classes = self.model.head.num_classes
         anchor = channel // num_classes
         delta = torch.arange(4, device=index.device)
@@ -164,10 +165,10 @@ class ExportableDetector(nn.Module):
         return boxes, scores, channel % num_classes
 
     def _padded(self, level: int, logits: Tensor) -> Tensor:
-        """Lengthen the rows of a level that might hold fewer than ``top_k`` values.
+        """Pad the rows of a level that may have fewer than ``top_k`` values.
 
-        No level is smaller than that of one tile of ``size_divisor`` pixels; where that is enough, the
-        large maps of the first levels are not copied.
+        No batch is smaller than ``size_divisor`` pixels. If a level of that size has enough values, as
+        the first ones do, its large map is not copied.
         """
         stride = self.model.anchor_generator.strides[level]
         tile = max(1, self.model.preprocess.size_divisor // stride)
@@ -187,7 +188,7 @@ class ExportableDetector(nn.Module):
         grid: tuple[int, int],
         image_size: torch.Size,
     ) -> Tensor:
-        """Return single anchors ``[B, k, 4]``, as ``AnchorGenerator`` lays them."""
+        """Return the selected anchors ``[B, k, 4]``, as ``AnchorGenerator`` computes them."""
         generator = self.model.anchor_generator
         stride_y = stride_x = generator.strides[level]
         if generator.mode == "torchvision":
@@ -198,7 +199,7 @@ class ExportableDetector(nn.Module):
         return torch.stack((x, y, x, y), dim=-1) + cell_anchors[anchor]
 
     def _limits(self, sizes: Tensor, logits_BCHW: Tensor) -> Tensor:
-        """Return to which ``(x, y, x, y)`` the boxes of each image are clipped: ``[B, 1, 4]``."""
+        """Return the ``(x, y, x, y)`` to which the boxes of each image are clipped, ``[B, 1, 4]``."""
         if self.model.postprocess.clip_to == "batch":
             stride = self.model.postprocess.first_stride
             height, width = (side * stride for side in logits_BCHW.shape[-2:])
@@ -214,12 +215,12 @@ class ExportableDetector(nn.Module):
         else:
             boxes = torch.minimum(boxes.clamp(min=0), limits)
         if postprocess.drop_empty:
-            some = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-            scores = torch.where(some, scores, 0.0)
+            has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+            scores = torch.where(has_area, scores, 0.0)
         return boxes, scores
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the scores, 0 for boxes that a better one of their image and class covers."""
+        """Return the scores, with 0 for boxes that a better one of the same image and class suppresses."""
         num_classes = self.model.head.num_classes
         if self.model.postprocess.class_agnostic_nms:
             labels, num_classes = torch.zeros_like(labels), 1
@@ -231,10 +232,10 @@ class ExportableDetector(nn.Module):
         image = torch.arange(scores.shape[0], device=scores.device)[:, None]
         column, row = labels % columns, labels // columns + image * rows
         corner = torch.stack((column, row, column, row), dim=-1).to(boxes) * extent
-        apart = torch.where(alive, boxes - low + corner, boxes.new_tensor(_NOWHERE))
-        apart = torch.cat((apart.flatten(0, 1), boxes.new_tensor((_NOWHERE, _ELSEWHERE))))
+        separated = torch.where(alive, boxes - low + corner, boxes.new_tensor(_NOWHERE))
+        separated = torch.cat((separated.flatten(0, 1), boxes.new_tensor((_NOWHERE, _ELSEWHERE))))
         flat = nn.functional.pad(scores.flatten(), (0, 2))
-        keep = torchvision.ops.nms(apart, flat, self.model.postprocess.nms_threshold)
+        keep = torchvision.ops.nms(separated, flat, self.model.postprocess.nms_threshold)
         kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
         return scores * kept[:-2].view(scores.shape)
 

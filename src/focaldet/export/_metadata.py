@@ -1,4 +1,4 @@
-"""What an exported file says of itself: enough to prepare images and to read what comes out."""
+"""The metadata of exported files: how to prepare images and how to read the outputs."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 import focaldet
-from focaldet._checks import must_be
+from focaldet._checks import check_choice
 from focaldet.config import RetinaNetConfig
+from focaldet.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from focaldet.retinanet import RetinaNet
 
-__all__ = ["FileFacts", "Kind", "Shape"]
+__all__ = ["ExportMetadata", "Kind", "Shape"]
 
-_FORMAT = 1  # raised when an older focaldet could not read what a newer one writes
+_FORMAT = 1  # increased when older versions of focaldet cannot read new files
 _PREFIX = "focaldet."
 _LEVELS = ("p3", "p4", "p5", "p6", "p7")
-_SIZES = "(height, width) of each image without its padding"
 
 Kind = Literal["detections", "maps"]
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileFacts:
+class ExportMetadata:
     """The metadata of an exported file.
 
     Attributes:
-        config: of the model.
+        config: Configuration of the model.
         kind: "detections" with post-processing, "maps" without.
-        strides: of the backbone's C3, C4 and C5, in pixels.
-        fixed_shape: ``(batch, height, width)`` that the file takes; None if it takes any.
-        opset: of ONNX; None in a file of ``torch.export``.
-        focaldet_version: that wrote the file.
+        strides: Strides of the backbone's C3, C4 and C5, in pixels.
+        fixed_shape: ``(batch, height, width)``, the only shape that the file accepts. None if it
+            accepts any.
+        opset: ONNX opset. None for a program of ``torch.export``.
+        focaldet_version: Version of focaldet that wrote the file.
+
+    .. versionchanged:: 0.3.0
+        Renamed from ``FileFacts``, which still works with a warning.
     """
 
     config: RetinaNetConfig
@@ -52,8 +56,8 @@ class FileFacts:
     @classmethod
     def of_model(
         cls, model: RetinaNet, kind: Kind, fixed_shape: Shape | None, opset: int | None = None
-    ) -> FileFacts:
-        """Say what a file made of a model is."""
+    ) -> ExportMetadata:
+        """Return the metadata of a file exported from a model."""
         c3, c4, c5 = model.anchor_generator.strides[:3]
         return cls(
             config=model.config,
@@ -63,6 +67,11 @@ class FileFacts:
             opset=opset,
             focaldet_version=focaldet.__version__,
         )
+
+    @property
+    def num_channels(self) -> int:
+        """Number of image channels."""
+        return len(self.config.image_mean)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -79,25 +88,26 @@ class FileFacts:
         return ("boxes", "scores", "labels", "count")
 
     def check_graph(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Raise unless a file takes and gives what it was written with.
+        """Raise unless the inputs and outputs of a graph are those that the file was exported with.
 
         Args:
-            name: of the file, for messages.
-            inputs: that its graph takes; what a graph doesn't use it may lack.
-            outputs: that it gives.
+            name: Name of the file, for messages.
+            inputs: Inputs of the graph. An input that the graph does not use may be missing.
+            outputs: Outputs of the graph.
 
         Raises:
-            ValueError: it was changed since.
+            CheckpointError: If the file was changed after the export. This is a ``ValueError``.
         """
         if not set(inputs) <= set(self.inputs) or tuple(outputs) != self.outputs:
-            condition = (
-                f"a file that takes {_listed(self.inputs)} and gives {_listed(self.outputs)}"
+            raise CheckpointError(
+                f"{name!r} was changed after it was exported: it has the inputs {_listed(inputs)} and "
+                f"the outputs {_listed(outputs)}, but was exported with the inputs "
+                f"{_listed(self.inputs)} and the outputs {_listed(self.outputs)}. Export the model "
+                "again."
             )
-            got = f"{name!r}, which takes {_listed(inputs)} and gives {_listed(outputs)}"
-            raise ValueError(must_be("path", condition, got, "Export the model again."))
 
     def to_strings(self) -> dict[str, str]:
-        """Return what is written into the file: text by keys that begin with "focaldet."."""
+        """Return the metadata as it is written to the file, under keys that begin with "focaldet."."""
         config = self.config
         values = {
             "format": str(_FORMAT),
@@ -125,10 +135,13 @@ class FileFacts:
         return {_PREFIX + key: value for key, value in values.items()}
 
     def _describe_inputs(self) -> dict[str, str]:
-        described = {"images": "float32 [B, 3, H, W], RGB, preprocessed"}
-        return (
-            described if self.kind == "maps" else {**described, "sizes": f"int64 [B, 2], {_SIZES}"}
-        )
+        colours = ", RGB" if self.num_channels == 3 else ""
+        sizes = "int64 [B, 2], (height, width) of each image without its padding"
+        described = {
+            "images": f"float32 [B, {self.num_channels}, H, W]{colours}, preprocessed",
+            "sizes": sizes,
+        }
+        return {name: described[name] for name in self.inputs}
 
     def _describe_outputs(self) -> dict[str, str]:
         if self.kind == "maps":
@@ -142,39 +155,45 @@ class FileFacts:
             "boxes": "float32 [B, D, 4], (x1, y1, x2, y2) in pixels of the batch",
             "scores": "float32 [B, D], best first, 0 in empty rows",
             "labels": "int64 [B, D], 0-based, -1 in empty rows",
-            "count": "int64 [B], rows filled",
+            "count": "int64 [B], number of filled rows",
         }
 
     @classmethod
-    def from_strings(cls, name: str, values: Mapping[str, str]) -> FileFacts:
+    def from_strings(cls, name: str, values: Mapping[str, str]) -> ExportMetadata:
         """Read the metadata of a file.
 
         Args:
-            name: of the file, for messages.
-            values: its metadata.
+            name: Name of the file, for messages.
+            values: The metadata, as :meth:`to_strings` returns it.
 
         Raises:
-            ValueError: it was not exported by focaldet, by a later one, or is damaged.
+            CheckpointError: If the file was not exported by focaldet, was exported by a version with a
+                different format, or its metadata is damaged. This is a ``ValueError``.
         """
         found = values.get(_PREFIX + "format")
         if found is None:
-            remedy = "Without what export_onnx writes into a file, its inputs can't be prepared."
-            raise ValueError(must_be("path", "a file exported by focaldet", repr(name), remedy))
+            raise CheckpointError(
+                f"{name!r} was not exported by focaldet: it has no metadata that tells how to prepare "
+                "images. Export the model with export_onnx."
+            )
         if found != str(_FORMAT):
-            remedy = "Another focaldet wrote it: take that, or export the model again."
-            got = f"{name!r} of format {found}"
-            raise ValueError(must_be("path", f"a file of format {_FORMAT}", got, remedy))
+            raise CheckpointError(
+                f"{name!r} has format {found}, but this version of focaldet reads format {_FORMAT}. "
+                f"Export the model again, or use focaldet {values.get(_PREFIX + 'version', '?')}, "
+                "which wrote the file."
+            )
         try:
             return cls._read({key.removeprefix(_PREFIX): value for key, value in values.items()})
         except (KeyError, TypeError, ValueError) as error:
-            got = f"{name!r}, whose metadata is damaged ({type(error).__name__}: {error})"
-            raise ValueError(must_be("path", "a file exported by focaldet", got)) from error
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(
+                f"The metadata of {name!r} is damaged: {what.rstrip('.')}. Export the model again."
+            ) from error
 
     @classmethod
-    def _read(cls, values: Mapping[str, str]) -> FileFacts:
+    def _read(cls, values: Mapping[str, str]) -> ExportMetadata:
         kind = values["kind"]
-        if kind not in ("detections", "maps"):
-            raise ValueError(must_be("kind", "'detections' or 'maps'", repr(kind)))
+        check_choice("kind", kind, ("detections", "maps"))
         c3, c4, c5 = (int(stride) for stride in json.loads(values["strides"]))
         shape = json.loads(values["fixed_shape"])
         if shape is not None:
@@ -196,10 +215,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _preprocessing(config: RetinaNetConfig) -> str:
-    """Say in JSON how an image becomes a row of ``images``."""
+    """Describe in JSON how to turn an image into a row of ``images``."""
     return json.dumps(
         {
-            "color_order": "RGB, values from 0 to 1",
+            "color_order": "RGB, values from 0 to 1"
+            if len(config.image_mean) == 3
+            else "values from 0 to 1",
             "resize": {
                 "short_side": config.min_size,
                 "long_side_at_most": config.max_size,

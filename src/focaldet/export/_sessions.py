@@ -1,4 +1,4 @@
-"""The runtimes that run an ONNX file, behind one small interface."""
+"""Run ONNX files in onnxruntime or OpenVINO, behind one small interface."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from focaldet._checks import check_choice, check_range, must_be
-from focaldet.export._errors import explaining, needed
+from focaldet._checks import check_choice, check_integer, check_range, existing_file
+from focaldet._extras import import_extra
+from focaldet.errors import CheckpointError
+from focaldet.export._exporter_calls import raising_export_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,17 +22,18 @@ __all__ = ["RuntimeName", "Session", "open_session"]
 RuntimeName = Literal["onnxruntime", "openvino"]
 
 _RUNNING = "Running the ONNX file"
-_DAMAGED = "It may be damaged or not whole: export the model again."
+_PURPOSE = "OnnxDetector"
+_EXTRA = "focaldet[export]"
 
 
 class Session(Protocol):
-    """An ONNX file, loaded.
+    """A loaded ONNX file.
 
     Attributes:
-        runtime: its name and version.
-        metadata: text by key, as the file has it.
-        inputs: names of what the graph takes.
-        outputs: names of what it gives.
+        runtime: Name and version of the runtime.
+        metadata: The file's metadata.
+        inputs: Names of the graph's inputs.
+        outputs: Names of the graph's outputs.
     """
 
     runtime: str
@@ -39,10 +42,10 @@ class Session(Protocol):
     outputs: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the outputs by name; inputs that the graph doesn't use are left out.
+        """Return the outputs by name. Inputs that the graph does not use are ignored.
 
         Raises:
-            ExportError: the runtime could not run it.
+            ExportError: If the runtime fails.
         """
 
 
@@ -52,31 +55,34 @@ def open_session(
     """Load an ONNX file.
 
     Args:
-        path: of the file.
+        path: The ONNX file.
         runtime: "onnxruntime" or "openvino".
-        providers: of onnxruntime, or None for the CPU.
-        threads: for one run; None lets the runtime choose.
+        providers: Execution providers of onnxruntime. None uses the CPU.
+        threads: Number of threads. None lets the runtime choose.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: the runtime is not installed.
-        ValueError: an option out of its range, or a file that is damaged or no ONNX file.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If the runtime is not installed.
+        CheckpointError: If the file is damaged or not an ONNX file. This is a ``ValueError``.
+        ValueError: If an option is invalid.
     """
     check_choice("runtime", runtime, ("onnxruntime", "openvino"))
     if threads is not None:
+        check_integer("threads", threads)
         check_range("threads", threads, 1)
-    if not path.is_file():
-        raise FileNotFoundError(must_be("path", "an existing file", repr(str(path))))
+    existing_file("path", path)
     if runtime == "onnxruntime":
         return _OnnxRuntime(path, providers, threads)
     if providers is not None:
-        raise ValueError(must_be("providers", "None with runtime='openvino'", providers))
+        raise ValueError(
+            f"providers={list(providers)} requires runtime='onnxruntime'; OpenVINO has no providers."
+        )
     return _OpenVino(path, threads)
 
 
 class _OnnxRuntime:
     def __init__(self, path: Path, providers: Sequence[str] | None, threads: int | None) -> None:
-        onnxruntime: Any = needed("onnxruntime")
+        onnxruntime: Any = import_extra("onnxruntime", purpose=_PURPOSE, install=_EXTRA)
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
         available = onnxruntime.get_available_providers()
         for provider in providers:
@@ -91,12 +97,12 @@ class _OnnxRuntime:
             raise _unreadable(path, error) from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.inputs = tuple(one.name for one in self._session.get_inputs())
-        self.outputs = tuple(one.name for one in self._session.get_outputs())
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {name: inputs[name].numpy() for name in self.inputs}
-        with explaining(_RUNNING):
+        with raising_export_errors(_RUNNING):
             outputs = self._session.run(list(self.outputs), arrays)
         return {
             name: torch.from_numpy(array) for name, array in zip(self.outputs, outputs, strict=True)
@@ -105,8 +111,10 @@ class _OnnxRuntime:
 
 class _OpenVino:
     def __init__(self, path: Path, threads: int | None) -> None:
-        openvino: Any = needed("openvino")
-        # OpenVINO may choose bfloat16 by itself where the processor has it.
+        openvino: Any = import_extra(
+            "openvino", purpose="OnnxDetector with OpenVINO", install="openvino"
+        )
+        # By default, OpenVINO uses bfloat16 if the processor supports it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -117,22 +125,25 @@ class _OpenVino:
             raise _unreadable(path, error) from error
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
         self.metadata = _metadata_of(path)
-        self.inputs = tuple(one.get_any_name() for one in self._model.inputs)
-        self.outputs = tuple(one.get_any_name() for one in self._model.outputs)
+        self.inputs = tuple(value.get_any_name() for value in self._model.inputs)
+        self.outputs = tuple(value.get_any_name() for value in self._model.outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with explaining(_RUNNING):
+        with raising_export_errors(_RUNNING):
             results = self._model({name: inputs[name].numpy() for name in self.inputs})
-        # Copied: OpenVINO writes the next results over these.
+        # OpenVINO overwrites these arrays in the next run.
         return {name: torch.from_numpy(results[name].copy()) for name in self.outputs}
 
 
 def _metadata_of(path: Path) -> dict[str, str]:
-    onnx: Any = needed("onnx")
+    onnx: Any = import_extra("onnx", purpose="OnnxDetector with OpenVINO", install=_EXTRA)
     model = onnx.load(str(path), load_external_data=False)
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(must_be("path", "an ONNX file", f"{str(path)!r} ({reason})", _DAMAGED))
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return CheckpointError(
+        f"Cannot read {str(path)!r}: it is damaged or not an ONNX file ({reason}). Export the model "
+        "again."
+    )

@@ -1,0 +1,123 @@
+"""What a RetinaNet and its optimised copy have in common: everything except training and saving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from focaldet._output import RetinaNetOutput
+from focaldet._prediction import Predictor
+from focaldet.structures import ImageBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from focaldet.anchors import AnchorGenerator
+    from focaldet.config import RetinaNetConfig
+    from focaldet.detections import Detections
+    from focaldet.fpn import FPN
+    from focaldet.heads import RetinaNetHead
+    from focaldet.postprocess import PostProcess
+    from focaldet.transforms import Preprocess
+
+__all__ = ["RetinaNetDetector"]
+
+
+class RetinaNetDetector(Predictor, nn.Module):
+    """The parts of a RetinaNet that detect objects.
+
+    Subclasses define ``forward``.
+
+    Args:
+        config: Describes the parts.
+        backbone: Computes C3, C4 and C5; see :mod:`focaldet.backbones`.
+        fpn: Computes P3 to P7 from them.
+        head: Predicts class logits and box deltas on every level.
+        anchor_generator: Generates the A anchors per cell.
+        postprocess: Turns the head's output into detections.
+        preprocess: Resizes, normalises and pads the images.
+    """
+
+    def __init__(
+        self,
+        config: RetinaNetConfig,
+        *,
+        backbone: nn.Module,
+        fpn: FPN,
+        head: RetinaNetHead,
+        anchor_generator: AnchorGenerator,
+        postprocess: PostProcess,
+        preprocess: Preprocess,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocess = preprocess
+        self.backbone = backbone
+        self.fpn = fpn
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.postprocess = postprocess
+
+    def forward_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Run only the network. No step depends on the data, so it can be compiled and exported.
+
+        Args:
+            images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them.
+
+        Returns:
+            ``logits`` and ``box_deltas``, as in :class:`RetinaNetOutput`.
+        """
+        logits, box_deltas = self.head(self.fpn(self.backbone(images)))
+        return logits, box_deltas
+
+    def detections(
+        self, output: RetinaNetOutput, *, score_threshold: float | None = None
+    ) -> list[Detections]:
+        """Convert the output of a forward pass to detections.
+
+        Args:
+            output: The output of this model.
+            score_threshold: Keep detections that score above this. None uses the config's.
+
+        Returns:
+            One :class:`~focaldet.Detections` per image, with boxes in pixels of the input image.
+        """
+        found: list[Detections] = self.postprocess(
+            output.logits,
+            output.box_deltas,
+            output.anchors,
+            output.sizes,
+            output.original_sizes,
+            score_threshold=score_threshold,
+            class_names=self.config.class_names,
+        )
+        return found
+
+    def _to_batch(
+        self, images: Sequence[Tensor] | Tensor | ImageBatch, *, resize: bool, validate: bool
+    ) -> ImageBatch:
+        """Preprocess images, unless they are a batch already."""
+        if isinstance(images, ImageBatch):
+            return images
+        batch: ImageBatch = self.preprocess(images, resize=resize, validate=validate)
+        return batch
+
+    def _run_batch(self, batch: ImageBatch) -> RetinaNetOutput:
+        """Run the network on a batch and add the anchors. The output has no losses."""
+        weight = self.head.class_logits.weight
+        logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
+        anchors = self.anchor_generator(
+            [(level.shape[2], level.shape[3]) for level in logits],
+            (batch.tensor.shape[2], batch.tensor.shape[3]),
+            device=weight.device,
+            dtype=torch.promote_types(weight.dtype, torch.float32),
+        )
+        return RetinaNetOutput(logits, box_deltas, anchors, batch.sizes, batch.original_sizes, None)
+
+    def _choose_model(
+        self, batch_size: int | None, score_threshold: float | None
+    ) -> tuple[RetinaNetDetector, int]:
+        del score_threshold  # any value in [0, 1] is supported
+        return self, 1 if batch_size is None else batch_size
