@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from focaldet._checks import check_choice, must_be
 from focaldet._torchvision import torchvision
 from focaldet._winograd import is_winograd_faster, use_winograd
-from focaldet.backbones import FrozenBatchNorm2d
+from focaldet.backbones import FrozenBatchNorm2d, TimmBackbone
 
 if TYPE_CHECKING:
     from focaldet.retinanet import RetinaNet
@@ -55,6 +55,8 @@ def _fold_norms(backbone: nn.Module) -> None:
     Which follows which is read from a trace of ``forward``, so it holds for modules of any make; a
     module whose way depends on its input can't be traced, and stays as it is.
     """
+    if isinstance(backbone, TimmBackbone):
+        backbone.split_norms()
     if not any(_is_norm(module) for module in backbone.modules()):
         return
     try:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from focaldet._checks import check_range, must_be
+from focaldet._checks import check_integer, check_range, must_be
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,14 +30,23 @@ class RetinaNetConfig:
     Args:
         num_classes: foreground classes; labels are ``0 .. num_classes - 1``.
         class_names: a name for each class, or None.
-        backbone: a name of :data:`focaldet.backbones.BACKBONES`, or "custom" for a module that is
-            handed in.
+        in_channels: The number of channels of the images: 3 for RGB, 1 for greyscale, or any other
+            number. ``image_mean`` and ``image_std`` need as many values.
+
+            .. versionadded:: 0.3.0
+        backbone: A name of :data:`focaldet.backbones.BACKBONES`; ``"timm/NAME"`` for a network of
+            timm, see :class:`focaldet.backbones.TimmBackbone`; or "custom" for a module that is
+            passed as ``backbone=``.
         backbone_norm: "frozen" for BatchNorm with fixed statistics and scales, which needs
             pretrained weights; "batch" for BatchNorm that trains, which training from scratch needs.
-        backbone_norm_eps: added to the variances; None takes the backbone's own default.
-        stride_in_1x1: see :func:`focaldet.backbones.build_backbone`; Caffe's ResNets want it.
-        trainable_stages: how many of the backbone's five stages train, from the last one back. A
-            backbone built without weights trains whole, and its model's config says 5.
+            Other norms are not affected.
+        backbone_norm_eps: The constant added to variances by BatchNorm. None uses the backbone's own
+            default.
+        stride_in_1x1: See :func:`focaldet.backbones.build_backbone`; Caffe's ResNets need it.
+        trainable_stages: How many of the backbone's five stages train, counted from the last one
+            back. A backbone built without weights trains completely, and its model's config says 5.
+            The first convolution is in the first stage, so set 5 if its weights were adapted to
+            other ``in_channels``.
         fpn_channels: channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: whether a ReLU stands before P7.
@@ -78,6 +87,7 @@ class RetinaNetConfig:
     num_classes: int
     class_names: tuple[str, ...] | None = None
 
+    in_channels: int = 3
     backbone: str = "resnet50"
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     backbone_norm_eps: float | None = None
@@ -139,12 +149,24 @@ class RetinaNetConfig:
         if not isinstance(self.num_classes, int):
             raise TypeError(must_be("num_classes", "an integer", repr(self.num_classes)))
         check_range("num_classes", self.num_classes, 1)
+        self._check_channels()
         if len(self.anchor_sizes) != _NUM_LEVELS:
             condition = f"{_NUM_LEVELS} numbers, one a pyramid level"
             raise ValueError(must_be("anchor_sizes", condition, self.anchor_sizes))
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             condition = f"one name a class (num_classes={self.num_classes})"
             raise ValueError(must_be("class_names", condition, f"{len(self.class_names)} names"))
+
+    def _check_channels(self) -> None:
+        check_integer("in_channels", self.in_channels)
+        check_range("in_channels", self.in_channels, 1)
+        for name in ("image_mean", "image_std"):
+            count = len(getattr(self, name))
+            if count != self.in_channels:
+                raise ValueError(
+                    f"{name} has {count} {'value' if count == 1 else 'values'}, but in_channels is "
+                    f"{self.in_channels}; give one value per channel."
+                )
 
     @classmethod
     def paper(

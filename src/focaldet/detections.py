@@ -227,8 +227,8 @@ class Detections:
         """Draw the detections on a copy of the image.
 
         Args:
-            image: the image of size ``image_size``, as anything that ``RetinaNet.predict`` takes;
-                None reads ``source`` again.
+            image: The image of size ``image_size``, as anything that
+                :func:`focaldet.images.load_picture` accepts. None reads ``source`` again.
             line_width: in pixels; None fits the image.
             font_size: in pixels; None fits the image.
             font: path of a TrueType font, for scripts that the built-in font lacks.
@@ -240,14 +240,14 @@ class Detections:
             ValueError: no image was given and there is no ``source``, or the image's size is not
                 ``image_size``.
         """
-        from focaldet.images import load_image
+        from focaldet.images import load_picture
         from focaldet.visualization import draw_boxes
 
         if image is None:
             if self.source is None:
                 raise ValueError(must_be("image", "given for detections without a source", None))
             image = self.source
-        pixels = load_image(image)
+        pixels = load_picture(image)
         if tuple(pixels.shape[-2:]) != tuple(self.image_size):
             height, width = self.image_size
             got = f"{pixels.shape[-2]}x{pixels.shape[-1]}"

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from focaldet import pretrained
-from focaldet._assembly import build_parts, choose_backbone, starting_at_random
+from focaldet._assembly import (
+    build_named_backbone,
+    build_parts,
+    name_backbone,
+    warn_of_frozen_random_norms,
+)
+from focaldet.backbones import adapt_to_input
 from focaldet._inference import SAVE_THE_ORIGINAL, optimized
 from focaldet._output import RetinaNetOutput
 from focaldet._prediction import predict_images
@@ -101,23 +107,35 @@ class RetinaNet(nn.Module):
         """Build a RetinaNet.
 
         Args:
-            config: describes it.
-            backbone: a module of your own, if ``config.backbone`` is "custom"; see
-                :class:`focaldet.backbones.Backbone`.
-            backbone_weights: a torchvision classifier's state dict for a backbone known by name.
-                With them all but ``config.trainable_stages`` stages are frozen. Without, all train,
-                and ``trainable_stages`` of the model's config is 5.
+            config: Describes the model.
+            backbone: A module of your own; see :class:`focaldet.backbones.Backbone`. The model's
+                config then says ``backbone="custom"``, whether or not the one passed does. It is an
+                error if that names a backbone other than the default, "resnet50", which cannot be
+                told from a field that was left out.
+            backbone_weights: A classifier's state dict, of torchvision or timm, for a backbone known
+                by name. All but the last ``config.trainable_stages`` stages are then frozen. Without
+                weights everything trains, and ``trainable_stages`` of the model's config is 5. With
+                ``config.in_channels`` other than 3, the first convolution is adapted; see
+                :func:`focaldet.backbones.adapt_input_channels`.
 
         Raises:
-            ValueError: an option out of its range, or weights that don't fit.
-            TypeError: a custom backbone that is missing, or lacks ``channels`` or ``strides``.
+            ValueError: If an option is out of range, or the weights do not fit.
+            TypeError: If a custom backbone is missing, lacks ``channels`` or ``strides``, or was
+                passed together with the name of another or with ``backbone_weights``.
 
         Warns:
-            UserWarning: frozen BatchNorm without weights, which does not train.
+            UserWarning: If the backbone starts at random with frozen BatchNorm, and so barely trains.
         """
-        if backbone_weights is None and config.backbone != "custom":
-            config = starting_at_random(config)
-        return cls._build(config, backbone, backbone_weights)
+        if backbone is not None and backbone_weights is not None:
+            raise TypeError(
+                "backbone_weights are for a backbone known by name, but backbone= is a module of "
+                "your own; load the weights into it and leave out backbone_weights=."
+            )
+        if backbone is not None or backbone_weights is not None:
+            return cls._build(config, backbone, backbone_weights)
+        model = cls._build(config.replace(trainable_stages=5), None)
+        warn_of_frozen_random_norms(model.backbone)
+        return model
 
     @classmethod
     def _build(
@@ -126,7 +144,9 @@ class RetinaNet(nn.Module):
         backbone: nn.Module | None,
         backbone_weights: Mapping[str, Tensor] | None = None,
     ) -> RetinaNet:
-        backbone = choose_backbone(config, backbone, backbone_weights)
+        config = name_backbone(config, backbone)
+        if backbone is None:
+            backbone = build_named_backbone(config, backbone_weights)
         return cls(config, backbone=backbone, **build_parts(config, backbone))
 
     @classmethod
@@ -145,8 +165,10 @@ class RetinaNet(nn.Module):
             source: a directory that :meth:`save_pretrained` wrote; a published name, which is
                 downloaded once (:func:`focaldet.pretrained.list`); a published project's file; or a
                 repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
-            config: instead of the one that the checkpoint brings or suggests; the weights must fit.
-            backbone: a module of your own, loaded too, if ``config.backbone`` is "custom".
+            config: instead of the one that the checkpoint brings or suggests; the weights must fit,
+                except that RGB weights are adapted to its ``in_channels`` by
+                :func:`focaldet.backbones.adapt_input_channels`.
+            backbone: A module of your own, whose weights are loaded too; see :meth:`from_config`.
             num_classes: for other classes the last class layer starts anew, and for a ``config`` of
                 other anchors the box layer too: :func:`focaldet.pretrained.for_other_classes`.
             class_names: their names.
@@ -161,6 +183,8 @@ class RetinaNet(nn.Module):
             source, config, num_classes=num_classes, class_names=class_names
         )
         model = cls._build(checkpoint.config, backbone)
+        tensors = adapt_to_input(checkpoint.tensors, model.state_dict())
+        checkpoint = checkpoint._replace(tensors=tensors)
         pretrained.load_into(model, checkpoint)
         return model.eval()
 

@@ -230,7 +230,7 @@ class _Seeded(Dataset[Any]):
         return image, target
 
     def _check(self, image: Tensor, target: Any) -> None:
-        check_image("image", image, uint8=False)
+        check_image("image", image, uint8=False, channels=None)
         check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
 
 

@@ -154,6 +154,11 @@ def fold_bgr_input(renamed: dict[str, Tensor], std: Sequence[float]) -> None:
     These are normalised by the same mean, and by ``std``. The first convolution's weights are turned
     round and multiplied by ``255 std``; images are padded after normalisation, so this is exact.
     """
+    if len(std) != 3:
+        raise ValueError(
+            f"config.in_channels is {len(std)}, but this file's network expects blue, green and red. "
+            "Load it without config=, save it with save_pretrained, and load that with config=."
+        )
     weight = renamed[_FIRST_CONV]
     factor = 255 * torch.tensor(std, dtype=torch.float64, device=weight.device)
     folded = weight.flip(1).double() * factor[:, None, None]
