@@ -335,13 +335,12 @@ def _array_remedy(shape: list[int], channels: int) -> str:
         return " Pass the images of a batch one by one, as list(batch)."
     if len(shape) == 3 and shape[0] == channels:
         return " Put the channels last with image.transpose(1, 2, 0), or pass a tensor."
-    if channels != 3:
-        return ""
-    if len(shape) == 2:
-        return " Repeat a greyscale channel with np.stack([image] * 3, axis=-1)."
-    if len(shape) == 3 and shape[-1] == 1:
-        return " Repeat a greyscale channel with image.repeat(3, axis=-1)."
-    if len(shape) == 3 and shape[-1] > 3:
+    if channels == 3 and (len(shape) == 2 or shape[2:] == [1]):
+        repeated = (
+            "np.stack([image] * 3, axis=-1)" if len(shape) == 2 else "image.repeat(3, axis=-1)"
+        )
+        return f" Repeat a greyscale channel with {repeated}."
+    if channels == 3 and len(shape) == 3 and shape[-1] > 3:
         return " Keep the red, green and blue channels with image[..., :3]."
     return ""
 

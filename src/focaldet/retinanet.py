@@ -14,10 +14,10 @@ from focaldet._assembly import (
     name_backbone,
     warn_of_frozen_random_norms,
 )
-from focaldet.backbones import adapt_to_input
 from focaldet._inference import SAVE_THE_ORIGINAL, optimized
 from focaldet._output import RetinaNetOutput
 from focaldet._prediction import predict_images
+from focaldet.backbones import adapt_to_input
 from focaldet.config import RetinaNetConfig
 from focaldet.structures import ImageBatch, check_targets
 

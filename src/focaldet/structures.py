@@ -120,18 +120,15 @@ def _check_target_boxes(name: str, boxes: Tensor, size: tuple[int, int]) -> None
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     outside = (x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)
+    no_area = "has no area, or its corners are swapped. Boxes are (x1, y1, x2, y2), not (x, y, width, height)"
+    not_inside = (
+        f"is not inside the image, which is {height} pixels high and {width} wide. Clip it with "
+        "focaldet.boxes.clip_boxes"
+    )
     for wrong, fault in (
         (~boxes.isfinite().all(-1), "contains NaN or infinity"),
-        (
-            (x2 <= x1) | (y2 <= y1),
-            "has no area, or its corners are swapped. Boxes are (x1, y1, x2, y2) with x2 > x1 and "
-            "y2 > y1, not (x, y, width, height)",
-        ),
-        (
-            outside,
-            f"is not inside the image, which is {height} pixels high and {width} wide. Clip it with "
-            "focaldet.boxes.clip_boxes",
-        ),
+        ((x2 <= x1) | (y2 <= y1), no_area),
+        (outside, not_inside),
     ):
         if wrong.any():
             i = int(wrong.nonzero()[0])

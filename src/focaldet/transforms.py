@@ -112,7 +112,7 @@ class Preprocess(nn.Module):
         check_choice("size_rounding", size_rounding, _HALF)
         if not mean or len(mean) != len(std):
             raise ValueError(
-                f"mean has {len(mean)} values and std has {len(std)}; both need one per channel."
+                f"mean and std must have one value per channel, but have {len(mean)} and {len(std)}."
             )
         for index, value in enumerate(std):
             check_range(f"std[{index}]", value, 0, low_open=True)

@@ -165,7 +165,7 @@ def _to_picture(image: object) -> Image.Image:
 
 
 def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> list[Color]:
-    """Check boxes, labels and texts, and return the colour of each box."""
+    """Check boxes, texts and labels, and return the colour of each box."""
     check_boxes("boxes", boxes)
     for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         if not all(map(math.isfinite, (x1, y1, x2, y2))):
@@ -179,14 +179,16 @@ def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) ->
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts must be a sequence of strings, got {shortened(texts)}.")
         if len(texts) != len(boxes):
-            raise ValueError(f"texts has {len(texts)} entries, but there are {len(boxes)} boxes.")
-    if labels is None:
-        return [class_color(0)] * len(boxes)
+            raise ValueError(f"texts must have one entry per box ({len(boxes)}), got {len(texts)}.")
+    return [class_color(0)] * len(boxes) if labels is None else _colors(labels, len(boxes))
+
+
+def _colors(labels: Tensor, count: int) -> list[Color]:
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be a tensor of integers, got {labels.dtype}.")
-    if labels.shape != boxes.shape[:1]:
+    if list(labels.shape) != [count]:
         raise ValueError(
-            f"labels must have shape [{len(boxes)}], one per box, got {list(labels.shape)}."
+            f"labels must have shape [{count}], one per box, got {list(labels.shape)}."
         )
     for index, label in enumerate(labels.tolist()):
         check_range(f"labels[{index}]", label, 0)
