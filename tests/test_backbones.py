@@ -270,10 +270,8 @@ def tiny_config(channels: int, **changes: Any) -> RetinaNetConfig:
         "min_size": 64,
         "max_size": 96,
     }
-    normalization = {"image_mean": (0.5,) * channels, "image_std": (0.25,) * channels}
-    return RetinaNetConfig(
-        num_classes=2, in_channels=channels, **normalization, **(options | changes)
-    )
+    options |= {"image_mean": (0.5,) * channels, "image_std": (0.25,) * channels, **changes}
+    return RetinaNetConfig(num_classes=2, in_channels=channels, **options)
 
 
 def train_steps(model: RetinaNet, channels: int, steps: int = 4) -> list[float]:
