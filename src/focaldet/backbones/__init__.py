@@ -20,7 +20,7 @@ from torch import nn
 from focaldet._checks import check_choice, check_integer, check_range
 from focaldet.backbones._networks import Backbone, MobileNet, ResNet
 from focaldet.backbones._norms import FrozenBatchNorm2d
-from focaldet.backbones._table import BACKBONES, BackboneSpec
+from focaldet.backbones._table import ROWS, BackboneSpec
 from focaldet.backbones._timm import TimmBackbone, timm_key
 from focaldet.backbones._weights import (
     adapt_input_channels,
@@ -30,7 +30,7 @@ from focaldet.backbones._weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -49,6 +49,9 @@ __all__ = [
     "freeze_stages",
     "load_backbone_weights",
 ]
+
+BACKBONES: dict[str, BackboneSpec] = {spec.name: spec for spec in ROWS}
+"""The torchvision backbones known by name. Those of timm are named ``"timm/NAME"``."""
 
 NamedBackbone: TypeAlias = ResNet | MobileNet | TimmBackbone
 """A backbone that was built by name. It has five ``stages``.
@@ -173,7 +176,7 @@ def load_backbone_weights(
     .. versionadded:: 0.3.0
     """
     if isinstance(backbone, TimmBackbone):
-        load_weights(argument, backbone.body, weights, description=f"{name}", rename=timm_key)
+        load_weights(argument, backbone.body, weights, description=name, rename=timm_key)
     else:
         description = f"a torchvision {name}"
         load_weights(argument, backbone, weights, description=description, rename=_torchvision_key)
@@ -199,7 +202,8 @@ def freeze_stages(backbone: NamedBackbone, trainable_stages: int) -> None:
         ValueError: If ``trainable_stages`` is out of range.
     """
     check_range("trainable_stages", trainable_stages, 0, 5)
-    frozen = len(backbone.stages) - trainable_stages
-    for index, stage in enumerate(backbone.stages):
+    stages: Sequence[Sequence[nn.Module | nn.Parameter]] = backbone.stages
+    frozen = len(stages) - trainable_stages
+    for index, stage in enumerate(stages):
         for part in stage:
-            part.requires_grad_(requires_grad=index >= frozen)
+            part.requires_grad_(index >= frozen)

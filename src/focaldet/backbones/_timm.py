@@ -200,7 +200,7 @@ class _Trial:
 def _parameters_behind(feature: Tensor, parameters: Mapping[str, nn.Parameter]) -> set[str]:
     if not feature.requires_grad:
         return set()
-    gradients = torch.autograd.grad(
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
         feature.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
     )
     return {
