@@ -77,7 +77,7 @@ def test_every_norm_of_the_known_backbones_is_folded_and_detections_stay(options
     assert_same_detections(optimised, model)
 
 
-@pytest.mark.filterwarnings("ignore:backbone_norm='frozen'")
+@pytest.mark.filterwarnings("ignore:The backbone is randomly initialised")
 def test_frozen_norms_are_folded() -> None:
     model = built(backbone_norm="frozen", backbone_norm_eps=1e-3)
     optimised = model.optimize_for_inference()

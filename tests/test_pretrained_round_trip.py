@@ -138,7 +138,7 @@ def test_every_option_comes_back(change: dict[str, Any], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in BACKBONES]
 )
-@pytest.mark.filterwarnings("ignore:backbone_norm='frozen' without")
+@pytest.mark.filterwarnings("ignore:The backbone is randomly initialised")
 def test_every_backbone_comes_back(name: str, tmp_path: Path) -> None:
     config = TINY.replace(backbone=name, backbone_norm="frozen", trainable_stages=2)
     assert_comes_back(RetinaNet.from_config(config), tmp_path)

@@ -58,12 +58,12 @@ def test_no_targets_at_all_still_train(tiny_model: RetinaNet) -> None:
 @pytest.mark.parametrize(
     ("images", "targets", "message"),
     [
-        ([torch.rand(3, 64, 64)], [TARGET] * 2, r"`targets` must be one per image \(1 images\); got 2"),
-        ([torch.rand(1, 64, 64)], [TARGET], r"`images\[0\]` must be of shape \[3, H, W\]"),
+        ([torch.rand(3, 64, 64)], [TARGET] * 2, "targets has 2 for 1 image"),
+        ([torch.rand(1, 64, 64)], [TARGET], r"images\[0\] must have shape \[3, H, W\]"),
         (
             [torch.rand(3, 40, 30)],
             [TARGET],  # reported in the caller's pixels, though the model resizes to 64
-            r"`targets\[0\]\['boxes'\]` must be inside the image, 0 <= x <= 30 and 0 <= y <= 40; got \[8",
+            r"targets\[0\]\['boxes'\]\[0\] = \[8.* is not inside the image, which is 40 .* high and 30 wide",
         ),
     ],
 )  # fmt: skip
@@ -101,13 +101,11 @@ def test_a_custom_backbone_takes_part(tiny_config: RetinaNetConfig) -> None:
     model = RetinaNet.from_config(config, backbone=Plain())
     assert model.anchor_generator.strides == (4, 8, 16, 32, 64)
     assert model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
-    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+    with pytest.raises(TypeError, match="config.backbone is 'custom', so backbone= is required"):
         RetinaNet.from_config(config)
-    with pytest.raises(TypeError, match="`backbone` must be given if, and only if"):
+    with pytest.raises(TypeError, match=r"'resnet18', but backbone= was also given \(Plain\)"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
-    with pytest.raises(
-        TypeError, match="`backbone` must be a module with three `channels`.*Linear"
-    ):
+    with pytest.raises(TypeError, match="backbone must have three channels.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 
@@ -131,7 +129,7 @@ def test_stages_are_frozen_only_once_they_hold_weights(
 
 
 def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig) -> None:
-    with pytest.warns(UserWarning, match="backbone_norm='frozen' without backbone_weights"):
+    with pytest.warns(UserWarning, match="randomly initialised but its BatchNorm is frozen"):
         RetinaNet.from_config(tiny_config.replace(backbone_norm="frozen"))
 
 

@@ -175,6 +175,7 @@ def _texts(found: Detections) -> list[str]:
 
 def _smaller(image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bring an image and its boxes to a width that a sheet has room for."""
+    image = image[:3] if len(image) >= 3 else image[:1]  # of other channels, the first are shown
     scale = min(1.0, _WIDEST / image.shape[2])
     if scale < 1:
         image = torch.nn.functional.interpolate(
