@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from docutils.nodes import Text
+import torch
+from docutils.nodes import Element, Text
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
 from sphinx.addnodes import pending_xref
 
 import focaldet
+from focaldet.backbones import BACKBONES, build_backbone
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -124,6 +128,22 @@ def _skip_field_aliases(*event: Any) -> bool | None:
     return True if str(member.__doc__).startswith("Alias for field number") else None
 
 
+class _BackboneTable(Directive):
+    """The directive ``backbones``: the table of the backbones known by name, from the code."""
+
+    def run(self) -> list[Any]:
+        head = ("name", "channels of C3, C4, C5", "BatchNorm eps", "weights in torchvision.models")
+        lines = [f"| {' | '.join(head)} |", "|---|---|---|---|"]
+        for name, spec in BACKBONES.items():
+            with torch.device("meta"):
+                channels = ", ".join(map(str, build_backbone(name).channels))
+            weights = f"`{spec.weights}`" if spec.weights else "none"
+            lines.append(f"| `{name}` | {channels} | {spec.norm_eps:g} | {weights} |")
+        node = Element()
+        self.state.nested_parse(StringList(lines), self.content_offset, node)
+        return node.children
+
+
 def _unlink_builtin_list(_: Sphinx, doctree: Any) -> None:
     """Keep ``list`` in annotations from leading to ``focaldet.pretrained.list``."""
     for node in [*doctree.findall(pending_xref)]:
@@ -132,7 +152,8 @@ def _unlink_builtin_list(_: Sphinx, doctree: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the hooks."""
+    """Register the hooks and the directive."""
+    app.add_directive("backbones", _BackboneTable)
     app.connect("doctree-read", _unlink_builtin_list)
     app.connect("missing-reference", _resolve_short_name)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # napoleon's is 500

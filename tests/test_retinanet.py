@@ -105,11 +105,11 @@ def test_a_custom_backbone_defines_the_strides(tiny_config: RetinaNetConfig) -> 
     model = RetinaNet.from_config(config, backbone=Plain())
     assert model.anchor_generator.strides == (4, 8, 16, 32, 64)
     assert model([torch.rand(3, 64, 64)], [TARGET]).losses is not None
-    with pytest.raises(TypeError, match="backbone"):
+    with pytest.raises(TypeError, match="config.backbone is 'custom', so backbone= is required"):
         RetinaNet.from_config(config)
-    with pytest.raises(TypeError, match="backbone"):
+    with pytest.raises(TypeError, match=r"'resnet18', but backbone= was also given \(Plain\)"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
-    with pytest.raises(TypeError, match="backbone.*'channels'.*Linear"):
+    with pytest.raises(TypeError, match="backbone must have three channels.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 

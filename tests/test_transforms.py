@@ -28,7 +28,7 @@ def test_sizes_stay_in_bounds(height: int, width: int) -> None:
 
 
 @pytest.mark.parity
-def test_batches_are_torchvisions() -> None:
+def test_batches_equal_torchvisions() -> None:
     peer = GeneralizedRCNNTransform(64, 100, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     images = [torch.rand(3, 30, 47), torch.rand(3, 90, 20), torch.rand(3, 200, 201)]
     targets: Any = [{"boxes": torch.tensor([[1.0, 2, 9, 20]]), "labels": torch.tensor([0])}] * 3
@@ -41,7 +41,7 @@ def test_batches_are_torchvisions() -> None:
         assert_close(ours["boxes"], theirs["boxes"])
 
 
-def test_padding_is_zero_below_and_right_and_divides() -> None:
+def test_padding_is_zero_and_to_the_right_and_below() -> None:
     batch = Preprocess(min_size=20, max_size=60, size_divisor=16)(
         [torch.rand(3, 20, 20), torch.rand(3, 20, 40)]
     )
@@ -61,14 +61,14 @@ def test_images_that_a_transform_has_resized_keep_their_size() -> None:
     assert_close(batch.tensor[0, :, :30, :47], once, rtol=0, atol=0)
 
 
-def test_targets_as_given_are_left_alone() -> None:
+def test_the_targets_passed_are_not_modified() -> None:
     target: Any = {"boxes": torch.tensor([[1.0, 2, 9, 20]]), "labels": torch.tensor([0])}
     batch = Preprocess(min_size=60, max_size=60)([torch.rand(3, 30, 30)])
     assert batch.scale_targets([target])[0]["boxes"].tolist() == [[2, 4, 18, 40]]
     assert target["boxes"].tolist() == [[1, 2, 9, 20]]
 
 
-def test_a_sliver_keeps_a_pixel() -> None:
+def test_a_very_thin_image_keeps_one_pixel() -> None:
     batch = Preprocess()([torch.rand(3, 1, 5000)])
     assert batch.sizes == [(1, 1333)]
 
@@ -79,24 +79,28 @@ def test_a_sliver_keeps_a_pixel() -> None:
         (
             torch.zeros(1, 5, 5),
             ValueError,
-            r"`images\[1\]` must be of shape \[3, H, W\].*\[1, 5, 5\]",
+            r"images\[1\].*\[3, H, W\].*\[1, 5, 5\].*expand",
         ),
         (
             torch.zeros(4, 5, 5),
             ValueError,
-            r"`images\[1\]` must be of shape \[3, H, W\].*\[4, 5, 5\]",
+            r"images\[1\].*\[3, H, W\].*\[4, 5, 5\].*image\[:3\]",
         ),
-        (torch.tensor(1.0), ValueError, r"`images\[1\]` must be of shape .*got \[\]"),
+        (torch.tensor(1.0), ValueError, r"images\[1\].*\[3, H, W\], got \[\]"),
         (
             torch.zeros(3, 0, 5),
             ValueError,
-            r"`images\[1\]` must be at least one pixel.*\[3, 0, 5\]",
+            r"images\[1\] has no pixels.*\[3, 0, 5\]",
         ),
-        (torch.zeros(3, 5, 5).byte(), TypeError, r"`images\[1\]` must be floating point.*uint8"),
-        (torch.rand(3, 5, 5) * 255, ValueError, r"`images\[1\]` must be in \[0, 1\].*255"),
-        (torch.full((3, 5, 5), -2.0), ValueError, r"`images\[1\]` must be in \[0, 1\].*mean"),
-        (torch.full((3, 5, 5), torch.nan), ValueError, r"`images\[1\]` must be finite"),
-        ("photo.jpg", TypeError, r"`images\[1\]` must be a tensor; got str"),
+        (
+            torch.zeros(3, 5, 5).byte(),
+            TypeError,
+            r"images\[1\] must be floating-point.*uint8.*/ 255",
+        ),
+        (torch.rand(3, 5, 5) * 255, ValueError, r"in \[0, 1\], but images\[1\].*255"),
+        (torch.full((3, 5, 5), -2.0), ValueError, r"in \[0, 1\], but images\[1\].*mean"),
+        (torch.full((3, 5, 5), torch.nan), ValueError, r"images\[1\] contains NaN"),
+        ("photo.jpg", TypeError, r"images\[1\] must be a tensor, got str"),
     ],
 )
 def test_wrong_images_are_named(image: Any, kind: type[Exception], message: str) -> None:
@@ -105,18 +109,41 @@ def test_wrong_images_are_named(image: Any, kind: type[Exception], message: str)
 
 
 def test_no_images_are_an_error() -> None:
-    with pytest.raises(ValueError, match="`images` must be not empty"):
+    with pytest.raises(ValueError, match="images is empty; pass at least one"):
         Preprocess()([])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("round_pixels", [False, True])
+def test_images_may_have_any_number_of_channels(channels: int, round_pixels: bool) -> None:
+    mean = tuple(0.1 * index for index in range(channels))
+    preprocess = Preprocess(
+        min_size=8,
+        max_size=16,
+        size_divisor=4,
+        mean=mean,
+        std=(0.5,) * channels,
+        antialias=True,
+        round_pixels=round_pixels,
+    )
+    batch = preprocess([torch.full((channels, 16, 16), 0.6), torch.rand(channels, 10, 20)])
+    assert batch.tensor.shape == (2, channels, 8, 16)
+    expected = torch.tensor([(0.6 - value) / 0.5 for value in mean])
+    assert_close(batch.tensor[0, :, 3, 3], expected, rtol=0, atol=1e-5)
+    assert preprocess.in_channels == channels
+    with pytest.raises(ValueError, match=rf"images\[0\].*\[{channels}, H, W\], got \[3, 8, 8\]"):
+        preprocess([torch.rand(3, 8, 8)])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_size": 0}, "`min_size` must be >= 1; got 0"),
-        ({"max_size": 100}, "`max_size` must be >= 800; got 100"),
-        ({"std": (1, 0, 1)}, "`std` must be > 0; got 0"),
-        ({"mean": (1,)}, "`mean` must be three numbers"),
-        ({"size_divisor": 0}, "`size_divisor` must be >= 1; got 0"),
+        ({"min_size": 0}, "min_size must be at least 1, got 0"),
+        ({"max_size": 100}, "max_size must be at least 800, got 100"),
+        ({"std": (1, 0, 1)}, r"std\[1\] must be greater than 0, got 0"),
+        ({"mean": (1,)}, "mean and std must have one value per channel, but have 1 and 3"),
+        ({"mean": (), "std": ()}, "but have 0 and 0"),
+        ({"size_divisor": 0}, "size_divisor must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

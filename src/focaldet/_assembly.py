@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 import torch
 from torch import nn
 
-from focaldet._checks import must_be
+from focaldet._checks import shortened
 from focaldet.anchors import AnchorGenerator
-from focaldet.backbones import build_backbone, freeze_stages
+from focaldet.backbones import (
+    FrozenBatchNorm2d,
+    build_backbone,
+    freeze_stages,
+    load_backbone_weights,
+)
 from focaldet.box_coder import BoxCoder
 from focaldet.criterion import (
     CrossEntropyMapLoss,
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from focaldet.backbones import NamedBackbone
     from focaldet.config import RetinaNetConfig
     from focaldet.criterion import ClassificationLoss
     from focaldet.matching import Assigner
@@ -37,14 +43,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Parts",
     "build_anchor_generator",
+    "build_named_backbone",
     "build_parts",
     "build_preprocess",
-    "choose_backbone",
     "current_config",
-    "starting_at_random",
+    "name_backbone",
+    "warn_of_frozen_random_norms",
 ]
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
+_CUSTOM = "custom"  # config.backbone for a module of the caller's own
 _RANDOM_FROZEN = (
     "The backbone is randomly initialised but its BatchNorm is frozen, so it will barely train. Use "
     "backbone_norm='batch', backbone_weights or from_pretrained."
@@ -198,46 +206,63 @@ def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> A
     )
 
 
-def choose_backbone(
-    config: RetinaNetConfig, backbone: nn.Module | None, weights: Mapping[str, Tensor] | None
-) -> nn.Module:
-    """Take the backbone that was handed in, or build the one that the config names.
+def name_backbone(config: RetinaNetConfig, backbone: nn.Module | None) -> RetinaNetConfig:
+    """Return the config that says "custom" if a backbone of the caller's own was passed.
+
+    The config may also name the default backbone, since that cannot be told from a field that was
+    left out.
 
     Args:
-        config: describes it; its ``trainable_stages`` are those that train.
-        backbone: given if, and only if, ``config.backbone`` is "custom".
-        weights: a torchvision classifier's state dict for one that is built.
+        config: Describes the model.
+        backbone: The caller's own backbone, or None.
 
     Raises:
-        TypeError: a backbone that is missing, or one too many.
-        ValueError: an option out of its range, or weights that don't fit.
+        TypeError: If ``config.backbone`` is "custom" and no backbone was passed, or if it names a
+            backbone other than the default and one was passed.
     """
-    if (backbone is None) == (config.backbone == "custom"):
-        condition = "given if, and only if, config.backbone is 'custom'"
-        got = f"{type(backbone).__name__} with config.backbone={config.backbone!r}"
-        raise TypeError(must_be("backbone", condition, got))
-    if backbone is not None:
-        return backbone
-    built = build_backbone(
+    if backbone is None:
+        if config.backbone == _CUSTOM:
+            raise TypeError("config.backbone is 'custom', so backbone= is required.")
+        return config
+    default = type(config).backbone
+    if config.backbone not in (_CUSTOM, default):
+        raise TypeError(
+            f"config.backbone is {config.backbone!r}, but backbone= was also given "
+            f"({type(backbone).__name__}). Set config.backbone to 'custom', or leave out backbone=."
+        )
+    return config.replace(backbone=_CUSTOM)
+
+
+def build_named_backbone(
+    config: RetinaNetConfig, weights: Mapping[str, Tensor] | None
+) -> NamedBackbone:
+    """Build the backbone that a config names, with ``config.trainable_stages`` stages that train.
+
+    Args:
+        config: Describes the backbone.
+        weights: The classifier's state dict that the caller passed as ``backbone_weights``, or None.
+
+    Raises:
+        ImportError: If the config names a network of timm and timm is not installed.
+        ValueError: If the name is unknown, an option is out of range, or the weights do not fit.
+    """
+    backbone = build_backbone(
         config.backbone,
         norm=config.backbone_norm,
         norm_eps=config.backbone_norm_eps,
         stride_in_1x1=config.stride_in_1x1,
-        weights=weights,
+        in_channels=config.in_channels,
     )
-    freeze_stages(built, config.trainable_stages)
-    return built
+    if weights is not None:
+        load_backbone_weights(backbone, config.backbone, weights, argument="backbone_weights")
+    freeze_stages(backbone, config.trainable_stages)
+    return backbone
 
 
-def starting_at_random(config: RetinaNetConfig) -> RetinaNetConfig:
-    """Return the config of a model whose backbone starts without weights, so that all of it trains.
-
-    Warns:
-        UserWarning: If BatchNorm is frozen, with which a random backbone barely trains.
-    """
-    if config.backbone_norm == "frozen":
+def warn_of_frozen_random_norms(backbone: nn.Module) -> None:
+    """Warn if a backbone that starts at random has frozen BatchNorm, with which it barely trains."""
+    if any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()):
         warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=3)
-    return config.replace(trainable_stages=5)
 
 
 def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -247,7 +272,7 @@ def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not isinstance(values, tuple | list) or len(values) != 3:
             raise TypeError(
                 f"backbone must have an attribute {name!r} with three numbers, for C3, C4 and C5. "
-                f"{type(backbone).__name__}.{name} is {values!r}."
+                f"{type(backbone).__name__}.{name} is {shortened(values)}."
             )
         found.append(tuple(int(value) for value in values))
     return found[0], found[1]

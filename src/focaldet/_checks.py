@@ -111,12 +111,20 @@ def check_boxes(name: str, boxes: Tensor) -> None:
         )
 
 
-def check_image(name: str, image: Tensor, *, uint8: bool = True, values: bool = True) -> None:
-    """Raise unless ``image`` is a ``[3, H, W]`` RGB tensor, uint8 or floating-point in [0, 1].
+def check_image(
+    name: str,
+    image: Tensor,
+    *,
+    channels: int | None = 3,
+    uint8: bool = True,
+    values: bool = True,
+) -> None:
+    """Raise unless ``image`` is a ``[channels, H, W]`` tensor, uint8 or floating-point in [0, 1].
 
     Args:
         name: What the message calls the image.
         image: The image to check.
+        channels: The number of channels. None accepts any.
         uint8: Whether uint8 is accepted.
         values: Whether to check the values of a floating-point image, which synchronises a GPU.
     """
@@ -129,25 +137,27 @@ def check_image(name: str, image: Tensor, *, uint8: bool = True, values: bool = 
             f"{name} must be {accepted}, got {image.dtype}. Convert values from 0 to 255 with {remedy}."
         )
     shape = list(image.shape)
-    if image.ndim != 3 or shape[0] != 3:
-        raise ValueError(f"{name} must have shape [3, H, W], got {shape}.{_shape_remedy(shape)}")
+    if image.ndim != 3 or channels not in (None, shape[0]):
+        wanted = "C" if channels is None else channels
+        remedy = _shape_remedy(shape, channels)
+        raise ValueError(f"{name} must have shape [{wanted}, H, W], got {shape}.{remedy}")
     if 0 in shape:
         raise ValueError(f"{name} has no pixels: its shape is {shape}.")
     if values and image.is_floating_point():
         _check_image_values(name, image)
 
 
-def _shape_remedy(shape: list[int]) -> str:
+def _shape_remedy(shape: list[int], channels: int | None) -> str:
     if len(shape) == 4:
         return " Pass the images of a batch one by one, as list(batch)."
-    if len(shape) not in (2, 3):
-        return ""
-    if len(shape) == 2 or shape[0] == 1:
+    if channels == 3 and (len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)):
         return " Repeat a greyscale channel with .expand(3, -1, -1)."
-    if shape[0] == 4:
-        return " Drop the alpha channel with image[:3]."
-    if shape[-1] == 3:
+    if channels == 1 and len(shape) == 2:
+        return " Add the channel with image[None]."
+    if len(shape) == 3 and shape[-1] == channels:
         return " Put the channels first with .permute(2, 0, 1)."
+    if len(shape) == 3 and channels == 3 and shape[0] > 3:
+        return " Keep the red, green and blue channels with image[:3]."
     return ""
 
 

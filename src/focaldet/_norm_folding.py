@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from focaldet._torchvision import torchvision
-from focaldet.backbones import FrozenBatchNorm2d
+from focaldet.backbones import FrozenBatchNorm2d, TimmBackbone
 
 __all__ = ["fold_norms"]
 
@@ -24,6 +24,8 @@ def fold_norms(backbone: nn.Module) -> None:
     Warns:
         UserWarning: If the backbone cannot be traced.
     """
+    if isinstance(backbone, TimmBackbone):
+        backbone.split_norms()
     if not any(_is_norm(module) for module in backbone.modules()):
         return
     try:

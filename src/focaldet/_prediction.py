@@ -262,7 +262,7 @@ def _read_ahead(
 
 @torch.no_grad()  # gradient mode is set per thread
 def _prepare(preprocess: Preprocess, source: ImageSource, name: str) -> _Prepared:
-    image = load_image(source, name)
+    image = load_image(source, name, channels=preprocess.in_channels)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     pixels = image if image.is_floating_point() else image.float() / 255
     return _Prepared(

@@ -1,4 +1,4 @@
-"""The one place where torchvision is imported, so that a broken one says what is wrong with it."""
+"""The only import of torchvision, with an error that explains a broken installation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ try:
     import torchvision.models
     import torchvision.ops
 except (ImportError, RuntimeError, OSError) as error:
-    # A torchvision built for another torch, or for CUDA beside a torch built for the CPU, fails
+    # A torchvision built for a different torch, or for CUDA when torch is built for the CPU, fails
     # with RuntimeError("operator torchvision::nms does not exist").
     raise ImportError(
         f"torchvision {_version('torchvision')} does not work with torch {torch.__version__}: "
-        f"{error}. Install two that belong together, from one package index: "
+        f"{error}. Install compatible versions of both from one package index: "
         "pip install --force-reinstall torch torchvision. "
         "(FocalLoss and the other parts that need only torch work without torchvision.)"
     ) from error

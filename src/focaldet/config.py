@@ -40,16 +40,20 @@ class RetinaNetConfig:
     Args:
         num_classes: Number of foreground classes; labels are ``0 .. num_classes - 1``.
         class_names: A name for each class, or None.
-        backbone: A name in :data:`focaldet.backbones.BACKBONES`, or "custom" for a module that is
-            passed in.
+        in_channels: Number of channels of the images: 3 for RGB, 1 for greyscale, or any other number.
+            ``image_mean`` and ``image_std`` need as many values.
+        backbone: A name in :data:`focaldet.backbones.BACKBONES`; ``"timm/NAME"`` for a network of
+            timm, see :class:`focaldet.backbones.TimmBackbone`; or "custom" for a module that is
+            passed as ``backbone=``.
         backbone_norm: "frozen" for BatchNorm with fixed statistics and scales, which needs
             pretrained weights, or "batch" for BatchNorm that trains, which training from scratch
-            needs.
+            needs. Other norms are not affected.
         backbone_norm_eps: Number that is added to the variances. None uses the backbone's default.
         stride_in_1x1: See :func:`focaldet.backbones.build_backbone`; needed for Caffe's ResNets.
         trainable_stages: Number of stages of the backbone that train, out of five, counted from the
             last. A backbone that is built without weights trains completely, and the config of its
-            model says 5.
+            model says 5. The first convolution is in the first stage, so set 5 if its weights were
+            adapted to other ``in_channels``.
         fpn_channels: Channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
@@ -95,7 +99,8 @@ class RetinaNetConfig:
             class, or there are not five ``anchor_sizes``.
 
     .. versionchanged:: 0.3.0
-        Added ``criterion``, ``assigner``, ``atss_top_k`` and ``classification_loss``.
+        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k`` and
+        ``classification_loss``.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -105,6 +110,7 @@ class RetinaNetConfig:
     num_classes: int
     class_names: tuple[str, ...] | None = None
 
+    in_channels: int = 3
     backbone: str = "resnet50"
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     backbone_norm_eps: float | None = None
@@ -170,6 +176,7 @@ class RetinaNetConfig:
                 object.__setattr__(self, name, value)
             allowed.check(name, value)
         check_range("num_classes", self.num_classes, 1)
+        self._check_channels()
         if len(self.anchor_sizes) != _NUM_LEVELS:
             raise ValueError(
                 f"anchor_sizes must have {_NUM_LEVELS} entries, one per pyramid level, got "
@@ -181,6 +188,17 @@ class RetinaNetConfig:
                 f"class_names has {count} {'entry' if count == 1 else 'entries'}, but num_classes is "
                 f"{self.num_classes}."
             )
+
+    def _check_channels(self) -> None:
+        check_integer("in_channels", self.in_channels)
+        check_range("in_channels", self.in_channels, 1)
+        for name in ("image_mean", "image_std"):
+            count = len(getattr(self, name))
+            if count != self.in_channels:
+                raise ValueError(
+                    f"{name} has {count} {'value' if count == 1 else 'values'}, but in_channels is "
+                    f"{self.in_channels}; give one value per channel."
+                )
 
     @classmethod
     def paper(

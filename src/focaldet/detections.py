@@ -238,8 +238,8 @@ class Detections:
         """Draw the detections on a copy of the image.
 
         Args:
-            image: The image that the detections belong to, in any form that ``RetinaNet.predict``
-                accepts. None reads ``source`` again.
+            image: The image that the detections belong to, in any form that
+                :func:`focaldet.images.load_picture` accepts. None reads ``source`` again.
             line_width: Line width in pixels. None adapts it to the image.
             font_size: Font size in pixels. None adapts it to the image.
             font: Path of a TrueType font, for scripts that the built-in font lacks.
@@ -251,14 +251,14 @@ class Detections:
             ValueError: If there is neither an image nor a ``source``, or the size of the image is
                 not ``image_size``.
         """
-        from focaldet.images import load_image
+        from focaldet.images import load_picture
         from focaldet.visualization import draw_boxes
 
         if image is None:
             if self.source is None:
                 raise ValueError("These detections have no source to read, so image is required.")
             image = self.source
-        pixels = load_image(image)
+        pixels = load_picture(image)
         if tuple(pixels.shape[-2:]) != tuple(self.image_size):
             height, width = self.image_size
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Images as people hold them: paths, folders, PIL images, arrays and tensors, read as tensors.
+"""Read images from paths, folders, PIL images, arrays and tensors.
 
-Whatever comes in, ``[3, H, W]`` RGB comes out, upright and with the pixels of the image as given:
-nothing is resized or normalised here.
+The result is a ``[3, H, W]`` RGB tensor, or one with as many channels as asked for. It is upright and
+has the pixels of the source: nothing is resized or normalised here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from focaldet._checks import check_choice, check_image, existing_file, must_be
+from focaldet._checks import check_choice, check_image, check_integer, check_range, existing_file
 from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
@@ -33,28 +33,30 @@ __all__ = [
     "count_images",
     "iter_images",
     "load_image",
+    "load_picture",
     "named_sources",
     "read_image_size",
 ]
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
-"""One image, in any form that :func:`load_image` takes."""
+"""One image of any type that :func:`load_image` accepts."""
 
 IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg"),
     *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-"""The suffixes, in lower case, by which an image is found in a folder."""
+"""The suffixes, in lower case, of the files that count as images in a folder."""
 
 _SINGLE = (str, os.PathLike, Image.Image, np.ndarray, Tensor)
-_TAKEN = "a path, a PIL image, an [H, W, 3] uint8 array or a [3, H, W] tensor"
 _URL = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters: "C:/" is a drive
 
-# Modes that must pass through another on their way to RGB: palettes so that no transparency is left
-# for Pillow to warn about, premultiplied alpha so that it is divided out.
+_OF_FILES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels that a file can give
+
+# Modes that are converted by way of another one: palettes so that Pillow does not warn about
+# transparency that is left, premultiplied alpha so that it is divided out.
 _VIA = {"P": "RGBA", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
-# EXIF tag 0x0112 says how the stored picture lies; this turns it upright. 1 is upright already.
+# The turn that makes an image upright, by the value of EXIF tag 0x0112. 1 is upright already.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,7 +75,7 @@ class LoadedImage(NamedTuple):
     """One image of :func:`iter_images`.
 
     Attributes:
-        image: ``[3, H, W]`` RGB, as :func:`load_image` returns it.
+        image: ``[C, H, W]``, as :func:`load_image` returns it.
         name: The path, if the image was read from a file.
     """
 
@@ -81,48 +83,105 @@ class LoadedImage(NamedTuple):
     name: str | None
 
 
-def load_image(source: ImageSource, name: str = "image") -> Tensor:
-    """Read one image as a ``[3, H, W]`` RGB tensor.
+def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -> Tensor:
+    """Read one image as a ``[3, H, W]`` RGB tensor, or with another number of channels.
 
     Convention:
         The image is returned upright: an EXIF orientation, of a file or of a PIL image, is applied.
-        Greyscale is repeated in three channels. 16-bit greyscale (and Pillow's mode ``I``, taken to
+        Greyscale is repeated in three channels. 16-bit greyscale (and Pillow's mode ``I``, assumed to
         hold 16-bit values) is scaled to 8 bits, 65535 to 255. Transparency is dropped, not blended
-        with a background, and colour profiles are not applied, as in OpenCV and torchvision. Of an
-        animation or of several pages the first is taken.
+        with a background, and colour profiles are not applied, as in OpenCV and torchvision. Only
+        the first frame or page of a file is read.
 
     Args:
         source: A path; a PIL image of any mode; an ``[H, W, 3]`` uint8 array in RGB order (OpenCV
             reads BGR: pass ``array[..., ::-1]``); or a ``[3, H, W]`` RGB tensor, uint8 or floating
             point in [0, 1].
         name: What error messages call the source.
+        channels: The number of channels. With 1, files and PIL images are converted to greyscale
+            (0.299 R + 0.587 G + 0.114 B), and arrays may be ``[H, W]``. With 3, they are RGB. With
+            any other number, only arrays and tensors of as many channels are accepted.
+
+            .. versionadded:: 0.3.0
 
     Returns:
-        A tensor is returned as it is. Anything else becomes a contiguous uint8 ``[3, H, W]`` tensor
-        with memory of its own.
+        A tensor is returned as it is. Anything else becomes a contiguous uint8 ``[channels, H, W]``
+        tensor with its own memory.
 
     Raises:
-        FileNotFoundError: If there is no file at the path.
-        UnreadableImageError: If the file cannot be decoded: it is damaged, no image, or so large
-            that Pillow takes it for a decompression bomb. This is a ``ValueError``.
-        ValueError: If the source is a URL or a folder, or a shape or a range is wrong.
-        TypeError: If the source is of another type, or an array or tensor of another dtype.
+        FileNotFoundError: If the file does not exist.
+        UnreadableImageError: If the file cannot be decoded: it is damaged, not an image, or so large
+            that Pillow suspects a decompression bomb. This is a ``ValueError``.
+        ValueError: If the source is a URL or a folder, a shape or the range of values is wrong, or a
+            file or PIL image is given for a number of channels other than 1 and 3.
+        TypeError: If the source has an unsupported type or dtype.
 
     >>> load_image(Image.new("L", (4, 2), color=7)).shape
     torch.Size([3, 2, 4])
+    >>> load_image(Image.new("RGB", (4, 2), color="red"), channels=1)[0, 0].tolist()
+    [76, 76, 76, 76]
     """
+    check_integer("channels", channels)
+    check_range("channels", channels, 1)
     if isinstance(source, Tensor):
-        check_image(name, source)
+        check_image(name, source, channels=channels)
         return source
     if isinstance(source, np.ndarray):
-        _check_array(name, source)
+        if channels == 1 and source.ndim == 2:
+            source = source[..., None]
+        _check_array(name, source, channels)
         return torch.from_numpy(np.array(source.transpose(2, 0, 1), order="C"))
     if isinstance(source, Image.Image):
+        _check_has_colors(name, "a PIL image", channels)
         with _explaining(name, "a PIL image"):
-            return _to_tensor(source)
+            return _to_tensor(source, channels)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(name, source)
-    raise TypeError(must_be(name, _TAKEN, type(source).__name__))
+        return _read_file(name, source, channels)
+    raise TypeError(f"{name} must be {_accepted(channels)}, got {_an(type(source).__name__)}.")
+
+
+def load_picture(source: ImageSource, name: str = "image") -> Tensor:
+    """Read one RGB or greyscale image, to look at it or to draw on it.
+
+    Args:
+        source: As for :func:`load_image`, or a greyscale ``[H, W]`` or ``[H, W, 1]`` array or
+            ``[1, H, W]`` tensor. Of an image with other channels, choose three: ``image[:3]``.
+        name: What error messages call the source.
+
+    Returns:
+        A ``[3, H, W]`` tensor.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: As :func:`load_image`.
+
+    .. versionadded:: 0.3.0
+
+    >>> load_picture(torch.rand(1, 2, 4)).shape
+    torch.Size([3, 2, 4])
+    """
+    grey_array = isinstance(source, np.ndarray) and (source.ndim == 2 or source.shape[2:] == (1,))
+    if grey_array or (isinstance(source, Tensor) and source.ndim == 3 and len(source) == 1):
+        return load_image(source, name, channels=1).expand(3, -1, -1)
+    return load_image(source, name)
+
+
+def _accepted(channels: int) -> str:
+    array = "an [H, W] uint8 array" if channels == 1 else f"an [H, W, {channels}] uint8 array"
+    tensor = f"{array} or a [{channels}, H, W] tensor"
+    return f"a path, a PIL image, {tensor}" if channels in _OF_FILES else tensor
+
+
+def _an(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiouAEIOU" else f"a {noun}"
+
+
+def _check_has_colors(name: str, what: str, channels: int) -> None:
+    """Raise if a file or PIL image cannot give so many channels."""
+    if channels not in _OF_FILES:
+        raise ValueError(
+            f"{name} is {what}, which is read as RGB or greyscale, but {channels} channels are "
+            f"needed; pass {_accepted(channels)}."
+        )
 
 
 def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[int, int]:
@@ -153,43 +212,49 @@ def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[
 
 
 def iter_images(
-    sources: ImageSource | Iterable[ImageSource], *, on_error: str = "raise"
+    sources: ImageSource | Iterable[ImageSource],
+    *,
+    on_error: str = "raise",
+    channels: int = 3,
 ) -> Iterator[LoadedImage | None]:
-    """Read images one after another, each when it is asked for.
+    """Read images one at a time, as they are requested.
 
     Args:
-        sources: One image as :func:`load_image` takes it; a folder, of which the images directly
-            inside, found by :data:`IMAGE_EXTENSIONS` and not hidden, are read in the order of their
-            names; a ``[B, 3, H, W]`` tensor; or an iterable of single images. A generator is
-            advanced by one item at a time.
-        on_error: ``"raise"``, or ``"skip"`` to go on after a file that is missing or cannot be
-            decoded. Wrong types and shapes, URLs and folders among the items raise in either case.
+        sources: One image as :func:`load_image` accepts it; a folder, whose visible files with one of
+            :data:`IMAGE_EXTENSIONS` are read in name order; a ``[B, C, H, W]`` tensor; or an iterable
+            of single images. A generator is advanced by one item at a time.
+        on_error: ``"raise"``, or ``"skip"`` to continue after a file that is missing or cannot be
+            decoded. Wrong types and shapes, and URLs and folders among the items, raise in either
+            case.
+        channels: The number of channels; see :func:`load_image`.
+
+            .. versionadded:: 0.3.0
 
     Returns:
-        An iterator over the images in order, with None in the place of each that was skipped.
+        An iterator over the images in order, with None in place of each that was skipped.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: At once, if ``sources`` as a whole is wrong, an
-            empty folder included; while iterating, as :func:`load_image`, naming the item's index.
+        FileNotFoundError, ValueError, TypeError: Immediately, if ``sources`` as a whole is wrong, such
+            as an empty folder; while iterating, as :func:`load_image`, naming the item's index.
 
     Warns:
-        UserWarning: For each image skipped, with its name and the cause.
+        UserWarning: For each image that is skipped, with its name and the cause.
 
     >>> [loaded.image.shape[-1] for loaded in iter_images([Image.new("RGB", (5, 3))])]
     [5]
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    return _iterate(named_sources(sources), skip=on_error == "skip")
+    return _iterate(named_sources(sources), skip=on_error == "skip", channels=channels)
 
 
 def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
-    """Count the images that :func:`iter_images` will give, without reading any.
+    """Count the images that :func:`iter_images` would read, without reading any.
 
     Args:
         sources: As for :func:`iter_images`.
 
     Returns:
-        The number of images, or None if only consuming ``sources`` would tell.
+        The number of images, or None if it is only known after consuming ``sources``.
 
     Raises:
         ValueError: If ``sources`` is a folder without images.
@@ -207,7 +272,7 @@ def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
 
 
 def _expand(sources: ImageSource | Iterable[ImageSource]) -> ImageSource | Iterable[ImageSource]:
-    """Turn a folder into its files and a batch into its images; leave anything else as it is."""
+    """Return the files of a folder, the images of a batch, or anything else unchanged."""
     if isinstance(sources, Tensor) and sources.ndim == 4:
         return sources.unbind()
     if isinstance(sources, (str, os.PathLike)) and os.fspath(sources) and _is_folder(sources):
@@ -216,7 +281,7 @@ def _expand(sources: ImageSource | Iterable[ImageSource]) -> ImageSource | Itera
 
 
 def _is_folder(path: str | os.PathLike[str]) -> bool:
-    with contextlib.suppress(OSError):  # a name too long, a folder above that may not be entered
+    with contextlib.suppress(OSError):  # a name that is too long, a parent without permission
         return Path(path).is_dir()
     return False
 
@@ -232,12 +297,8 @@ def _list_folder(folder: Path) -> list[Path]:
     if not files:
         extensions = ", ".join(IMAGE_EXTENSIONS)
         raise ValueError(
-            must_be(
-                "sources",
-                f"a folder with images ({extensions})",
-                f"{str(folder)!r}, which holds none",
-                "Folders inside it are not searched.",
-            )
+            f"The folder {str(folder)!r} (sources) contains no images ({extensions}). Folders inside "
+            "it are not searched."
         )
     return files
 
@@ -245,13 +306,14 @@ def _list_folder(folder: Path) -> list[Path]:
 def named_sources(
     sources: ImageSource | Iterable[ImageSource],
 ) -> Iterator[tuple[str, ImageSource]]:
-    """Give the single sources that :func:`iter_images` reads, each with its name in messages.
+    """Iterate over the single sources that :func:`iter_images` reads, each with a name for messages.
 
     Args:
         sources: As for :func:`iter_images`. A generator is advanced by one item at a time.
 
     Raises:
-        ValueError, TypeError: At once, if ``sources`` as a whole is wrong, an empty folder included.
+        ValueError, TypeError: Immediately, if ``sources`` as a whole is wrong, such as an empty
+            folder.
 
     >>> list(named_sources(["a.jpg", "b.jpg"]))
     [('sources[0]', 'a.jpg'), ('sources[1]', 'b.jpg')]
@@ -260,17 +322,19 @@ def named_sources(
     if isinstance(items, _SINGLE):
         return iter([("sources", items)])
     if isinstance(items, (bytes, bytearray)) or not hasattr(items, "__iter__"):
-        condition = f"{_TAKEN}, a folder, or an iterable of images"
-        raise TypeError(must_be("sources", condition, type(items).__name__))
+        raise TypeError(
+            "sources must be a path, a folder, a PIL image, an array, a tensor or an iterable of "
+            f"these, got {_an(type(items).__name__)}."
+        )
     return ((f"sources[{index}]", item) for index, item in enumerate(items))
 
 
 def _iterate(
-    items: Iterator[tuple[str, ImageSource]], *, skip: bool
+    items: Iterator[tuple[str, ImageSource]], *, skip: bool, channels: int
 ) -> Iterator[LoadedImage | None]:
     for name, source in items:
         try:
-            image = load_image(source, name)
+            image = load_image(source, name, channels=channels)
         except (UnreadableImageError, FileNotFoundError) as error:
             if not skip:
                 raise
@@ -281,64 +345,72 @@ def _iterate(
             yield LoadedImage(image, name_of_file)
 
 
-def _check_array(name: str, image: npt.NDArray[Any]) -> None:
+def _check_array(name: str, image: npt.NDArray[Any], channels: int) -> None:
     shape = list(image.shape)
-    if image.ndim != 3 or shape[-1] != 3:
-        raise ValueError(must_be(name, "of shape [H, W, 3]", shape, _array_remedy(shape)))
+    if image.ndim != 3 or shape[-1] != channels:
+        wanted = "[H, W] or [H, W, 1]" if channels == 1 else f"[H, W, {channels}]"
+        remedy = _array_remedy(shape, channels)
+        raise ValueError(f"{name} must have shape {wanted}, got {shape}.{remedy}")
     if image.dtype != np.uint8:
-        remedy = "Scale the values to 0..255 and use .astype(np.uint8)."
-        raise TypeError(must_be(name, "a uint8 array", image.dtype, remedy))
-    _check_not_empty(name, shape)
+        raise TypeError(
+            f"{name} must be a uint8 array, got {image.dtype}. Scale the values to 0 to 255 and use "
+            ".astype(np.uint8), or pass a floating-point tensor in [0, 1] with channels first."
+        )
+    if 0 in shape:
+        raise ValueError(f"{name} has no pixels: its shape is {shape}.")
 
 
-def _array_remedy(shape: list[int]) -> str:
+def _array_remedy(shape: list[int], channels: int) -> str:
     if len(shape) == 4:
-        return "Give the images of a batch one by one, as list(batch)."
-    if len(shape) == 2:
-        return "Repeat a greyscale channel with np.stack([image] * 3, axis=-1)."
-    if len(shape) == 3 and shape[-1] == 1:
-        return "Repeat a greyscale channel with image.repeat(3, axis=-1)."
-    if len(shape) == 3 and shape[-1] == 4:
-        return "Drop the alpha channel with image[..., :3]."
-    if len(shape) == 3 and shape[0] == 3:
-        return "Put channels last with image.transpose(1, 2, 0), or give a tensor."
+        return " Pass the images of a batch one by one, as list(batch)."
+    if len(shape) == 3 and shape[0] == channels:
+        return " Put the channels last with image.transpose(1, 2, 0), or pass a tensor."
+    if channels == 3 and (len(shape) == 2 or shape[2:] == [1]):
+        repeated = (
+            "np.stack([image] * 3, axis=-1)" if len(shape) == 2 else "image.repeat(3, axis=-1)"
+        )
+        return f" Repeat a greyscale channel with {repeated}."
+    if channels == 3 and len(shape) == 3 and shape[-1] > 3:
+        return " Keep the red, green and blue channels with image[..., :3]."
     return ""
 
 
-def _check_not_empty(name: str, shape: Iterable[int]) -> None:
-    if 0 in shape:
-        raise ValueError(must_be(name, "at least one pixel high and wide", list(shape)))
-
-
-def _read_file(name: str, source: str | os.PathLike[str]) -> Tensor:
+def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tensor:
     path = os.fspath(source)
     if not path:
-        raise ValueError(must_be(name, "a path", "an empty string"))
+        raise ValueError(f"{name} is an empty string, not the path of an image.")
     if _URL.match(path):
-        remedy = "Download it first and give the path of the file."
-        raise ValueError(must_be(name, "an image on this machine", f"the URL {path!r}", remedy))
+        raise ValueError(
+            f"{name} is the URL {path!r}. Images are not downloaded; save it and pass the file's path."
+        )
     if _is_folder(path):
-        remedy = "A folder is read when it is the only source, not as an item among others."
-        raise ValueError(must_be(name, "one image", f"the folder {path!r}", remedy))
+        raise ValueError(
+            f"{name} is the folder {path!r}, not an image. A folder is only read if it is the only "
+            "source."
+        )
+    _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), Image.open(path) as image:
             if image.format == "EPS":
-                raise ValueError("EPS is not read, because decoding it runs Ghostscript on it")
-            return _to_tensor(image)
+                raise ValueError("EPS is not supported, because decoding it runs Ghostscript")
+            return _to_tensor(image, channels)
     except FileNotFoundError as error:
-        raise FileNotFoundError(must_be(name, "an existing file", repr(path))) from error
+        raise FileNotFoundError(f"No such file: {path!r} ({name}).") from error
 
 
 @contextlib.contextmanager
 def _explaining(name: str, what: str) -> Iterator[None]:
-    """Turn what Pillow raises, which depends on format and damage, into one kind of error."""
+    """Turn Pillow's errors, which depend on the format and the damage, into one kind of error."""
     try:
         yield
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:
-        got = f"{what} ({str(error) or type(error).__name__})"
-        raise UnreadableImageError(must_be(name, "an image that can be decoded", got)) from error
+        reason = str(error) or type(error).__name__
+        raise UnreadableImageError(
+            f"Cannot read {what} ({name}): it is damaged, or not an image in a supported format "
+            f"({reason})."
+        ) from error
 
 
 def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
@@ -346,17 +418,19 @@ def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def _to_tensor(image: Image.Image, channels: int) -> Tensor:
     if 0 in image.size:
         raise ValueError("its width or height is zero")
-    image.load()  # some formats know their orientation only now
+    image.load()  # some formats have their orientation only now
     turn = _turn_to_upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     if image.mode in _VIA:
         image = image.convert(_VIA[image.mode])
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    if image.mode != _OF_FILES[channels]:
+        # Pillow drops the transparency of RGBA and LA; only RGB and greyscale convert to greyscale.
+        image = image.convert("RGB") if image.mode not in ("L", "LA", "1") else image
+        image = image.convert(_OF_FILES[channels])
     if turn is not None:
         image = image.transpose(turn)
     return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
@@ -367,7 +441,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     if image.mode == "F" or low < 0 or high > 65535:
         raise ValueError(
-            f"mode {image.mode} with values from {low:g} to {high:g}, not 8 or 16 bits a channel: "
-            "scale the values to 0..255 and store them as uint8"
+            f"mode {image.mode} with values from {low:g} to {high:g}, not 8 or 16 bits per channel; "
+            "scale the values to 0 to 255 and store them as uint8"
         )
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))

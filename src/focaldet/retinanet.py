@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from focaldet import pretrained
 from focaldet._assembly import (
     Parts,
+    build_named_backbone,
     build_parts,
-    choose_backbone,
     current_config,
-    starting_at_random,
+    name_backbone,
+    warn_of_frozen_random_norms,
 )
 from focaldet._detector import RetinaNetDetector
 from focaldet._optimized import IS_OPTIMIZED_WARNING, OptimizedRetinaNet, optimized_copy
 from focaldet._output import RetinaNetOutput
+from focaldet.backbones import adapt_to_input
 from focaldet.config import RetinaNetConfig
 from focaldet.structures import check_targets
 
@@ -109,11 +111,15 @@ class RetinaNet(RetinaNetDetector):
 
         Args:
             config: Describes the model.
-            backbone: Your own backbone, if ``config.backbone`` is "custom"; see
-                :class:`focaldet.backbones.Backbone`.
-            backbone_weights: State dict of a torchvision classifier, for a backbone known by name.
-                With weights, all stages except the last ``config.trainable_stages`` are frozen.
-                Without, all stages train, and the model's config has ``trainable_stages=5``.
+            backbone: Your own backbone; see :class:`focaldet.backbones.Backbone`. The model's config
+                then has ``backbone="custom"``, whether or not the one passed does. It is an error if
+                the one passed names a backbone other than the default, "resnet50", which cannot be
+                distinguished from a field that was left out.
+            backbone_weights: State dict of a classifier of torchvision or timm, for a backbone known
+                by name. With weights, all stages except the last ``config.trainable_stages`` are
+                frozen. Without, all stages train, and the model's config has
+                ``trainable_stages=5``. With ``config.in_channels`` other than 3, the first
+                convolution is adapted; see :func:`focaldet.backbones.adapt_input_channels`.
             criterion: Your own criterion: a module that takes logits, box deltas, anchors and targets
                 like :class:`focaldet.criterion.RetinaNetCriterion`, and returns losses by name. The
                 model's config then has ``criterion="custom"``. None builds the config's.
@@ -121,7 +127,8 @@ class RetinaNet(RetinaNetDetector):
         Raises:
             ValueError: If an option is out of range, weights do not fit, or ``config.criterion`` is
                 "custom" and no criterion is given.
-            TypeError: If a custom backbone is missing, or lacks ``channels`` or ``strides``.
+            TypeError: If a custom backbone is missing, lacks ``channels`` or ``strides``, or was
+                passed together with the name of another or with ``backbone_weights``.
 
         Warns:
             UserWarning: If BatchNorm is frozen and there are no weights, so that the backbone barely
@@ -132,9 +139,16 @@ class RetinaNet(RetinaNetDetector):
         """
         if criterion is None and config.criterion == "custom":
             raise ValueError("config.criterion is 'custom', so criterion= is required.")
-        if backbone_weights is None and config.backbone != "custom":
-            config = starting_at_random(config)
-        return cls._build(config, backbone, backbone_weights, criterion=criterion)
+        if backbone is not None and backbone_weights is not None:
+            raise TypeError(
+                "backbone_weights are for a backbone known by name, but backbone= is your own module. "
+                "Load the weights into it and leave out backbone_weights=."
+            )
+        if backbone is not None or backbone_weights is not None:
+            return cls._build(config, backbone, backbone_weights, criterion=criterion)
+        model = cls._build(config.replace(trainable_stages=5), None, criterion=criterion)
+        warn_of_frozen_random_norms(model.backbone)
+        return model
 
     @classmethod
     def _build(
@@ -145,9 +159,11 @@ class RetinaNet(RetinaNetDetector):
         *,
         criterion: nn.Module | None = None,
     ) -> RetinaNet:
+        config = name_backbone(config, backbone)
         if criterion is not None:
             config = config.replace(criterion="custom")
-        backbone = choose_backbone(config, backbone, backbone_weights)
+        if backbone is None:
+            backbone = build_named_backbone(config, backbone_weights)
         return cls(config, backbone=backbone, **build_parts(config, backbone, criterion))
 
     @classmethod
@@ -167,9 +183,10 @@ class RetinaNet(RetinaNetDetector):
             source: A folder written by :meth:`save_pretrained`; a published name, which is downloaded
                 once (see :func:`focaldet.pretrained.list`); a checkpoint file of another project; or
                 a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
-            config: Used instead of the checkpoint's config. The weights must fit it.
-            backbone: Your own backbone, whose weights are loaded too, if ``config.backbone`` is
-                "custom".
+            config: Used instead of the checkpoint's config. The weights must fit it, except that RGB
+                weights are adapted to its ``in_channels`` by
+                :func:`focaldet.backbones.adapt_input_channels`.
+            backbone: Your own backbone, whose weights are loaded too; see :meth:`from_config`.
             num_classes: Number of classes to fine-tune for. If the classes differ from the
                 checkpoint's, the class output layer is newly initialised, and with different anchors
                 in ``config`` the box output layer too; see
@@ -196,6 +213,8 @@ class RetinaNet(RetinaNetDetector):
         model = cls._build(checkpoint.config, backbone, criterion=criterion)
         if (checkpoint.config.criterion == "custom") != (criterion is not None):
             checkpoint = checkpoint._replace(renewed=(*checkpoint.renewed, "criterion"))
+        tensors = adapt_to_input(checkpoint.tensors, model.state_dict())
+        checkpoint = checkpoint._replace(tensors=tensors)
         pretrained.load_into(model, checkpoint)
         return model.eval()
 

@@ -1,4 +1,4 @@
-"""What goes into the detector: targets and batches of images."""
+"""The inputs of the detector: targets and batches of images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from typing_extensions import ReadOnly, TypedDict
 
-from focaldet._checks import check_boxes, must_be
+from focaldet._checks import check_boxes, shortened
 from focaldet.boxes import scale_boxes
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ __all__ = ["ImageBatch", "Target", "check_targets"]
 
 
 class Target(TypedDict):
-    """The objects in one image, as a dictionary; torchvision's targets fit, other keys are ignored.
+    """The objects in one image, as a dictionary in torchvision's format. Other keys are ignored.
 
-    ``boxes`` is ``[G, 4]``, xyxy in pixels of the image as given, ``[0, 4]`` for an image without
+    ``boxes`` is ``[G, 4]``, xyxy in pixels of the input image, and ``[0, 4]`` for an image without
     objects. ``labels`` is ``[G]``, int64 in ``0 .. num_classes - 1`` (there is no background class).
     """
 
@@ -30,12 +30,12 @@ class Target(TypedDict):
 
 
 class ImageBatch(NamedTuple):
-    """Images of one batch, resized, normalised and padded to one size.
+    """A batch of images, resized, normalised and padded to one size.
 
     Attributes:
-        tensor: ``[B, 3, H, W]``; what lies right of and below an image is zero.
+        tensor: ``[B, C, H, W]``. The padding to the right of and below an image is zero.
         sizes: ``(height, width)`` of each image in the tensor, without the padding.
-        original_sizes: ``(height, width)`` of each image as the caller gave it.
+        original_sizes: ``(height, width)`` of each input image.
     """
 
     tensor: Tensor
@@ -46,7 +46,8 @@ class ImageBatch(NamedTuple):
         """Return targets whose boxes are in pixels of the batch.
 
         Args:
-            targets: one an image, boxes in pixels of the image as given; unchanged.
+            targets: One target per image, with boxes in pixels of the input image. They are not
+                modified.
         """
         return [
             Target(boxes=scale_boxes(target["boxes"], original_size, size), labels=target["labels"])
@@ -59,57 +60,59 @@ class ImageBatch(NamedTuple):
 def check_targets(
     targets: Sequence[Target], sizes: Sequence[tuple[int, int]], num_classes: int
 ) -> None:
-    """Raise unless there is one valid target an image.
+    """Raise unless there is one valid target per image.
 
     Args:
-        targets: one :class:`Target` an image.
-        sizes: ``(height, width)`` of each image, in whose pixels its boxes are.
-        num_classes: labels must lie in ``0 .. num_classes - 1``.
+        targets: One :class:`Target` per image.
+        sizes: ``(height, width)`` of each image, in the pixels of its boxes.
+        num_classes: The number of classes. Labels must be in ``0 .. num_classes - 1``.
 
     Raises:
-        TypeError: a target that is not a dictionary of tensors, boxes that are not floating-point,
-            labels that are not int64.
-        ValueError: more or fewer targets than images, wrong shapes, NaN or infinity, boxes without
-            area or outside the image, labels out of range. The message names the image and the box.
+        TypeError: If a target is not a dictionary of tensors, boxes are not floating-point, or labels
+            are not int64.
+        ValueError: If the number of targets is not that of the images, a shape is wrong, a box has no
+            area, is not finite or is outside the image, or a label is out of range. The message
+            names the image and the box.
 
     >>> check_targets([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(5, 5)], 3)
     """
     if len(targets) != len(sizes):
         raise ValueError(
-            must_be("targets", f"one per image ({len(sizes)} images)", f"{len(targets)} targets")
+            f"There must be one target per image, but targets has {len(targets)} for {len(sizes)} "
+            f"{'image' if len(sizes) == 1 else 'images'}."
         )
     for index, (target, size) in enumerate(zip(targets, sizes, strict=True)):
         name = f"targets[{index}]"
-        _check_target_form(name, target)
+        _check_target_types(name, target)
         _check_target_boxes(f"{name}['boxes']", target["boxes"], size)
         labels = target["labels"]
         wrong = (labels < 0) | (labels >= num_classes)
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise ValueError(
-                must_be(
-                    f"{name}['labels']",
-                    f"in 0..{num_classes - 1} (num_classes={num_classes})",
-                    f"{int(labels[i])} at index {i}",
-                    "Labels count from 0 and there is no background class.",
-                )
+                f"{name}['labels'][{i}] is {int(labels[i])}, but num_classes is {num_classes}. Labels "
+                "start at 0, and there is no background class."
             )
 
 
-def _check_target_form(name: str, target: Any) -> None:
-    if not {"boxes", "labels"} <= set(target if isinstance(target, dict) else ()):
-        got = sorted(target) if isinstance(target, dict) else type(target).__name__
-        raise TypeError(must_be(name, "a dictionary with 'boxes' and 'labels'", got))
+def _check_target_types(name: str, target: Any) -> None:
+    if not isinstance(target, dict):
+        got = type(target).__name__
+        raise TypeError(f"{name} must be a dictionary with 'boxes' and 'labels', got a {got}.")
+    missing = [key for key in ("boxes", "labels") if key not in target]
+    if missing:
+        raise TypeError(f"{name} has no {missing[0]!r}, only {shortened(list(target))}.")
     boxes, labels = target["boxes"], target["labels"]
     for key, value in (("boxes", boxes), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
-            raise TypeError(must_be(f"{name}['{key}']", "a tensor", type(value).__name__))
+            raise TypeError(f"{name}['{key}'] must be a tensor, got a {type(value).__name__}.")
     check_boxes(f"{name}['boxes']", boxes)
     if labels.dtype != torch.int64:
-        raise TypeError(must_be(f"{name}['labels']", "of dtype torch.int64", labels.dtype))
+        raise TypeError(f"{name}['labels'] must have dtype torch.int64, got {labels.dtype}.")
     if labels.shape != boxes.shape[:1]:
         raise ValueError(
-            must_be(f"{name}['labels']", f"of shape [{len(boxes)}], one a box", list(labels.shape))
+            f"{name}['labels'] must have shape [{len(boxes)}], one label per box, got "
+            f"{list(labels.shape)}."
         )
 
 
@@ -117,19 +120,16 @@ def _check_target_boxes(name: str, boxes: Tensor, size: tuple[int, int]) -> None
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     outside = (x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)
-    for wrong, condition, remedy in (
-        (~boxes.isfinite().all(-1), "finite", ""),
-        (
-            (x2 <= x1) | (y2 <= y1),
-            "boxes with x2 > x1 and y2 > y1",
-            "Boxes are (x1, y1, x2, y2), not (x, y, width, height).",
-        ),
-        (
-            outside,
-            f"inside the image, 0 <= x <= {width} and 0 <= y <= {height}",
-            "focaldet.boxes.clip_boxes clips them.",
-        ),
+    no_area = "has no area, or its corners are swapped. Boxes are (x1, y1, x2, y2), not (x, y, width, height)"
+    not_inside = (
+        f"is not inside the image, which is {height} pixels high and {width} wide. Clip it with "
+        "focaldet.boxes.clip_boxes"
+    )
+    for wrong, fault in (
+        (~boxes.isfinite().all(-1), "contains NaN or infinity"),
+        ((x2 <= x1) | (y2 <= y1), no_area),
+        (outside, not_inside),
     ):
         if wrong.any():
             i = int(wrong.nonzero()[0])
-            raise ValueError(must_be(name, condition, f"{boxes[i].tolist()} at index {i}", remedy))
+            raise ValueError(f"{name}[{i}] = {boxes[i].tolist()} {fault}.")

@@ -1,4 +1,4 @@
-"""From images of any sizes to the one batch that the network takes."""
+"""Preprocessing: resize, normalise and pad images of any sizes to a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_image, check_range, must_be
+from focaldet._checks import check_choice, check_image, check_range
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Preprocess", "resize_factor", "resized_size"]
 
-_HALF = {"floor": 0.0, "round": 0.5}  # added before the fraction is cut off
+_HALF = {"floor": 0.0, "round": 0.5}  # added before rounding down
 
 
 def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
-    """Return the factor that brings an image's short side to ``min_size``.
+    """Return the factor that resizes an image's short side to ``min_size``.
 
-    If the long side would then exceed ``max_size``, it is the one that brings that to ``max_size``.
+    If the long side would then exceed ``max_size``, return the factor that resizes that to
+    ``max_size``.
 
     >>> resize_factor((400, 600), min_size=800, max_size=1333)
     2.0
@@ -37,17 +38,17 @@ def resized_size(
     *,
     rounding: Literal["floor", "round"] = "floor",
 ) -> tuple[int, int]:
-    """Return the size of an image after its short side is brought to ``min_size``.
+    """Return the size of an image after its short side is resized to ``min_size``.
 
-    The ratio of the sides stays; if the long side would exceed ``max_size``, that becomes its
-    length. Sizes are at least 1.
+    The aspect ratio is kept, so the short side becomes shorter if the long one would otherwise exceed
+    ``max_size``. Both sides are at least 1.
 
     Args:
         size: ``(height, width)``.
-        min_size: wanted length of the short side, in pixels.
-        max_size: greatest length of the long side, in pixels.
-        rounding: "floor", as in torchvision, or "round" to the nearest (halves up), as in Detectron2
-            and MMDetection.
+        min_size: Target length of the short side, in pixels.
+        max_size: Maximum length of the long side, in pixels.
+        rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
+            Detectron2 and MMDetection.
 
     >>> resized_size((480, 640), min_size=800, max_size=1333)
     (800, 1066)
@@ -63,26 +64,26 @@ class Preprocess(nn.Module):
     """Normalise, resize and pad images to a batch.
 
     Args:
-        min_size: length in pixels to which the short side is brought, up or down.
-        max_size: greatest length of the long side, in pixels.
-        mean: of the three channels, subtracted from images in 0-1.
-        std: of the three channels, > 0.
-        size_divisor: the batch's height and width are padded to multiples of this, right and below,
-            with zeros (after normalisation).
+        min_size: Length to which the short side is resized, up or down, in pixels.
+        max_size: Maximum length of the long side, in pixels.
+        mean: The mean of each channel, which is subtracted from images in [0, 1]. The number of
+            values is the number of channels.
+        std: The standard deviation of each channel, greater than 0.
+        size_divisor: The batch is padded to a height and width that are multiples of this, to the
+            right and below, with zeros (after normalisation).
         size_rounding: "floor" or "round"; see :func:`resized_size`.
-        antialias: widen the bilinear filter where an image shrinks, as Pillow does.
-        round_pixels: resize images of 256 levels to images of 256 levels, before normalisation, as
-            Pillow and OpenCV do; images of finer levels lose them. Otherwise normalised values are
-            resized, as in torchvision. With ``antialias``, on the CPU, the result is Pillow's but for
-            single levels.
-        always_pad: pad by at least one pixel on each axis: what divides already grows by
-            ``size_divisor``.
+        antialias: Whether to widen the bilinear filter where an image shrinks, as Pillow does.
+        round_pixels: Whether to round to 256 levels before and after resizing, and to normalise last,
+            as Pillow and OpenCV do. Otherwise normalised values are resized, as in torchvision. With
+            ``antialias`` on the CPU, the result is Pillow's except for differences of one level.
+        always_pad: Whether to pad by at least one pixel on each axis, so that a side that is a
+            multiple of ``size_divisor`` grows by ``size_divisor``.
 
-    Deviation: the paper gives the short side alone; 1333 for the long one, bilinear resizing without
-    antialiasing and sizes rounded down are torchvision's.
+    Deviation: the paper specifies only the short side. The limit of 1333 for the long one, bilinear
+    resizing without antialiasing and sizes rounded down follow torchvision.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: If a number is out of range, or ``mean`` and ``std`` differ in length.
 
     >>> import torch
     >>> preprocess = Preprocess(min_size=32, max_size=64)
@@ -109,11 +110,12 @@ class Preprocess(nn.Module):
         check_range("max_size", max_size, min_size)
         check_range("size_divisor", size_divisor, 1)
         check_choice("size_rounding", size_rounding, _HALF)
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ValueError(must_be(name, "three numbers (red, green, blue)", values))
-        for value in std:
-            check_range("std", value, 0, low_open=True)
+        if not mean or len(mean) != len(std):
+            raise ValueError(
+                f"mean and std must have one value per channel, but have {len(mean)} and {len(std)}."
+            )
+        for index, value in enumerate(std):
+            check_range(f"std[{index}]", value, 0, low_open=True)
         self.min_size = min_size
         self.max_size = max_size
         self.mean = tuple(mean)
@@ -124,25 +126,41 @@ class Preprocess(nn.Module):
         self.round_pixels = round_pixels
         self.always_pad = always_pad
 
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of the images.
+
+        .. versionadded:: 0.3.0
+        """
+        return len(self.mean)
+
     def forward(
         self, images: Sequence[Tensor] | Tensor, *, resize: bool = True, validate: bool = True
     ) -> ImageBatch:
-        """Return the batch; its ``scale_targets`` brings targets into its pixels.
+        """Make a batch of images. Its ``scale_targets`` converts targets to its pixels.
 
         Args:
-            images: ``[3, H, W]`` each, RGB, floating-point in 0-1, of any sizes; or ``[B, 3, H, W]``.
-            resize: False leaves images at the size they have, for training on images that a
-                transform has brought to the sizes it wants.
-            validate: check the images' values too, which waits for a GPU to finish.
+            images: ``[C, H, W]`` tensors of any sizes, floating-point in [0, 1], with one channel for
+                each value of ``mean``, such as RGB; or a ``[B, C, H, W]`` tensor.
+            resize: Whether to resize the images. False is for training on images that a transform has
+                already resized.
+            validate: Whether to check the images' values too, which synchronises a GPU.
 
         Raises:
-            TypeError: images that are not floating-point tensors.
-            ValueError: images of another shape, without pixels, not finite or not in 0-1.
+            TypeError: If an image is not a floating-point tensor.
+            ValueError: If there are no images, or one has a wrong shape, no pixels, or values that
+                are not finite or not in [0, 1].
         """
         if not len(images):
-            raise ValueError(must_be("images", "not empty", "no images"))
+            raise ValueError("images is empty; pass at least one image.")
         for index, image in enumerate(images):
-            check_image(f"images[{index}]", image, uint8=False, values=validate)
+            check_image(
+                f"images[{index}]",
+                image,
+                channels=self.in_channels,
+                uint8=False,
+                values=validate,
+            )
         prepared = [self._prepared(image, resize=resize) for image in images]
         sizes = [_size(image) for image in prepared]
         return ImageBatch(self._pad(prepared), sizes, [_size(image) for image in images])
@@ -166,17 +184,17 @@ class Preprocess(nn.Module):
 
     def _resize_levels(self, image: Tensor) -> Tensor:
         levels = (image.float() * 255).round().clamp(0, 255)
-        if self.antialias and levels.device.type == "cpu":  # torch's own way with bytes is Pillow's
+        if self.antialias and levels.device.type == "cpu":  # torch resizes bytes as Pillow does
             levels = self._resize(levels.byte())
         else:
-            levels = (self._resize(levels) + 0.5).floor()  # halves up, as OpenCV rounds
+            levels = (self._resize(levels) + 0.5).floor()  # OpenCV rounds halves up
         return (levels.float() / 255).to(image.dtype)
 
     def _pad(self, images: Sequence[Tensor]) -> Tensor:
         height, width = (
             self._padded(max(image.shape[axis] for image in images)) for axis in (1, 2)
         )
-        batch = images[0].new_zeros(len(images), 3, height, width)
+        batch = images[0].new_zeros(len(images), self.in_channels, height, width)
         for padded, image in zip(batch, images, strict=True):
             padded[:, : image.shape[1], : image.shape[2]] = image
         return batch

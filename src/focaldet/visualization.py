@@ -1,4 +1,4 @@
-"""Boxes drawn on an image, with labels that stay readable and inside it."""
+"""Draw boxes on an image, with readable labels that stay inside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from focaldet._checks import check_boxes, check_image, check_range, must_be
+from focaldet._checks import check_boxes, check_image, check_range, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ __all__ = ["class_color", "draw_boxes"]
 Color: TypeAlias = tuple[int, int, int]
 _Rectangle: TypeAlias = tuple[int, int, int, int]  # pixels, half-open: x1, y1, x2, y2
 
-_SMALLEST_FONT = 9.0  # pixels; letters of the built-in font run together below
+_SMALLEST_FONT = 9.0  # pixels; in smaller sizes, letters of the built-in font run together
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _TONES = ((0.5, 1.0), (0.72, 0.95), (0.34, 0.9), (0.6, 0.7))  # lightness and saturation
 
@@ -34,14 +34,14 @@ class _Label(NamedTuple):
     font: ImageFont.FreeTypeFont
     width: int
     height: int
-    origin: tuple[int, int]  # where the text's baseline begins, from the label's top left corner
+    origin: tuple[int, int]  # start of the text's baseline, from the label's top left corner
 
 
 def class_color(label: int) -> Color:
     """Return the colour of a class: always the same, and unlike that of its neighbours.
 
-    Hues advance by the golden section of the circle. They come close to an earlier one again after
-    8 labels (5 turns less 20 degrees), and there the lightness differs.
+    Hues advance by the golden section of the circle. After 8 labels (5 turns less 20 degrees) they
+    come close to an earlier one, so the lightness changes there.
 
     Args:
         label: The class, from 0.
@@ -74,30 +74,36 @@ def draw_boxes(
 ) -> Image.Image:
     """Draw boxes and their texts on a copy of an image.
 
-    Boxes are drawn in the order given, so that the last lies on top: give the best one last. All
-    labels come after all boxes. A label is put above its box, inside or below it, wherever it
-    covers least of the other labels, the last one choosing first. It never leaves the image: if its
-    text is too wide, the letters become smaller (down to 9 pixels), and then the text is shortened.
+    Boxes are drawn in order, so the last one is on top: put the best one last. All labels are drawn
+    after all boxes. A label is placed above, inside or below its box, wherever it covers the least of
+    the other labels; the last label is placed first. Labels never leave the image: if a text is too
+    wide, its letters become smaller (down to 9 pixels), and then the text is shortened.
 
     Args:
-        image: ``[3, H, W]`` RGB, uint8 or floating point in [0, 1]; or a PIL image of 8 bits a
-            channel, which is turned upright if its EXIF data say so, as
-            :func:`focaldet.images.load_image` does.
-        boxes: ``[N, 4]``, xyxy in pixels of the upright image. What lies outside is not drawn.
-        labels: ``[N]`` integers from 0, which choose the colours; without them all are of class 0.
-        texts: One for each box; an empty one gives no label.
-        line_width: In pixels; by default it grows with the image. Small boxes get thinner lines.
-        font_size: In pixels; by default it grows with the image, less if there is much to write.
-        font: The path of a TrueType or OpenType font. The built-in one has the ASCII characters
-            only.
+        image: A ``[3, H, W]`` RGB or ``[1, H, W]`` greyscale tensor, uint8 or floating-point in
+            [0, 1]; or a PIL image with 8 bits per channel, which is turned upright according to its
+            EXIF data, as by :func:`focaldet.images.load_image`. Of an image with other channels,
+            choose the three to draw on, as in ``image[:3]``.
+
+            .. versionchanged:: 0.3.0
+               Greyscale tensors are accepted.
+        boxes: ``[N, 4]``, xyxy in pixels of the upright image. Parts outside are not drawn.
+        labels: ``[N]`` integers from 0, which determine the colours. None gives all boxes the colour
+            of class 0.
+        texts: One text per box. An empty text draws no label.
+        line_width: Line width in pixels. By default it depends on the size of the image. Small boxes
+            get thinner lines.
+        font_size: Font size in pixels. By default it depends on the size of the image and the amount
+            of text.
+        font: The path of a TrueType or OpenType font. The built-in font has ASCII characters only.
 
     Returns:
         A new RGB image of the same size.
 
     Raises:
-        TypeError: If an argument is of the wrong type or dtype.
-        ValueError: If a shape, a number of texts or labels, or a size is wrong, a label negative, a
-            box not finite or turned inside out, or the font not readable.
+        TypeError: If an argument has a wrong type or dtype.
+        ValueError: If a shape, a number of texts or labels, or a size is wrong, a label is negative, a
+            box is not finite or has swapped corners, or the font cannot be read.
 
     Warns:
         UserWarning: If the font lacks characters of the texts.
@@ -117,7 +123,7 @@ def draw_boxes(
     check_range("font_size", font_size, 1)
 
     rectangles = [_to_pixels(box, picture.size) for box in boxes.tolist()]
-    # This way of drawing blends colours of four channels with what is there.
+    # In mode "RGBA", ImageDraw blends colours that have an alpha channel with the RGB picture.
     draw = ImageDraw.Draw(picture, "RGBA")
     for rectangle, color in zip(rectangles, colors, strict=True):
         if rectangle is not None:
@@ -134,19 +140,24 @@ def draw_boxes(
 
 
 def _to_picture(image: object) -> Image.Image:
-    """Give a new RGB picture that may be drawn on."""
+    """Return a new RGB picture to draw on."""
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):
-            remedy = "Read it with focaldet.images.load_image, which scales it to 8 bits."
-            raise ValueError(must_be("image", "of 8 bits a channel", f"mode {image.mode}", remedy))
+            raise ValueError(
+                f"image must have 8 bits per channel, got mode {image.mode}. Read it with "
+                "focaldet.images.load_image, which scales it to 8 bits."
+            )
         picture = ImageOps.exif_transpose(image)
-        if picture.mode == "P":  # by way of RGBA, or Pillow warns of its transparency
+        if picture.mode == "P":  # by way of RGBA, because Pillow warns about its transparency
             picture = picture.convert("RGBA")
         return picture.convert("RGB")
     if not isinstance(image, Tensor):
-        condition = "a [3, H, W] tensor or a PIL image"
-        remedy = "focaldet.images.load_image reads paths and arrays."
-        raise TypeError(must_be("image", condition, type(image).__name__, remedy))
+        raise TypeError(
+            f"image must be a [3, H, W] tensor or a PIL image, got {type(image).__name__}. Read paths "
+            "and arrays with focaldet.images.load_image."
+        )
+    if image.ndim == 3 and image.shape[0] == 1:
+        image = image.expand(3, -1, -1)
     check_image("image", image)
     if image.is_floating_point():
         image = image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
@@ -154,35 +165,43 @@ def _to_picture(image: object) -> Image.Image:
 
 
 def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> list[Color]:
-    """Check what is said about the boxes; give the colour of each."""
+    """Check boxes, texts and labels, and return the colour of each box."""
     check_boxes("boxes", boxes)
     for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         if not all(map(math.isfinite, (x1, y1, x2, y2))):
-            raise ValueError(must_be(f"boxes[{index}]", "finite", [x1, y1, x2, y2]))
+            raise ValueError(f"boxes[{index}] = {[x1, y1, x2, y2]} contains NaN or infinity.")
         if x2 < x1 or y2 < y1:
-            condition = "(x1, y1, x2, y2) with x1 <= x2 and y1 <= y2"
-            raise ValueError(must_be(f"boxes[{index}]", condition, [x1, y1, x2, y2]))
+            raise ValueError(
+                f"boxes[{index}] = {[x1, y1, x2, y2]} has swapped corners. Boxes are (x1, y1, x2, y2) "
+                "with x1 <= x2 and y1 <= y2."
+            )
     if texts is not None:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(must_be("texts", "a sequence of strings", repr(texts)))
+            raise TypeError(f"texts must be a sequence of strings, got {shortened(texts)}.")
         if len(texts) != len(boxes):
-            raise ValueError(must_be("texts", f"one for each of {len(boxes)} boxes", len(texts)))
-    if labels is None:
-        return [class_color(0)] * len(boxes)
+            raise ValueError(f"texts must have one entry per box ({len(boxes)}), got {len(texts)}.")
+    return [class_color(0)] * len(boxes) if labels is None else _colors(labels, len(boxes))
+
+
+def _colors(labels: Tensor, count: int) -> list[Color]:
     if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(must_be("labels", "a tensor of integers", labels.dtype))
-    if labels.shape != boxes.shape[:1]:
-        raise ValueError(must_be("labels", f"of shape [{len(boxes)}]", list(labels.shape)))
+        raise TypeError(f"labels must be a tensor of integers, got {labels.dtype}.")
+    if list(labels.shape) != [count]:
+        raise ValueError(
+            f"labels must have shape [{count}], one per box, got {list(labels.shape)}."
+        )
+    for index, label in enumerate(labels.tolist()):
+        check_range(f"labels[{index}]", label, 0)
     return [class_color(label) for label in labels.tolist()]
 
 
 def _side(picture: Image.Image) -> float:
-    """Give the side of a square of as many pixels: a panorama is a small picture for its width."""
+    """Return the side of a square with as many pixels: a panorama is small for its width."""
     return math.sqrt(picture.width * picture.height)
 
 
 def _font_size(picture: Image.Image, texts: Sequence[str]) -> float:
-    """Choose a size that suits the picture, smaller if the labels would cover a fifth of it."""
+    """Choose a font size for the picture, smaller if the labels would cover a fifth of it."""
     usual, least = _side(picture) / 36, _side(picture) / 100
     letters = max(1, sum(map(len, texts)))
     # With its share of the margins, a letter takes about 0.75 of the font size squared.
@@ -204,7 +223,7 @@ def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> _Rectangle | None
 def _draw_outline(
     draw: ImageDraw.ImageDraw, rectangle: _Rectangle, color: Color, line_width: int
 ) -> None:
-    """Draw a box inside its edges, between two lines that set it off from what it lies on."""
+    """Draw a box inside its edges, between two thin lines that make it visible on any background."""
     x1, y1, x2, y2 = rectangle
     line_width = max(1, min(line_width, min(x2 - x1, y2 - y1) // 4))
     halo_width = max(1, line_width // 3)
@@ -220,7 +239,7 @@ def _draw_outline(
 
 
 def _contrasting(color: Color) -> Color:
-    """Black or white, whichever is farther from a colour (WCAG 2 relative luminance)."""
+    """Return black or white, whichever has more contrast (WCAG 2 relative luminance)."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 3294 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _BLACK if luminance > 0.179 else _WHITE
@@ -233,23 +252,28 @@ def _load_font(path: str | None, size: float) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(path, size)
     except OSError as error:
-        got = f"{path!r} ({error})"
-        raise ValueError(must_be("font", "a TrueType or OpenType file", got)) from error
+        raise ValueError(
+            f"Cannot read font {path!r}: it must be an existing TrueType or OpenType file ({error})."
+        ) from error
 
 
 def _warn_of_missing_characters(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> None:
     unusual = {char for text in texts for char in text if not char.isascii() and char.isprintable()}
     if not unusual:
         return
-    substitute = bytes(font.getmask("\uffff"))  # what stands for a character that is not there
+    substitute = bytes(font.getmask("\uffff"))  # drawn in place of missing characters
     missing = "".join(sorted(char for char in unusual if bytes(font.getmask(char)) == substitute))
     if missing:
-        message = must_be("font", "one that has the characters of `texts`", f"none for {missing!r}")
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(
+            f"The font has no characters {missing!r}, so they are drawn as placeholders. Pass font= "
+            "with a font that has them.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _fit(text: str, path: str | None, font_size: float, size: tuple[int, int]) -> _Label | None:
-    """Set a text small and short enough for the image; None if there is nothing left to show."""
+    """Make a text small and short enough for the image. Return None if nothing of it is left."""
     text = " ".join(text.split())[: size[0]]  # no character is narrower than a pixel
     smallest = min(font_size, _SMALLEST_FONT)
     while text:
@@ -267,7 +291,7 @@ def _fit(text: str, path: str | None, font_size: float, size: tuple[int, int]) -
 
 
 def _measure(text: str, font: ImageFont.FreeTypeFont) -> _Label:
-    """Put a margin around a text; the labels of one font are equally high, if the script allows."""
+    """Add a margin around a text. Labels in one font have the same height, if the script allows."""
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     _, highest, _, lowest = font.getbbox("Agj", anchor="ls")
     top, bottom = math.floor(min(top, highest)), math.ceil(max(bottom, lowest))
@@ -282,7 +306,7 @@ def _place(
     labels: Sequence[_Label | None],
     size: tuple[int, int],
 ) -> list[tuple[int, int] | None]:
-    """Choose the top left corner of each label, the last label first."""
+    """Choose the top left corner of each label, starting with the last label."""
     corners: list[tuple[int, int] | None] = [None] * len(labels)
     taken = np.zeros((0, 4), dtype=np.int64)
     for index in reversed(range(len(labels))):
@@ -301,13 +325,13 @@ def _place(
 
 
 def _options(rectangle: _Rectangle, label: _Label, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """List where a label may lie, inside the image, the best place first."""
+    """List the possible corners of a label inside the image, best first."""
     x1, y1, x2, y2 = rectangle
     farthest_x, farthest_y = size[0] - label.width, size[1] - label.height
     left, right = min(x1, farthest_x), min(max(x2 - label.width, 0), farthest_x)
     above, below = [(x, y1 - label.height) for x in (left, right)], [(x, y2) for x in (left, right)]
     inside = [(x, y) for y in (y1, y2 - label.height) for x in (left, right)]
-    # In a box that is little larger than the label, the label would hide the object.
+    # In a box that is hardly larger than the label, the label would hide the object.
     roomy = x2 - x1 >= label.width and y2 - y1 >= 3 * label.height
     places = [*above, *inside, *below] if roomy else [*above, *below, *inside]
     return [(x, y) for x, y in places if 0 <= y <= farthest_y] or [

@@ -227,7 +227,7 @@ class _Seeded(Dataset[Any]):
             target: Any
             try:
                 image, target = self.data[key.item]
-                check_image(name, image, uint8=False)
+                check_image(name, image, uint8=False, channels=None)
                 check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
             except (OSError, TypeError, ValueError) as error:
                 message = str(error)

@@ -94,6 +94,7 @@ def _texts(found: Detections) -> list[str]:
 
 def _shrink(image: Tensor) -> tuple[Tensor, float]:
     """Shrink an image to the maximum width of the sheet; return it and the scale."""
+    image = image[:3] if len(image) >= 3 else image[:1]  # of other channels, the first are shown
     scale = min(1.0, _MAX_WIDTH / image.shape[2])
     if scale < 1:
         image = torch.nn.functional.interpolate(

@@ -177,6 +177,11 @@ def fold_bgr_input(renamed: dict[str, Tensor], std: Sequence[float]) -> None:
         renamed: The tensors by focaldet's key names, changed in place.
         std: The standard deviation of each RGB channel, for values in [0, 1].
     """
+    if len(std) != 3:
+        raise ValueError(
+            f"config.in_channels is {len(std)}, but this file's network expects blue, green and red. "
+            "Load it without config=, save it with save_pretrained, and load that with config=."
+        )
     weight = renamed[_FIRST_CONV]
     factor = 255 * torch.tensor(std, dtype=torch.float64, device=weight.device)
     folded = weight.flip(1).double() * factor[:, None, None]

@@ -1,0 +1,209 @@
+"""Backbones: feature extractors that give C3, C4 and C5.
+
+A backbone is one of :data:`BACKBONES`, built by torchvision; one of timm's networks, named
+``"timm/NAME"``; or any ``nn.Module`` that returns three maps and has ``channels`` and ``strides``
+(see :class:`Backbone`)::
+
+    RetinaNetConfig(num_classes=3, backbone="resnet101")
+    RetinaNetConfig(num_classes=3, backbone="timm/convnext_tiny")  # extra timm
+    RetinaNet.from_config(RetinaNetConfig(num_classes=3), backbone=MyBackbone())
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from torch import nn
+
+from focaldet._checks import check_choice, check_integer, check_range
+from focaldet.backbones._networks import Backbone, MobileNet, ResNet
+from focaldet.backbones._norms import FrozenBatchNorm2d
+from focaldet.backbones._table import ROWS, BackboneSpec
+from focaldet.backbones._timm import TimmBackbone, timm_key
+from focaldet.backbones._weights import (
+    adapt_input_channels,
+    adapt_to_input,
+    load_weights,
+    replace_first_convolution,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneSpec",
+    "FrozenBatchNorm2d",
+    "MobileNet",
+    "NamedBackbone",
+    "ResNet",
+    "TimmBackbone",
+    "adapt_input_channels",
+    "adapt_to_input",
+    "build_backbone",
+    "freeze_stages",
+    "load_backbone_weights",
+]
+
+BACKBONES: dict[str, BackboneSpec] = {spec.name: spec for spec in ROWS}
+"""The torchvision backbones known by name. Those of timm are named ``"timm/NAME"``."""
+
+NamedBackbone: TypeAlias = ResNet | MobileNet | TimmBackbone
+"""A backbone that was built by name. It has five ``stages``.
+
+.. versionadded:: 0.3.0
+"""
+
+_TIMM = "timm/"
+
+
+def build_backbone(
+    name: str,
+    *,
+    norm: Literal["frozen", "batch"] = "frozen",
+    norm_eps: float | None = None,
+    stride_in_1x1: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
+) -> NamedBackbone:
+    """Build a backbone by name.
+
+    Args:
+        name: One of :data:`BACKBONES`, or ``"timm/NAME"`` for a network of timm (extra ``timm``); see
+            :class:`TimmBackbone`.
+        norm: "frozen" for BatchNorm with fixed statistics and scales, "batch" for BatchNorm that
+            trains. Other norms are not affected.
+        norm_eps: The constant added to variances. None uses the network's default, which is 1e-5
+            for all of torchvision's but MobileNetV3 (1e-3).
+        stride_in_1x1: Whether the first 1x1 convolution of a stage's first block has the stride, as
+            in the ResNet paper and Caffe's weights, instead of the 3x3 convolution. Only for
+            torchvision's ResNets and ResNeXts with three convolutions per block.
+        weights: The state dict of a classifier as torchvision or timm names its keys; of a
+            torchvision MobileNet, ``features`` alone will do. Entries of the classifier are ignored,
+            and RGB weights are adapted to ``in_channels`` by :func:`adapt_input_channels`. None starts
+            at random, which is of little use with frozen BatchNorm.
+        in_channels: The number of channels of the images.
+
+            .. versionadded:: 0.3.0
+
+    Raises:
+        ImportError: If a backbone of timm is named and timm is not installed.
+        TypeError: If ``in_channels`` is not an integer.
+        ValueError: If the name is unknown, an option is out of range, or the weights do not fit.
+
+    >>> build_backbone("resnet18").channels
+    (128, 256, 512)
+    """
+    check_choice("norm", norm, ("frozen", "batch"))
+    if norm_eps is not None:
+        check_range("norm_eps", norm_eps, 0)
+    check_integer("in_channels", in_channels)
+    check_range("in_channels", in_channels, 1)
+    backbone: NamedBackbone
+    if name.startswith(_TIMM):
+        if stride_in_1x1:
+            raise ValueError(_no_stride_to_move(name))
+        timm_name = name.removeprefix(_TIMM)
+        backbone = TimmBackbone(timm_name, norm=norm, norm_eps=norm_eps, in_channels=in_channels)
+    else:
+        backbone = _build_torchvision(name, norm, norm_eps)
+        if in_channels != 3:
+            replace_first_convolution(backbone, in_channels)
+        if stride_in_1x1:
+            _move_strides(backbone, name)
+    if weights is not None:
+        load_backbone_weights(backbone, name, weights)
+    return backbone
+
+
+def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet | MobileNet:
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.7)
+        hint = f"did you mean {' or '.join(map(repr, close))}? Choose" if close else "choose"
+        raise ValueError(
+            f"Unknown backbone {name!r}; {hint} {', '.join(map(repr, BACKBONES))}, 'timm/NAME' "
+            "for a network of timm, or 'custom' for a module of your own."
+        )
+    spec = BACKBONES[name]
+    eps = spec.norm_eps if norm_eps is None else norm_eps
+    norm_layer: Callable[..., nn.Module]
+    if norm == "frozen":
+        norm_layer = functools.partial(FrozenBatchNorm2d, eps=eps)
+    else:
+        norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=spec.norm_momentum)
+    return spec(spec.network(norm_layer=norm_layer))
+
+
+def _move_strides(backbone: nn.Module, name: str) -> None:
+    blocks = [module for module in backbone.modules() if hasattr(module, "conv3")]
+    if not blocks:
+        raise ValueError(_no_stride_to_move(name))
+    for block in blocks:
+        first, second = block.get_submodule("conv1"), block.get_submodule("conv2")
+        first.stride, second.stride = second.stride, first.stride
+
+
+def _no_stride_to_move(name: str) -> str:
+    return (
+        f"stride_in_1x1 is True, but {name!r} is not a torchvision ResNet with three convolutions "
+        "per block; leave it False."
+    )
+
+
+def load_backbone_weights(
+    backbone: NamedBackbone,
+    name: str,
+    weights: Mapping[str, Tensor],
+    *,
+    argument: str = "weights",
+) -> None:
+    """Load a classifier's weights into a backbone that was built by name.
+
+    Args:
+        backbone: The backbone.
+        name: The name that it was built by.
+        weights: The state dict; see :func:`build_backbone`.
+        argument: What error messages call the weights.
+
+    Raises:
+        ValueError: If keys are missing or shapes differ.
+
+    .. versionadded:: 0.3.0
+    """
+    if isinstance(backbone, TimmBackbone):
+        load_weights(argument, backbone.body, weights, description=name, rename=timm_key)
+    else:
+        description = f"a torchvision {name}"
+        load_weights(argument, backbone, weights, description=description, rename=_torchvision_key)
+
+
+def _torchvision_key(key: str, wanted: Mapping[str, object]) -> str:
+    """Put the prefix before the keys of a MobileNet's ``features`` that were saved alone."""
+    return key if key in wanted else f"features.{key}"
+
+
+def freeze_stages(backbone: NamedBackbone, trainable_stages: int) -> None:
+    """Make the last stages of a backbone trainable and freeze the parameters of the others.
+
+    The running statistics of BatchNorm that trains (``norm="batch"``) still follow the data in frozen
+    stages, as in torchvision.
+
+    Args:
+        backbone: A backbone built by name.
+        trainable_stages: The number of stages that train, from 0 to 5, counted from the last one
+            back. 5 trains everything.
+
+    Raises:
+        ValueError: If ``trainable_stages`` is out of range.
+    """
+    check_range("trainable_stages", trainable_stages, 0, 5)
+    stages: Sequence[Sequence[nn.Module | nn.Parameter]] = backbone.stages
+    frozen = len(stages) - trainable_stages
+    for index, stage in enumerate(stages):
+        for part in stage:
+            part.requires_grad_(index >= frozen)
