@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.2.0"
+from focaldet._version import __version__
 
 if TYPE_CHECKING:
     from focaldet.anchors import AnchorGenerator

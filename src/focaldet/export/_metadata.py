@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-import focaldet
 from focaldet._checks import check_choice
+from focaldet._version import __version__
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
 
@@ -65,7 +65,7 @@ class ExportMetadata:
             strides=(c3, c4, c5),
             fixed_shape=fixed_shape,
             opset=opset,
-            focaldet_version=focaldet.__version__,
+            focaldet_version=__version__,
         )
 
     @property

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import focaldet
 from focaldet._extras import import_extra
+from focaldet._version import __version__
 from focaldet.pretrained._folder import save_checkpoint
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def download_repository(name: str) -> Path:
             revision=revision or None,
             allow_patterns=[*_FILES],
             library_name="focaldet",
-            library_version=focaldet.__version__,
+            library_version=__version__,
         )
     except (OSError, ValueError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
@@ -85,7 +85,7 @@ def push_checkpoint(
         ImportError: If huggingface_hub or safetensors is not installed.
     """
     api = _import_hub("Uploading to the Hugging Face Hub").HfApi(
-        library_name="focaldet", library_version=focaldet.__version__
+        library_name="focaldet", library_version=__version__
     )
     repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ tags:
 
 # {repository.partition("/")[2]}
 
-A [RetinaNet](https://arxiv.org/abs/1708.02002), saved by focaldet {focaldet.__version__}.
+A [RetinaNet](https://arxiv.org/abs/1708.02002), saved by focaldet {__version__}.
 
 | | |
 |---|---|

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-import focaldet
 from focaldet._atomic import atomic_write_text
 from focaldet._checks import shortened
+from focaldet._version import __version__
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import TrainingError
 from focaldet.training._logging import LOG, log_on_rank_zero
@@ -42,7 +42,7 @@ def prepare_folder(
         _check_new_or_empty(folder, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
     versions = {
-        "focaldet": focaldet.__version__,
+        "focaldet": __version__,
         "torch": torch.__version__,
         "pytorch_lightning": importlib.metadata.version("pytorch-lightning"),
     }
