@@ -28,11 +28,6 @@ __all__ = [
 _OVERSHOOT = 0.2  # bicubic resizing overshoots [0, 1] by up to about this much
 
 
-def must_be(name: str, condition: str, got: object, remedy: str = "") -> str:
-    """Build an error message. Being replaced by sentences that fit the fault."""
-    return f"`{name}` must be {condition}; got {got}." + (f" {remedy}" if remedy else "")
-
-
 def check_range(
     name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False
 ) -> None:

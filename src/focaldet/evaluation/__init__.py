@@ -1,6 +1,7 @@
 """COCO average precision: the twelve numbers, the numbers of each class, and their curves."""
 
+from focaldet.evaluation._curve import PrecisionRecall
 from focaldet.evaluation._evaluate import evaluate_coco
-from focaldet.evaluation._result import ClassResult, CocoResult, PrecisionRecall
+from focaldet.evaluation._result import ClassResult, CocoResult
 
 __all__ = ["ClassResult", "CocoResult", "PrecisionRecall", "evaluate_coco"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from focaldet.evaluation._result import PrecisionRecall
+    from focaldet.evaluation._curve import PrecisionRecall
 
 
 def plot_precision_recall(

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from focaldet._checks import check_choice, shortened
+from focaldet.evaluation._curve import PrecisionRecall
 
 if TYPE_CHECKING:
     import os
@@ -29,22 +30,6 @@ _STATS = (
 _AREAS: tuple[Area, ...] = ("all", "small", "medium", "large")
 _IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 _RECALLS = 101
-
-
-class PrecisionRecall(NamedTuple):
-    """A precision-recall curve at COCO's 101 recall points.
-
-    Attributes:
-        recall: ``[101]``, from 0 to 1 in steps of 0.01.
-        precision: ``[101]``, the highest precision at this recall or a higher one; 0 at recalls that
-            are not reached. Its mean is the average precision. NaN if there are no objects.
-        scores: ``[101]``, the score threshold that reaches this recall; 0 where it is not reached.
-            NaN if there are no objects, and for the mean over classes.
-    """
-
-    recall: npt.NDArray[np.float64]
-    precision: npt.NDArray[np.float64]
-    scores: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
