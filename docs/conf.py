@@ -78,6 +78,7 @@ _MODULES = (
     *("datasets", "datasets.checks", "datasets.readers", "detections", "errors", "evaluation"),
     *("export", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
     *("retinanet", "structures", "training", "transforms", "visualization"),
+    "errors",  # last: some errors are documented with the modules that raise them
 )
 
 

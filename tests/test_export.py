@@ -124,7 +124,7 @@ def test_a_program_has_metadata(model: RetinaNet, program_file: Path) -> None:
 
 
 def test_an_optimised_copy_raises(tmp_path: Path, model: RetinaNet) -> None:
-    copy = model.optimize_for_inference()
+    copy: Any = model.optimize_for_inference()
     with pytest.raises(TypeError, match="optimize_for_inference.*original"):
         export_program(copy, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
@@ -198,7 +198,7 @@ def test_a_backbone_that_cannot_be_traced_raises_with_the_reason(tmp_path: Path)
     model = with_many_detections(RetinaNet.from_config(config, backbone=Branching()))
     for export, name in ((export_onnx, "a.onnx"), (export_program, "a.pt2")):
         with pytest.raises(
-            ExportError, match=r"(?s)torch.export failed: .*depends on the values of images"
+            ExportError, match=r"(?s)torch\.export failed: .*custom backbone.*depend on the values"
         ):
             export(model, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -222,7 +222,7 @@ def test_old_names_still_work_with_a_warning(maps_file: Path) -> None:
         assert detector.facts is detector.metadata
     assert warned[0].filename == __file__
     with pytest.warns(DeprecationWarning, match="ExportMetadata"):
-        assert export.FileFacts is ExportMetadata  # type: ignore[comparison-overlap]
+        assert export.FileFacts is ExportMetadata
 
 
 def test_wrong_inputs_are_named(file: Path) -> None:
