@@ -19,7 +19,12 @@ SURFACE = Path(__file__).with_name("api_surface.json")
 SOURCES = Path(__file__).parents[1] / "src" / "focaldet"
 
 
-DEPRECATED = {"focaldet.coco"}  # old spellings, which warn when they are used
+# Old spellings, which warn when they are used.
+DEPRECATED = {
+    "focaldet.coco",
+    "focaldet.datasets.check_anchors",
+    "focaldet.datasets.check_report",
+}
 
 
 def modules() -> list[str]:

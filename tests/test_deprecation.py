@@ -7,6 +7,8 @@ import importlib
 import pytest
 
 OLD = {
+    "focaldet.datasets.check_anchors.AnchorReach": "focaldet.datasets.checks.AnchorReach",
+    "focaldet.datasets.check_report.KINDS": "focaldet.datasets.checks.KINDS",
     "focaldet.training.WholeFiles": "focaldet.training.AtomicCheckpointIO",
     "focaldet.coco.CLASS_NAMES": "focaldet.class_names.COCO_CLASS_NAMES",
     "focaldet.coco.CATEGORY_IDS": "focaldet.class_names.COCO_CATEGORY_IDS",
