@@ -40,7 +40,7 @@ def build(args: Namespace, names: tuple[str, ...]) -> tuple[RetinaNet, float]:
 
 
 def read(path: Path, args: Namespace, split: str) -> AnnotationTable:
-    """Read a file, or its part of a data set that holds several."""
+    """Read a file, or one split of a dataset that has several."""
     has_splits = find_reader(path).splits(path) is not None
     return read_annotations(path, args.images, split=split if has_splits else None)
 

@@ -150,7 +150,7 @@ class SoftmaxFocalMapLoss:
     Scores: :class:`focaldet.postprocess.PostProcess` takes the sigmoid of each logit, which for this
     loss is ``p_k / (p_k + p_background)``, the probability of class k if the anchor shows class k or
     background. It is never below ``p_k``, and the scores of an anchor can add up to more than 1.
-    Detections are ranked correctly within an anchor, but choose score thresholds anew.
+    Detections are ranked correctly within an anchor, but choose new score thresholds.
 
     Prior: with the usual ``prior=0.01`` of :class:`focaldet.RetinaNetHead`, an untrained anchor shows
     some object with probability K * 0.0101 / (1 + K * 0.0101), which is 0.45 for 80 classes. Use
