@@ -44,9 +44,12 @@ def public_modules() -> list[str]:
 
 def described(value: object) -> object:
     if inspect.isclass(value):
+        own = [vars(base) for base in value.__mro__ if base.__module__.startswith("focaldet")]
         members = {
             name: "property" if isinstance(member, property) else signature(member)
-            for name, member in sorted(vars(value).items())
+            for name, member in sorted(
+                {k: v for part in reversed(own) for k, v in part.items()}.items()
+            )
             if not name.startswith("_")
             and isinstance(member, FunctionType | classmethod | staticmethod | property)
         }

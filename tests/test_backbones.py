@@ -173,7 +173,7 @@ def test_a_module_and_another_name_contradict_each_other() -> None:
         TypeError, match=r"'resnet18', but backbone= was also given \(Own\).*'custom'"
     ):
         RetinaNet.from_config(config, backbone=Own())
-    with pytest.raises(TypeError, match="backbone_weights.*backbone= is a module of your own"):
+    with pytest.raises(TypeError, match="backbone_weights.*backbone= is your own module"):
         RetinaNet.from_config(
             config.replace(backbone="custom"), backbone=Own(), backbone_weights={}
         )
@@ -182,7 +182,7 @@ def test_a_module_and_another_name_contradict_each_other() -> None:
 def test_a_module_must_tell_its_channels_and_strides() -> None:
     config = RetinaNetConfig(num_classes=1)
     with pytest.raises(
-        TypeError, match=r"backbone must have three channels.*Identity.channels is None"
+        TypeError, match=r"backbone.*'channels' with three numbers.*Identity.channels is None"
     ):
         RetinaNet.from_config(config, backbone=nn.Identity())
 

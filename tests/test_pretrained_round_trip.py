@@ -26,6 +26,7 @@ HEAVY = {name for name in BACKBONES if "101" in name or "152" in name}
 OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "num_classes": (3,),
     "class_names": (None, ("Zebra", "chouette élégante")),
+    "in_channels": (1, 4),
     "backbone": (),  # tested separately
     "backbone_norm_eps": (0.0, 1e-4),
     "trainable_stages": (0, 5),
@@ -105,7 +106,10 @@ def assert_round_trip(model: RetinaNet, folder: Path, backbone: nn.Module | None
 @pytest.mark.parametrize("change", CASES)
 def test_every_option_survives_a_round_trip(change: dict[str, Any], tmp_path: Path) -> None:
     config = TINY_CONFIG if "num_classes" not in change else TINY_CONFIG.replace(class_names=None)
-    config = config.replace(**REQUIRED_CHANGES.get(next(iter(change)), {})).replace(**change)
+    required = REQUIRED_CHANGES.get(next(iter(change)), {})
+    if "in_channels" in change:
+        required = dict.fromkeys(("image_mean", "image_std"), (0.5,) * change["in_channels"])
+    config = config.replace(**required | change)
     model = RetinaNet.from_config(config, backbone=TinyBackbone())
     assert_round_trip(model, tmp_path, backbone=TinyBackbone())
 

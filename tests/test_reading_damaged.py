@@ -175,9 +175,9 @@ def test_the_error_for_a_folder_or_a_broken_link_names_it(tmp_path: Path) -> Non
         (b"\xff\xfe{", "0xff"),
         (b'{"format_version": 1, "num_classes": 2', "JSON"),
         (b'{"format_version": 1, "num_classes": "2"}', "num_classes.* an integer.* '2'"),
-        (b'{"format_version": 2, "num_classes": 2}', r"\b2\b.*newer focaldet"),
+        (b'{"format_version": 2, "num_classes": 2}', r"\b2\b.*Upgrade focaldet"),
         (b'{"format_version": 1, "num_classes": 2, "colour": 3}', "'colour'"),
-        (b"[]", "list"),
+        (b"[]", r"JSON object.*\[\]"),
     ],
 )
 def test_the_error_for_an_invalid_config_names_its_file(

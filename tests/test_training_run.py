@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_complete(
 
 def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:
     (data / "train" / "5.png").unlink()
-    with pytest.raises(TrainingError, match=r"image 6.*5\.png"):
+    with pytest.raises(TrainingError, match=r"5\.png.*image 6"):
         tiny_training.run(data, tmp_path / "run")
 
 
