@@ -321,7 +321,7 @@ def test_a_part_is_joined_under_the_same_strong_date(
     server: Server, path: Path, headers: dict[str, str], part: dict[str, str], resumed: bool
 ) -> None:
     server.RequestHandlerClass = Dated
-    rest = continued(1000, ETag="", **part)
+    rest = continued(1000, None, CONTENT, ETag="", **part)
     server.answers = [cut(1000, **headers), rest, sending(CONTENT, len(CONTENT))]
     download(server.url, path, sha256_prefix=SHA256, **QUICK)
     assert path.read_bytes() == CONTENT

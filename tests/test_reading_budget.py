@@ -215,7 +215,8 @@ def test_a_config_that_is_huge_or_deeply_nested_is_an_error(
 
 
 def nested_tensor() -> torch.Tensor:
-    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    make: Callable[..., torch.Tensor] = torch.nested.nested_tensor
+    return make([torch.ones(2), torch.ones(3)])
 
 
 KINDS = {
@@ -298,3 +299,13 @@ def test_nan_in_a_layer_that_starts_again_does_not_matter(
     RetinaNet.from_pretrained(tmp_path, num_classes=7)
     with pytest.raises(CheckpointError, match=r"head\.class_logits\.bias contains NaN"):
         RetinaNet.from_pretrained(tmp_path)
+
+
+def test_tensors_without_dimensions_are_an_error_of_their_family(tmp_path: Path) -> None:
+    keys = ["backbone.body.conv1.weight", "head.classification_head.cls_logits.weight"]
+    keys += ["head.regression_head.bbox_reg.weight", "head.classification_head.cls_logits.bias"]
+    torch.save({key: torch.tensor(0.0) for key in keys}, tmp_path / "x.pth")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth': .*RetinaNet of torchvision.* not its shapes"
+    ):
+        RetinaNet.from_pretrained(tmp_path / "x.pth")

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from focaldet import RetinaNet, RetinaNetConfig
+from focaldet import RetinaNetConfig
 from focaldet.errors import CheckpointError
-from focaldet.pretrained import check_fit, load_checkpoint
+from focaldet.pretrained import Checkpoint, check_fit, load_checkpoint, save_checkpoint
 from tests.fuzz.mutations import mutate_bytes, mutate_json, run_main
 from tests.helpers.checkpoint_files import FILE_FORMATS, write_checkpoint
 
@@ -73,15 +73,19 @@ def _keys() -> tuple[dict[str, torch.Tensor], ...]:
 
 @functools.cache
 def _folder_files() -> tuple[dict[str, Any], bytes, dict[str, torch.Tensor]]:
-    """Return the config, the safetensors file and the state dict of a small model."""
-    model = RetinaNet.from_config(_CONFIG)
+    """Return the config, the safetensors file and the state dict of a few weights."""
+    state = {
+        "a.weight": torch.ones(3, 2, 1, 1),
+        "a.bias": torch.ones(3),
+        "b.count": torch.tensor(0),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        save_checkpoint(Checkpoint(_CONFIG, state), folder)
         files = Path(folder)
         config = json.loads((files / "config.json").read_text(encoding="utf-8"))
         path = files / "model.safetensors"
         data = path.read_bytes() if path.exists() else b""
-    return config, data, model.state_dict()
+    return config, data, state
 
 
 def attempt(rng: random.Random) -> None:

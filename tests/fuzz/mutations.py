@@ -58,7 +58,8 @@ def mutate_bytes(data: bytes, rng: random.Random, *, times: int | None = None) -
         times: Number of changes. None draws 1 to 4, fewer more often.
     """
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4)) if times is None else times):
-        data = rng.choice(_BYTE_MUTATIONS)(data, rng)
+        mutation = rng.choice(_BYTE_MUTATIONS)
+        data = mutation(data, rng)
     return data
 
 
@@ -157,7 +158,7 @@ def _set_byte(data: bytes, rng: random.Random) -> bytes:
 
 def _set_number(data: bytes, rng: random.Random) -> bytes:
     size = rng.choice((1, 2, 4, 8))
-    number = rng.choice(_NUMBERS) % 256**size
+    number = int(rng.choice(_NUMBERS) % 256**size)
     start = rng.randrange(len(data) + 1)
     return (
         data[:start] + number.to_bytes(size, rng.choice(("little", "big"))) + data[start + size :]

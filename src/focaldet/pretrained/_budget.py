@@ -111,7 +111,7 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def _compute(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
-        popped, pushed, to_mark = _effect(opcode.code)
+        popped, pushed, to_mark = _effect(opcode)
         used: list[_Node] = []
         if to_mark:
             used, self.stack = self.stack, self.below.pop()
@@ -143,13 +143,12 @@ _UNBOUNDED = ("builtins bytearray", "__builtin__ bytearray")
 
 
 @functools.cache
-def _effect(code: str) -> tuple[int, int, bool]:
+def _effect(opcode: pickletools.OpcodeInfo) -> tuple[int, int, bool]:
     """Return how many objects an instruction pops and pushes, and whether it first pops to a mark."""
-    info = pickletools.code2op[code]
-    names = [item.name for item in info.stack_before]
+    names = [item.name for item in opcode.stack_before]
     to_mark = "mark" in names
     popped = names.index("mark") if to_mark else len(names)
-    return popped, len(info.stack_after), to_mark
+    return popped, len(opcode.stack_after), to_mark
 
 
 def check_archive_size(members: Iterable[zipfile.ZipInfo], size: int) -> None:

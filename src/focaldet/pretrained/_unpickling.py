@@ -133,12 +133,12 @@ class _Array:
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
     """Return a shape, if it is one that a tensor can have; a product of huge numbers would take long."""
-    shape = tuple(shape)
-    if len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"it has {len(shape)} dimensions")
-    if not all(type(length) is int and -_MAX_LENGTH < length < _MAX_LENGTH for length in shape):
+    lengths: tuple[Any, ...] = tuple(shape)
+    if len(lengths) > _MAX_DIMENSIONS:
+        raise ValueError(f"it has {len(lengths)} dimensions")
+    if not all(type(length) is int and -_MAX_LENGTH < length < _MAX_LENGTH for length in lengths):
         raise ValueError("its shape is not made of lengths")
-    return shape
+    return lengths
 
 
 def _text(value: Any) -> str:
