@@ -219,7 +219,7 @@ def nested_tensor() -> Any:
     return nested.nested_tensor([torch.ones(2), torch.ones(3)])
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "a meta tensor": lambda: torch.empty(2, device="meta"),
     "a sparse tensor": lambda: torch.ones(2, 2).to_sparse(),
     "a quantised tensor": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),

@@ -82,7 +82,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> LoadingReport:
 def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise unless a state dict has exactly the keys and shapes that a model expects, and finite values.
 
-    Weights can be of any of the dtypes float16, bfloat16, float32 and float64.
+    Weights can be of any of the dtypes float16, bfloat16, float32 and float64. If both state dicts are
+    on the meta device, there are no values to check.
 
     Args:
         wanted: The model's own state dict.
