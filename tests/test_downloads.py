@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
+import gzip
 import hashlib
 import http.server
+import itertools
 import shutil
 import sys
 import threading
@@ -36,6 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.ranges.append(self.headers.get("Range"))
+        self.server.encodings.append(self.headers.get("Accept-Encoding"))
         answers = self.server.answers
         (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
@@ -60,6 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[Callable[[Handler], None]] = [whole]
         self.ranges: list[str | None] = []
+        self.encodings: list[str | None] = []
         self.released = threading.Event()  # ends a stalling answer
 
     @property
@@ -76,7 +82,8 @@ def whole(handler: Handler) -> None:
         return
     start = int(wanted.removeprefix("bytes=").removesuffix("-"))
     last = len(CONTENT) - 1
-    handler.begin(206, len(CONTENT) - start, Content_Range=f"bytes {start}-{last}/{len(CONTENT)}")
+    range_ = f"bytes {start}-{last}/{len(CONTENT)}"
+    handler.begin(206, len(CONTENT) - start, Content_Range=range_, ETag='"1"')
     handler.wfile.write(CONTENT[start:])
 
 
@@ -229,11 +236,16 @@ def test_attempts_that_make_progress_are_not_counted(
     assert server.ranges[-1] == "bytes=3000-"
 
 
-def continued(start: int, end: int) -> Callable[[Handler], None]:
+def continued(
+    start: int, end: int | None = None, content: bytes = CONTENT, **headers: str
+) -> Callable[[Handler], None]:
+    """Send the rest of the file, up to ``end``, whatever If-Range says."""
+
     def answer(handler: Handler) -> None:
         last, size = len(CONTENT) - 1, len(CONTENT)
-        handler.begin(206, size - start, Content_Range=f"bytes {start}-{last}/{size}")
-        handler.wfile.write(CONTENT[start:end])
+        headers.setdefault("ETag", '"1"')
+        handler.begin(206, size - start, Content_Range=f"bytes {start}-{last}/{size}", **headers)
+        handler.wfile.write(content[start:end])
 
     return answer
 
@@ -254,6 +266,178 @@ def test_a_wrong_content_length_is_an_error(server: Server, path: Path) -> None:
         server.url, path, f"its SHA-256 begins with {sha256(CONTENT[:1000])}, not {SHA256}"
     )
     assert_fails(server.url, path, "the file has 0.0 MB instead of about 3", sha256_prefix=None)
+    server.answers = [cut_length("9" * 5000)]
+    assert_fails(server.url, path, "SHA-256 begins with")
+
+
+def cut_length(length: str) -> Callable[[Handler], None]:
+    return lambda handler: handler.begin(200, None, Content_Length=length)
+
+
+OTHER = bytes(reversed(CONTENT))
+OLD_DATE, NEW_DATE = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    "etag", ['"2"', 'W/"1"', "1", ""], ids=["changed", "weak", "unquoted", "empty"]
+)
+def test_parts_of_two_files_are_never_joined(server: Server, path: Path, etag: str) -> None:
+    server.answers = [
+        cut(1000, ETag='"1"'),
+        continued(1000, content=OTHER, ETag=etag),  # as if If-Range had been ignored
+        sending(OTHER, len(OTHER), ETag='"2"'),
+    ]
+    download(server.url, path, **QUICK)
+    assert path.read_bytes() == OTHER
+    assert server.ranges == [None, "bytes=1000-", None]
+
+
+def test_a_server_that_always_sends_parts_of_another_file_is_given_up(
+    server: Server, path: Path
+) -> None:
+    server.answers = [cut(1000, ETag='"1"'), continued(1000, ETag='"2"')]
+    assert_fails(server.url, path, "different range: 'bytes 1000-4095/4096'", tries=4)
+    server.answers = [cut(1000, ETag='"1"'), continued(1000, ETag='"2"')]
+    assert_fails(server.url, path, """its ETag was '"1"', now '"2"'""", tries=2)
+
+
+class Dated(Handler):
+    """Does not send the date by itself."""
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        self.send_response_only(code, message)
+
+
+@pytest.mark.parametrize(
+    ("headers", "part", "resumed"),
+    [
+        ({"Last-Modified": OLD_DATE, "Date": NEW_DATE}, {"Last-Modified": OLD_DATE}, True),
+        ({"Last-Modified": OLD_DATE, "Date": NEW_DATE}, {"Last-Modified": NEW_DATE}, False),
+        ({"Last-Modified": OLD_DATE, "Date": NEW_DATE}, {}, False),
+    ],
+    ids=["same date", "other date", "no date"],
+)
+def test_a_part_is_joined_under_the_same_strong_date(
+    server: Server, path: Path, headers: dict[str, str], part: dict[str, str], resumed: bool
+) -> None:
+    server.RequestHandlerClass = Dated
+    rest = continued(1000, None, CONTENT, ETag="", **part)
+    server.answers = [cut(1000, **headers), rest, sending(CONTENT, len(CONTENT))]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"] + [None] * (not resumed)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Last-Modified": OLD_DATE, "Date": OLD_DATE},  # may have changed again in that second
+        {"Last-Modified": NEW_DATE, "Date": OLD_DATE},
+        {"Last-Modified": OLD_DATE},
+        {"Last-Modified": "yesterday", "Date": NEW_DATE},
+        {"Last-Modified": OLD_DATE, "Date": NEW_DATE[:-4]},  # no time zone: not comparable
+        {"Last-Modified": OLD_DATE, "Date": NEW_DATE, "ETag": 'W/"1"'},  # a tag excludes the date
+    ],
+)
+def test_a_weak_date_is_not_a_reason_to_resume(
+    server: Server, path: Path, headers: dict[str, str]
+) -> None:
+    server.RequestHandlerClass = Dated
+    server.answers = [cut(1000, **headers), whole]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert server.ranges == [None, None]
+
+
+@pytest.mark.parametrize("megabytes", [0.0001, None])
+@pytest.mark.parametrize("length", [None, len(CONTENT)])
+def test_a_file_far_larger_than_expected_is_not_downloaded(
+    server: Server,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    megabytes: float | None,
+    length: int | None,
+) -> None:
+    monkeypatch.setattr(_downloads, "_MAX_SIZE", 400)
+    server.answers = [sending(CONTENT, length)]
+    message = r"at least 0\.0 MB, but at most 0\.0 MB are accepted"
+    with pytest.raises(DownloadError, match=message):
+        download(server.url, path, megabytes=megabytes, **QUICK)
+    assert len(server.ranges) == 1
+    assert not list(path.parent.iterdir())
+
+
+def test_a_download_without_an_end_stops_at_the_limit(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_downloads, "_MAX_SIZE", 10**6)
+
+    def endless(handler: Handler) -> None:
+        handler.begin(200, None)
+        with contextlib.suppress(ConnectionError):  # the client hangs up
+            while not handler.server.released.is_set():
+                handler.wfile.write(CONTENT)
+
+    server.answers = [endless]
+    with pytest.raises(DownloadError, match=r"at most 1\.0 MB are accepted"):
+        download(server.url, path, **QUICK)
+
+
+def test_an_encoded_file_is_an_error(server: Server, path: Path) -> None:
+    packed = gzip.compress(CONTENT)
+    server.answers = [sending(packed, len(packed), Content_Encoding="gzip")]
+    assert_fails(server.url, path, "Content-Encoding 'gzip', which was not requested")
+    assert len(server.ranges) == 1
+    server.answers = [sending(CONTENT, len(CONTENT), Content_Encoding="Identity")]
+    download(server.url, path, sha256_prefix=SHA256, **QUICK)
+    assert server.encodings == ["identity"] * 2
+
+
+def ticking(seconds: float) -> Callable[[], float]:
+    """Return a clock that is ``seconds`` later every time it is read."""
+    times = itertools.count()
+    return lambda: next(times) * seconds
+
+
+def test_a_server_that_trickles_is_interrupted_and_given_up(server: Server, path: Path) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.begin(200, len(CONTENT), ETag='"1"')
+        for byte in CONTENT[:100]:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+
+    server.answers = [trickle, whole]
+    download(server.url, path, sha256_prefix=SHA256, clock=ticking(61), **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges[0] is None
+    assert len(server.ranges) == 2
+    path.unlink()
+    server.answers = [trickle]
+    assert_fails(server.url, path, "the server is too slow: it sent", clock=ticking(61), tries=2)
+
+
+def test_a_slow_server_above_the_least_rate_is_not_interrupted(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_downloads, "_LEAST_PER_WINDOW", 100)
+    monkeypatch.setattr(_downloads, "_CHUNK_SIZE", 512)
+    server.answers = [whole, status(404)]
+    download(server.url, path, sha256_prefix=SHA256, clock=ticking(61), **QUICK)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # urllib leaves the socket open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("url", ["http://[", "http://a b/", "http://\u00e9" + "x" * 70 + "/"])
+def test_a_redirection_to_an_invalid_url_is_an_error(server: Server, path: Path, url: str) -> None:
+    server.answers = [lambda handler: handler.begin(302, 0, Location=url)]
+    assert_fails(server.url, path, "")
+    gc.collect()
+
+
+def test_messages_repeat_no_control_characters_of_a_server(server: Server, path: Path) -> None:
+    server.answers = [lambda handler: handler.send_error(404, "gone\x1b[31m")]
+    assert_fails(server.url, path, "the server answered 404 gone?[31m")
 
 
 def sha256(content: bytes) -> str:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from focaldet.errors import CheckpointError
+from focaldet.pretrained._tensor_values import unsupported_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +58,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> LoadingReport:
         The report. If a layer is new, it is also logged as a warning (logger ``focaldet``).
 
     Raises:
-        CheckpointError: If other tensors are missing, unexpected or of a different shape.
+        CheckpointError: If other tensors are missing, unexpected or of a different shape, or hold no
+            usable values. See :func:`check_fit`.
     """
     prefixes = tuple(f"{layer}." for layer in checkpoint.renewed)
     own = model.state_dict()
@@ -78,7 +80,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> LoadingReport:
 
 
 def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Raise unless a state dict has exactly the keys and shapes that a model expects.
+    """Raise unless a state dict has exactly the keys and shapes that a model expects, and finite values.
+
+    Weights can be of any of the dtypes float16, bfloat16, float32 and float64. If both state dicts are
+    on the meta device, there are no values to check.
 
     Args:
         wanted: The model's own state dict.
@@ -86,7 +91,11 @@ def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> No
 
     Raises:
         CheckpointError: If keys are missing, unexpected or of a different shape. The message names
-            up to three of each and the likely cause.
+            up to three of each and the likely cause. Also if weights are not floating-point, contain
+            NaN or infinity, or are meta, sparse, quantised, nested or complex tensors.
+
+    .. versionchanged:: 0.3.0
+        Dtypes and values are checked, too.
     """
     missing = sorted(wanted.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - wanted.keys())
@@ -108,6 +117,17 @@ def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> No
     if problems:
         cause = _likely_cause([*missing, *unexpected], misshapen)
         raise CheckpointError(f"The weights do not fit the model: {'; '.join(problems)}. {cause}")
+    unusable = unsupported_values(wanted, tensors)
+    if unusable:
+        more = f", and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+        remedy = (
+            "The training probably diverged; use an earlier checkpoint."
+            if "NaN" in unusable[0]
+            else "Save the weights as dense floating-point tensors."
+        )
+        raise CheckpointError(
+            f"The weights are unusable: {'; '.join(unusable[:3])}{more}. {remedy}"
+        )
 
 
 def _likely_cause(missing_or_unexpected: list[str], misshapen: list[str]) -> str:

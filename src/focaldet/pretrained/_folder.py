@@ -23,6 +23,7 @@ __all__ = ["load_folder", "save_checkpoint"]
 
 _CONFIG = "config.json"
 _SAFE, _TORCH = "model.safetensors", "model.pth"
+_MAX_CONFIG_SIZE = 1 << 24  # bytes
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
@@ -106,11 +107,18 @@ def _models_within(folder: Path) -> str:
 
 
 def _read_config(path: Path) -> RetinaNetConfig:
+    size = path.stat().st_size
+    if size > _MAX_CONFIG_SIZE:
+        raise CheckpointError(
+            f"Cannot read {str(path)!r}: it has {size} bytes, so it is no config."
+        )
     try:
         return RetinaNetConfig.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(
             f"Cannot read {str(path)!r}: it is not UTF-8 text ({error})."
         ) from error
-    except ValueError as error:
+    except RecursionError as error:
+        raise CheckpointError(f"Cannot read {str(path)!r}: it is nested too deeply.") from error
+    except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"Cannot read {str(path)!r}. {error}") from error

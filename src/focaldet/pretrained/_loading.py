@@ -65,7 +65,7 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
             f"Cannot load {str(path)!r}: it looks like a RetinaNet of {family.NAME}, but has no tensor "
             f"for focaldet's {error}."
         ) from error
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, RuntimeError, TypeError, ArithmeticError) as error:
         raise CheckpointError(
             f"Cannot load {str(path)!r}: it has the keys of a RetinaNet of {family.NAME}, but not its "
             "shapes."

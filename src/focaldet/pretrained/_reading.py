@@ -17,8 +17,15 @@ import torch
 from focaldet._checks import existing_file, shortened
 from focaldet._extras import import_extra
 from focaldet.errors import CheckpointError
+from focaldet.pretrained._budget import (
+    check_archive_size,
+    check_contents,
+    check_pickle,
+    check_tensor_sizes,
+)
 from focaldet.pretrained._checkpoint import CheckpointFile
 from focaldet.pretrained._state_dict import find_state_dict
+from focaldet.pretrained._tensor_values import unsupported_kind
 from focaldet.pretrained._unpickling import UnsafePickleError, unpickle_arrays
 
 if TYPE_CHECKING:
@@ -28,8 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["read_checkpoint", "read_tensors"]
-
-_MAX_MEMBER_SIZE = 2**33  # bytes; the largest published RetinaNet has less than a sixteenth of it
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -60,7 +65,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
     """
     path = existing_file("path", path)
     if path.suffix.lower() == ".safetensors":
-        return CheckpointFile(_read_safetensors(path), {}, path.name)
+        return _checked(CheckpointFile(_read_safetensors(path), {}, path.name), path)
     try:
         contents = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
     except UnsafePickleError as error:
@@ -83,9 +88,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
         raise CheckpointError(
             f"{str(path)!r} contains no state dict, but {_describe(contents)}. {_SAVE_STATE_DICT}"
         )
-    return CheckpointFile(*found, path.name)
+    return _checked(CheckpointFile(*found, path.name), path)
 
 
+def _checked(file: CheckpointFile, path: Path) -> CheckpointFile:
+    """Return the contents of a file, if all its tensors hold plain numbers, and not far too many."""
+    for key, tensor in file.tensors.items():
+        kind = unsupported_kind(tensor)
+        if kind:
+            raise CheckpointError(
+                f"Cannot read {str(path)!r}: {shortened(key)} is {kind}. {_SAVE_PLAIN_TENSORS}"
+            )
+    try:
+        check_tensor_sizes(file.tensors.values(), path.stat().st_size)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return file
+
+
+_SAVE_PLAIN_TENSORS = "Save dense tensors with values, such as those of model.cpu().state_dict()."
 _SAVE_STATE_DICT = "Save the state dict alone: torch.save(model.state_dict(), path)."
 _IMPORTED = re.compile(r"GLOBAL ([\w.]*\w)")  # in torch's message
 _OPERAND = re.compile(r"Unsupported operand \d+")  # in torch's message, too
@@ -106,29 +127,56 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):
-        return _load(path)
-    with zipfile.ZipFile(path) as archive:
-        members = _checked_members(archive)
-        if any(PurePosixPath(name).name == "data.pkl" for name in members):
-            return _load(path)  # an archive that torch.save wrote
-        inner = [name for name in members if name.endswith((".pth", ".pt"))]
-        if len(inner) != 1:
-            raise ValueError(f"a zip archive with {len(inner)} .pth or .pt files instead of one")
-        return _load(io.BytesIO(archive.read(inner[0])))
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            return _load(file, size)
+        with zipfile.ZipFile(file) as archive:
+            members = _checked_members(archive, size)
+            if any(PurePosixPath(name).name == "data.pkl" for name in members):
+                return _load(file, size)  # an archive that torch.save wrote
+            inner = [name for name in members if name.endswith((".pth", ".pt"))]
+            if len(inner) != 1:
+                raise ValueError(
+                    f"a zip archive with {len(inner)} .pth or .pt files instead of one"
+                )
+            data = archive.read(inner[0])
+        return _load(io.BytesIO(data), len(data))
 
 
-def _checked_members(archive: zipfile.ZipFile) -> list[str]:
-    names = archive.namelist()
-    for info in archive.infolist():
+def _checked_members(archive: zipfile.ZipFile, size: int) -> list[str]:
+    members = archive.infolist()
+    check_archive_size(members, size)
+    for info in members:
         name = info.filename
         odd = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
-        if odd or names.count(name) > 1 or info.flag_bits & 1 or info.file_size > _MAX_MEMBER_SIZE:
+        if odd or info.flag_bits & 1:
             raise ValueError(f"a zip archive with an unsafe member {name!r}")
-    return names
+    return [info.filename for info in members]
 
 
-def _load(file: str | os.PathLike[str] | IO[bytes]) -> Any:
+def _load(file: IO[bytes], size: int) -> Any:
+    """Load a file that torch.save wrote, after adding up what its pickles would cost."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for name in _checked_members(archive, size):
+                if PurePosixPath(name).name == "data.pkl":
+                    data = archive.read(name)
+                    check_pickle(io.BytesIO(data), len(data), strict=False)
+    else:
+        file.seek(0)
+        for _ in range(_PICKLES_BEFORE_STORAGES):
+            check_pickle(file, size, strict=False)
+    file.seek(0)
+    contents = _load_unchecked(file)
+    check_contents(contents, size)
+    return contents
+
+
+_PICKLES_BEFORE_STORAGES = 5  # in torch's format before version 1.6
+
+
+def _load_unchecked(file: IO[bytes]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about pickles that others wrote
         return torch.load(file, map_location="cpu", weights_only=True)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from focaldet._checks import shortened
+from focaldet.pretrained._budget import check_contents, check_pickle
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,6 +35,8 @@ _DTYPES: dict[str, torch.dtype] = {
     "f4": torch.float32,
     "f8": torch.float64,
 }
+_MAX_DIMENSIONS = 64
+_MAX_LENGTH = 2**48
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
 _NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 
@@ -51,10 +56,13 @@ def unpickle_arrays(data: bytes) -> Any:
 
     Raises:
         UnsafePickleError: If it asks for anything else.
-        pickle.UnpicklingError: If it is damaged.
+        pickle.UnpicklingError: If it is damaged, or far more expensive than its length justifies.
     """
     try:
-        return _with_tensors(_Unpickler(data).load())
+        check_pickle(io.BytesIO(data), len(data), strict=True)
+        contents = _Unpickler(data).load()
+        check_contents(contents, len(data))
+        return _with_tensors(contents, {})
     except _BROKEN as error:
         raise pickle.UnpicklingError(str(error) or type(error).__name__) from error
 
@@ -98,6 +106,7 @@ class _Array:
             shape, dtype, fortran, data = self.parts
             code, order = dtype.code, dtype.order
             data = data.encode("latin1") if isinstance(data, str) else data
+            shape = _checked_shape(shape)
             count = math.prod(shape)
         except (TypeError, ValueError, AttributeError) as error:
             raise pickle.UnpicklingError(f"an array that is not numeric: {error}") from error
@@ -122,6 +131,24 @@ class _Array:
         return values.view(tuple(shape))
 
 
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    """Return a shape, if it is one that a tensor can have; a product of huge numbers would take long."""
+    lengths: tuple[Any, ...] = tuple(shape)
+    if len(lengths) > _MAX_DIMENSIONS:
+        raise ValueError(f"it has {len(lengths)} dimensions")
+    if not all(type(length) is int and -_MAX_LENGTH < length < _MAX_LENGTH for length in lengths):
+        raise ValueError("its shape is not made of lengths")
+    return lengths
+
+
+def _text(value: Any) -> str:
+    """Return a text, decoding it first if necessary. The text of a nested list could have any length."""
+    text = value.decode("latin1") if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        raise TypeError(f"a {type(text).__name__} in place of a text")
+    return text
+
+
 def _stand_ins() -> dict[tuple[str, str], Any]:
     class Array(_Array):
         def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -130,13 +157,12 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
 
     class DType:
         def __init__(self, code: Any = "", *_: Any) -> None:
-            text = code.decode("latin1") if isinstance(code, bytes) else str(code)
+            text = _text(code)
             self.code = text.lstrip("<>=|")
             self.order = text[:1]
 
         def __setstate__(self, state: tuple[Any, ...]) -> None:
-            order = state[1]
-            self.order = order.decode("latin1") if isinstance(order, bytes) else order
+            self.order = _text(state[1])
 
     def reconstruct(*_: Any) -> Array:
         return Array()
@@ -152,9 +178,9 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
         return array
 
     def encode(text: str, encoding: str = "latin1") -> bytes:  # how protocol 2 stores bytes
-        if encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(f"_codecs.encode to {encoding!r}")
-        return text.encode("latin1")
+        if _text(encoding) not in ("latin1", "latin-1"):
+            raise UnsafePickleError(f"_codecs.encode to {shortened(encoding)}")
+        return _text(text).encode("latin1")
 
     def no_bytes() -> bytes:  # how protocol 2 stores empty bytes
         return b""
@@ -172,10 +198,14 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
     return known
 
 
-def _with_tensors(content: Any) -> Any:
-    """Convert the arrays in a dictionary and in the dictionaries within it."""
-    if isinstance(content, _Array):
-        return content.to_tensor()
-    if isinstance(content, dict):
-        return {key: _with_tensors(value) for key, value in content.items()}
-    return content
+def _with_tensors(content: Any, converted: dict[int, Any]) -> Any:
+    """Convert the arrays in a dictionary and in the dictionaries within it, each of them once."""
+    if not isinstance(content, _Array | dict):
+        return content
+    if id(content) not in converted:
+        converted[id(content)] = (
+            content.to_tensor()
+            if isinstance(content, _Array)
+            else {key: _with_tensors(value, converted) for key, value in content.items()}
+        )
+    return converted[id(content)]
