@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import random
 import signal
 import traceback
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from focaldet._checks import check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
@@ -21,7 +23,7 @@ from focaldet.errors import TrainingError
 from focaldet.structures import check_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["DetectionDataModule"]
 
@@ -97,6 +99,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self.seed = seed
         self._position: dict[str, int] | None = None
         self._train_loader: _Loader | None = None
+        self._loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; after resuming, the rest of the checkpoint's epoch first."""
@@ -121,6 +124,17 @@ class DetectionDataModule(pl.LightningDataModule):
         """Restore the position in the training data."""
         self._position = state_dict or None
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Shut down the workers of all loaders; the exception would keep them running."""
+        del exception
+        self.teardown()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Shut down the workers of all loaders."""
+        del stage
+        for loader in tuple(self._loaders):
+            loader.shut_down_workers()
+
     def _loader(self, data: DetectionDataset, *, shuffle: bool) -> _Loader:
         trainer = self.trainer
         batches = AspectRatioBatchSampler(
@@ -131,7 +145,7 @@ class DetectionDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             num_replicas=trainer.world_size if trainer else 1,
         )
-        return _Loader(
+        loader = _Loader(
             _Seeded(data, self.seed),
             batch_sampler=_Batches(batches),
             collate_fn=_collate,
@@ -140,6 +154,8 @@ class DetectionDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise the global random state would advance
         )
+        self._loaders.add(loader)
+        return loader
 
 
 class _Epochs(Protocol):
@@ -178,21 +194,41 @@ class _Batches(Sampler[list[_Key]]):
 
 
 class _Loader(DataLoader[Any]):
-    """A data loader whose position Lightning saves in checkpoints, through its state dict."""
+    """A data loader whose position Lightning saves in checkpoints, through its state dict.
+
+    It also shuts down its workers as soon as an iteration ends in any way. torch does so only when its
+    iterator is deleted, but the traceback of an error can keep the iterator alive until Python exits.
+    Python then sends SIGTERM to the workers, which outlast it, and waits for them.
+    """
 
     batch_sampler: _Batches
     given = 0  # batches of this epoch that have been returned
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
         batches = super().__iter__()
-        while (batch := self._next(batches)) is not None:
-            if isinstance(batch, _Failure):
-                error = TrainingError(batch.message)
-                error.add_note(batch.trace)
-                raise error
-            self.given += 1
-            yield batch
+        if self.num_workers:
+            self._iterators.add(batches)
+            _RUNNING.add(batches)
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, _Failure):
+                    error = TrainingError(batch.message)
+                    error.add_note(batch.trace)
+                    raise error
+                self.given += 1
+                yield batch
+        finally:
+            if self.num_workers:
+                _shut_down_workers([batches])
+
+    def shut_down_workers(self) -> None:
+        """Shut down the workers of iterations that have not ended."""
+        _shut_down_workers(self._iterators)
 
     @staticmethod
     def _next(batches: Iterator[Any]) -> Any:
@@ -249,6 +285,22 @@ def _collate(items: list[Any]) -> Any:
         if isinstance(item, _Failure):
             return item
     return collate(items)
+
+
+def _shut_down_workers(iterators: Iterable[Any]) -> None:
+    """Shut down the workers of torch's iterators, for which torch has no public function."""
+    if get_worker_info() is not None:  # a forked worker has inherited the iterators of its parent
+        return
+    for iterator in tuple(iterators):
+        iterator._shutdown_workers()  # noqa: SLF001
+        for worker in iterator._workers:  # noqa: SLF001 - those that were busy for longer than torch waits
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators that have workers
+atexit.register(_shut_down_workers, _RUNNING)
 
 
 def _outlast_signals(worker: int) -> None:
