@@ -97,9 +97,9 @@ def main(data: Path) -> None:
         )
     except TrainingError as error:
         kept.append(error)
-        print(error)
+        sys.stdout.write(f"{error}\n")
     globals()["kept"] = kept
-    print(time.time())
+    sys.stdout.write(f"{time.time()}\n")
 
 
 if __name__ == "__main__":
