@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from focaldet._atomic import atomic_write
 from focaldet._checks import check_range
+from focaldet.errors import TrainingError
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
 from focaldet.training._logging import LOG
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
     import os
     from types import FrameType
 
-__all__ = ["AtomicCheckpointIO", "BestModel", "LastCheckpoint", "weights_to_save"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestModel",
+    "LastCheckpoint",
+    "read_checkpoint",
+    "weights_to_save",
+]
 
+_REQUIRED = {"epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers"}
 _ASK_EVERY = 10  # batches; in distributed training, ranks ask each other only so often about a stop
 
 
@@ -50,6 +58,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as temporary:
             torch.save(checkpoint, temporary)
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read the state of a run, to which nothing but tensors and plain values belongs.
+
+    Args:
+        path: Path of the checkpoint.
+        mmap: Whether to read tensors only when they are used.
+
+    Raises:
+        TrainingError: If the file is damaged or not a checkpoint. torch's own error is hidden,
+            because it would suggest to load the file without protection against malicious code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        complete = state.keys() >= _REQUIRED and type(state["global_step"]) is int
+    except (PermissionError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - damaged pickles raise almost anything
+        complete = False
+    if not complete:
+        raise TrainingError(
+            f"Cannot resume from {str(path)!r}: it is damaged or not a checkpoint. Start a new run in "
+            "another folder."
+        )
+    return cast("dict[str, Any]", state)
 
 
 class LastCheckpoint(Checkpoint):
