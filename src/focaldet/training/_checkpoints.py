@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,14 +22,14 @@ from focaldet.pretrained import save_checkpoint
 from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Iterator
     from types import FrameType
 
 __all__ = [
     "AtomicCheckpointIO",
     "BestModel",
     "LastCheckpoint",
-    "read_checkpoint",
+    "check_checkpoint",
     "weights_to_save",
 ]
 
@@ -59,31 +61,49 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(target) as temporary:
             torch.save(checkpoint, temporary)
 
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
 
-def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read the state of a run, to which nothing but tensors and plain values belongs.
+        Raises:
+            FileNotFoundError: If it does not exist.
+            TrainingError: If it is damaged.
+        """
+        with _explain_damage(path):
+            return super().load_checkpoint(Path(path), *args, **kwargs)
 
-    Args:
-        path: Path of the checkpoint.
-        mmap: Whether to read tensors only when they are used.
 
-    Raises:
-        TrainingError: If the file is damaged or not a checkpoint. torch's own error is hidden,
-            because it would suggest to load the file without protection against malicious code.
+@contextlib.contextmanager
+def _explain_damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise :class:`TrainingError` for anything that torch raises on reading a damaged file.
+
+    torch's own error is hidden, because it suggests to load the file without protection against
+    malicious code.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        complete = state.keys() >= _REQUIRED and type(state["global_step"]) is int
-    except (PermissionError, MemoryError):
+        yield
+    except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - damaged pickles raise almost anything
-        complete = False
-    if not complete:
         raise TrainingError(
-            f"Cannot resume from {str(path)!r}: it is damaged or not a checkpoint. Start a new run in "
-            "another folder."
-        )
-    return cast("dict[str, Any]", state)
+            f"Cannot resume from {os.fspath(path)!r}: it is damaged or not a checkpoint of tensors and "
+            "plain values. Start a new run in another folder."
+        ) from None
+
+
+def check_checkpoint(path: Path) -> int:
+    """Return the number of updates that led to a checkpoint, without reading its tensors.
+
+    Raises:
+        TrainingError: If the file is damaged or not the checkpoint of a run.
+    """
+    with _explain_damage(path):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        missing = _REQUIRED - state.keys()
+        if missing or type(state["global_step"]) is not int:
+            raise ValueError(path)
+        return int(state["global_step"])
 
 
 class LastCheckpoint(Checkpoint):

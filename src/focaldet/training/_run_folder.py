@@ -18,7 +18,7 @@ from focaldet._atomic import atomic_write_text, is_leftover
 from focaldet._checks import shortened
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import TrainingError
-from focaldet.training._checkpoints import read_checkpoint
+from focaldet.training._checkpoints import check_checkpoint
 from focaldet.training._lock import LOCK_NAME
 from focaldet.training._logging import LOG, log_on_rank_zero
 
@@ -208,6 +208,6 @@ def step_of_checkpoint(last: Path) -> int | None:
     if not last.is_file():
         log_on_rank_zero(f"No checkpoint at {str(last)!r}; starting a new run.")
         return None
-    step = int(read_checkpoint(last, mmap=True)["global_step"])
+    step = check_checkpoint(last)
     log_on_rank_zero(f"Resuming from {str(last)!r} after update {step}.")
     return step

@@ -110,6 +110,7 @@ def train(
         val_data,
         batch_size=options.batch_size,
         workers=options.workers,
+        on_error=options.on_error,
         seed=options.seed,
     )
     with (
