@@ -266,6 +266,6 @@ def test_data_without_objects_raises_before_anything_is_written(
     bad = DetectionDataset(table)
     assert (bad.num_objects, good.num_objects) == (0, len(good.table.boxes))
     for name, parts in (("train_data", (bad, None)), ("val_data", (good, bad))):
-        with pytest.raises(ValueError, match=f"{name} contains no objects: it has {message}"):
+        with pytest.raises(ValueError, match=f"{name} contains no objects: .*{message}"):
             train(tiny_detector(), *parts, folder=tmp_path / "run", options=tiny_options())
     assert not (tmp_path / "run").exists()
