@@ -24,7 +24,6 @@ add("--start", metavar="MODEL", help="detector to start from (default: an ImageN
 add("--backbone-weights", type=Path, metavar="FILE", help="MobileNetV2 weights (default: download)")
 add("--epochs", type=int, default=24, metavar="N", help="passes over the data (default: 24)")
 add("--size", type=int, default=480, help="short side in pixels, without --start (default: 480)")
-add("--on-error", default="raise", help="'skip' continues without unreadable images")
 add("--output", default="finetuned", metavar="RUN", help="run folder (default: finetuned)")
 
 
@@ -54,7 +53,7 @@ if __name__ == "__main__":
         scales = [round(model.config.min_size * part) for part in (0.8, 0.9, 1)]
         transform = train_transform(min_sizes=scales, max_size=model.config.max_size)
         recipe = TrainingOptions(epochs=args.epochs, batch_size=4, optimizer="adamw", lr=lr,
-            schedule="cosine", clip_norm=10, ema_decay=0.99, on_error=args.on_error)  # fmt: skip
+            schedule="cosine", clip_norm=10, ema_decay=0.99)  # fmt: skip
         train(model, DetectionDataset(table, transform), val, folder=args.output, options=recipe)
     except (TrainingError, OSError, ValueError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")
