@@ -61,6 +61,9 @@ def parse() -> argparse.Namespace:
     add("--workers", type=int, default=workers, metavar="N",
         help=f"processes per GPU that read images (default: {workers}, the number of CPU cores up to "
         "4)")  # fmt: skip
+    add("--on-error", default="raise", choices=["raise", "skip"],
+        help="'skip' continues without image files that are missing or unreadable, up to 1 %% of them "
+        "(default: raise)")  # fmt: skip
 
     add = parser.add_argument_group("model").add_argument
     add("--backbone", default="resnet50", choices=sorted(BACKBONES), metavar="NAME",
@@ -224,6 +227,7 @@ def main() -> None:
                 devices=options.devices or "auto",
                 nodes=options.nodes,
                 workers=options.workers,
+                on_error=options.on_error,
                 seed=options.seed,
                 checkpoint_every=options.checkpoint_every,
             ),

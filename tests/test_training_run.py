@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import logging
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import SafetensorError
 
 from focaldet import RetinaNet
 from focaldet.training import RetinaNetModule, TrainingError, draw_curves, train
 from focaldet.training._metrics_file import read_metrics
 from tests.helpers import tiny_training
 from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, write_data
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -221,25 +225,78 @@ def test_nonfinite_weights_are_detected_and_never_saved(
     assert not last.exists()
 
 
+def fill_disk(error: Exception) -> Any:
+    """Return a function that writes part of a file and then fails."""
+
+    def write(_: Any, path: Any, **__: Any) -> None:
+        Path(path).write_bytes(b"part")
+        raise error
+
+    return write
+
+
+FULL_DISK_ERRORS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL_DISK_ERRORS, ids=["disk", "quota", "torch", "safetensors"])
 def test_a_full_disk_leaves_the_last_checkpoint_complete(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    tiny_training.run(data, tmp_path / "run", epochs=1)
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    folder = tmp_path / "run"
+    tiny_training.run(data, folder, epochs=1)
+    last = folder / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    save = torch.save
-
-    def full(_: Any, path: Any) -> None:
-        save({"part": torch.zeros(3)}, path)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match="No space left in .*last.ckpt', which is complete"):
-        tiny_training.run(data, tmp_path / "run", resume=True)
+    monkeypatch.setattr(torch, "save", fill_disk(error))
+    with pytest.raises(TrainingError, match="No space left in .*run'.*last.ckpt', which is comp"):
+        tiny_training.run(data, folder, resume=True)
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
     with pytest.raises(TrainingError, match="No space left.*no checkpoint had been written"):
         tiny_training.run(data, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        pytest.param(safetensors.torch, "save_file", id="best"),
+        pytest.param(Image.Image, "save", id="pictures"),
+        pytest.param(csv.DictWriter, "writerows", id="metrics"),
+        pytest.param(Figure, "savefig", id="curves"),
+    ],
+)
+def test_a_full_disk_is_recognised_wherever_it_is_met(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
+) -> None:
+    error = FULL_DISK_ERRORS[-1] if name == "save_file" else FULL_DISK_ERRORS[0]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(target, name, fail)
+    with pytest.raises(TrainingError, match=r"No space left in .*run'\. Free some space"):
+        tiny_training.run(data, tmp_path / "run", epochs=1, pictures=1)
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_run_on_a_disk_that_is_really_full(data: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    options = ["-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
+    if not mount or not unmount or subprocess.run([mount, *options], check=False).returncode:
+        pytest.skip("mounting a tmpfs requires Linux and root")
+    try:
+        with pytest.raises(TrainingError, match=r"No space left in .*disk/run'\. Free some space"):
+            tiny_training.run(data, disk / "run", checkpoint_every=1)
+        checkpoints = [path for path in disk.rglob("*") if path.name.endswith((".ckpt", ".part"))]
+        assert all(torch.load(path, weights_only=True) for path in checkpoints)
+    finally:
+        subprocess.run([unmount, "-l", str(disk)], check=True)
 
 
 def test_a_missing_image_in_mid_epoch_is_named(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["atomic_write", "atomic_write_text"]
+__all__ = ["atomic_write", "atomic_write_text", "is_leftover"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 
 
 @contextlib.contextmanager
@@ -34,3 +37,13 @@ def atomic_write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, with a final newline, in one atomic step."""
     with atomic_write(target) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a path is named like a temporary file, which a killed process leaves behind.
+
+    >>> from pathlib import Path
+    >>> is_leftover(Path("run/.last.ckpt.0123456789abcdef.part"))
+    True
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None

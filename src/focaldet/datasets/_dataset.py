@@ -50,6 +50,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         class_names: Names of the labels.
         category_ids: Category ids of the labels in the annotation files.
         num_classes: Number of labels.
+        num_objects: Number of objects in the targets, without crowds and dropped boxes.
         image_ids: ``[I]``, the id of each image.
         sizes: ``[I, 2]``, ``(height, width)`` of each image. Sizes that the annotations lack are read
             from the headers of the images when the dataset is created.
@@ -97,6 +98,14 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
     def num_classes(self) -> int:
         """Number of labels."""
         return len(self.table.class_names)
+
+    @property
+    def num_objects(self) -> int:
+        """Number of objects in the targets, without crowds and dropped boxes.
+
+        .. versionadded:: 0.3.0
+        """
+        return int(np.count_nonzero(self._used))
 
     @property
     def image_ids(self) -> npt.NDArray[np.int64]:

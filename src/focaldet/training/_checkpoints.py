@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from pathlib import Path
@@ -14,16 +16,24 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from focaldet._atomic import atomic_write
 from focaldet._checks import check_range
+from focaldet.errors import TrainingError
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
 from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["AtomicCheckpointIO", "BestModel", "LastCheckpoint", "weights_to_save"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestModel",
+    "LastCheckpoint",
+    "check_checkpoint",
+    "weights_to_save",
+]
 
+_REQUIRED = {"epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers"}
 _ASK_EVERY = 10  # batches; in distributed training, ranks ask each other only so often about a stop
 
 
@@ -50,6 +60,50 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+            TrainingError: If it is damaged.
+        """
+        with _explain_damage(path):
+            return super().load_checkpoint(Path(path), *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _explain_damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise :class:`TrainingError` for anything that torch raises on reading a damaged file.
+
+    torch's own error is hidden, because it suggests to load the file without protection against
+    malicious code.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - damaged pickles raise almost anything
+        raise TrainingError(
+            f"Cannot resume from {os.fspath(path)!r}: it is damaged or not a checkpoint of tensors and "
+            "plain values. Start a new run in another folder."
+        ) from None
+
+
+def check_checkpoint(path: Path) -> int:
+    """Return the number of updates that led to a checkpoint, without reading its tensors.
+
+    Raises:
+        TrainingError: If the file is damaged or not the checkpoint of a run.
+    """
+    with _explain_damage(path):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        missing = _REQUIRED - state.keys()
+        if missing or type(state["global_step"]) is not int:
+            raise ValueError(path)
+        return int(state["global_step"])
 
 
 class LastCheckpoint(Checkpoint):

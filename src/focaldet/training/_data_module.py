@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import random
 import signal
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import weakref
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from focaldet._checks import check_image, check_range, shortened
+from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
-from focaldet.errors import TrainingError
+from focaldet.errors import TrainingError, UnreadableImageError
 from focaldet.structures import check_targets
+from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["DetectionDataModule"]
 
+_StandIn: TypeAlias = Literal["none", "other", "black"]
+
+_MAX_SKIPPED = 10  # images per dataset and rank, or the share below if that is more
+_MAX_SKIPPED_SHARE = 0.01
+_MAX_STAND_INS = 20  # images to try in place of one that cannot be read
 _GRACE_PERIOD = 300  # seconds that a worker keeps running after SIGTERM
 
 
@@ -36,10 +44,28 @@ class _Key(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """Error of an item, sent from the worker to the main process, which raises it."""
+    """Error of an item, sent from the worker to the main process, which raises or counts it."""
 
     message: str
     trace: str
+    item: int
+    unreadable: bool  # whether the image file is missing or unreadable
+
+
+class _Sample(NamedTuple):
+    """Image and target, and the failures of those that it stands in for."""
+
+    image: Tensor
+    target: dict[str, Any]
+    skipped: tuple[_Failure, ...] = ()
+
+
+class _Batch(NamedTuple):
+    """Images and targets of a batch, and the failures of those that were skipped."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Any]]
+    skipped: list[_Failure]
 
 
 class DetectionDataModule(pl.LightningDataModule):
@@ -54,6 +80,13 @@ class DetectionDataModule(pl.LightningDataModule):
     validation a few images are repeated if they don't divide evenly among the ranks; the evaluation
     counts them once.
 
+    With ``on_error="skip"``, image files that are missing or unreadable don't stop the run. Each is
+    logged once. In training, an image of the same orientation takes its place, which depends only on
+    the seed, the epoch and the image. In validation a black image takes its place, so that its objects
+    count as missed. If more than 1 % of the images of a dataset, and more than 10, cannot be read by
+    one rank, the run stops after all. Other errors, such as a size that differs from the annotated
+    size, always stop it.
+
     The ``Trainer`` needs ``use_distributed_sampler=False``.
 
     Args:
@@ -61,11 +94,15 @@ class DetectionDataModule(pl.LightningDataModule):
         val_data: Validation dataset, or None for no validation.
         batch_size: Images per batch on each rank.
         workers: Number of processes per rank that read images; 0 reads them in the main process.
+        on_error: "raise", or "skip" to continue without missing or unreadable image files.
         seed: Seed of the order of the images and of random transforms, at least 0.
 
+    .. versionadded:: 0.3.0
+        ``on_error``.
+
     Raises:
-        ValueError: If a number is out of range, a dataset is empty, or the two datasets have
-            different classes.
+        ValueError: If an option is out of range, a dataset has no images or no objects, or the two
+            datasets have different classes.
     """
 
     def __init__(
@@ -75,15 +112,19 @@ class DetectionDataModule(pl.LightningDataModule):
         *,
         batch_size: int = 16,
         workers: int = 2,
+        on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_range("batch_size", batch_size, 1)
         check_range("workers", workers, 0)
+        check_choice("on_error", on_error, ("raise", "skip"))
         check_range("seed", seed, 0)
         for name, data in (("train_data", train_data), ("val_data", val_data)):
             if data is not None and not len(data):
                 raise ValueError(f"{name} is empty; pass a dataset with at least one image.")
+            if data is not None:
+                _check_has_objects(name, data)
         if val_data is not None and val_data.class_names != train_data.class_names:
             raise ValueError(
                 "train_data and val_data must have the same classes in the same order. train_data "
@@ -94,9 +135,11 @@ class DetectionDataModule(pl.LightningDataModule):
         self.val_data = val_data
         self.batch_size = batch_size
         self.workers = workers
+        self.on_error = on_error
         self.seed = seed
         self._position: dict[str, int] | None = None
         self._train_loader: _Loader | None = None
+        self._loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; after resuming, the rest of the checkpoint's epoch first."""
@@ -121,6 +164,25 @@ class DetectionDataModule(pl.LightningDataModule):
         """Restore the position in the training data."""
         self._position = state_dict or None
 
+    @property
+    def num_skipped(self) -> int:
+        """Number of images that this rank has skipped in the last pass over each dataset.
+
+        .. versionadded:: 0.3.0
+        """
+        return sum(len(loader.skipped_in_pass) for loader in self._loaders)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Shut down the workers of all loaders; the exception would keep them running."""
+        del exception
+        self.teardown()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Shut down the workers of all loaders."""
+        del stage
+        for loader in tuple(self._loaders):
+            loader.shut_down_workers()
+
     def _loader(self, data: DetectionDataset, *, shuffle: bool) -> _Loader:
         trainer = self.trainer
         batches = AspectRatioBatchSampler(
@@ -131,8 +193,8 @@ class DetectionDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             num_replicas=trainer.world_size if trainer else 1,
         )
-        return _Loader(
-            _Seeded(data, self.seed),
+        loader = _Loader(
+            _Seeded(data, self.seed, stand_in=self._stand_in(shuffle=shuffle)),
             batch_sampler=_Batches(batches),
             collate_fn=_collate,
             worker_init_fn=_outlast_signals,
@@ -140,6 +202,33 @@ class DetectionDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise the global random state would advance
         )
+        self._loaders.add(loader)
+        return loader
+
+    def _stand_in(self, *, shuffle: bool) -> _StandIn:
+        if self.on_error == "raise":
+            return "none"
+        return "other" if shuffle else "black"
+
+
+def _check_has_objects(name: str, data: DetectionDataset) -> None:
+    """Raise if there is nothing to learn from, or to compute the AP from."""
+    if data.num_objects:
+        return
+    table = data.table
+    crowds = int(table.crowd.sum())
+    dropped = len(table.boxes) - crowds
+    counts = f"{len(data)} images from {str(table.source)!r}"
+    remedy = "Check that the annotation files were found and belong to these images."
+    if len(table.boxes):
+        counts += (
+            f" with {len(table.boxes)} boxes, of which {crowds} are crowds and {dropped} are not "
+            "finite or have no area inside their image"
+        )
+        remedy = "Correct the annotations."
+    if name == "val_data":
+        remedy += " val_data=None skips validation."
+    raise ValueError(f"{name} contains no objects: it has {counts}. {remedy}")
 
 
 class _Epochs(Protocol):
@@ -178,21 +267,61 @@ class _Batches(Sampler[list[_Key]]):
 
 
 class _Loader(DataLoader[Any]):
-    """A data loader whose position Lightning saves in checkpoints, through its state dict."""
+    """A data loader whose position Lightning saves in checkpoints, through its state dict.
+
+    It also shuts down its workers as soon as an iteration ends in any way. torch does so only when its
+    iterator is deleted, but the traceback of an error can keep the iterator alive until Python exits.
+    Python then sends SIGTERM to the workers, which outlast it, and waits for them.
+    """
 
     batch_sampler: _Batches
     given = 0  # batches of this epoch that have been returned
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.skipped_in_pass: set[int] = set()  # items
+        self._unreadable: set[int] = set()  # items of all passes
+
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
+        self.skipped_in_pass.clear()
         batches = super().__iter__()
-        while (batch := self._next(batches)) is not None:
-            if isinstance(batch, _Failure):
-                error = TrainingError(batch.message)
-                error.add_note(batch.trace)
-                raise error
-            self.given += 1
-            yield batch
+        if self.num_workers:
+            self._iterators.add(batches)
+            _RUNNING.add(batches)
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, _Failure):
+                    error = TrainingError(batch.message)
+                    error.add_note(batch.trace)
+                    raise error
+                for failure in batch.skipped:
+                    self._count(failure)
+                self.given += 1
+                yield batch.images, batch.targets
+        finally:
+            if self.num_workers:
+                _shut_down_workers([batches])
+
+    def shut_down_workers(self) -> None:
+        """Shut down the workers of iterations that have not ended."""
+        _shut_down_workers(self._iterators)
+
+    def _count(self, failure: _Failure) -> None:
+        """Count a skipped image; log it if it is new, and raise if there are too many."""
+        self.skipped_in_pass.add(failure.item)
+        if failure.item in self._unreadable:
+            return
+        self._unreadable.add(failure.item)
+        LOG.warning("Skipping an image: %s", failure.message)
+        total = len(self.dataset)  # type: ignore[arg-type]
+        if len(self._unreadable) > max(_MAX_SKIPPED, total * _MAX_SKIPPED_SHARE):
+            raise TrainingError(
+                f"{len(self._unreadable)} of {total} images cannot be read, more than on_error='skip' "
+                f"allows ({_MAX_SKIPPED_SHARE:.0%}, or {_MAX_SKIPPED} if that is more). The last is: "
+                f"{failure.message}"
+            )
 
     @staticmethod
     def _next(batches: Iterator[Any]) -> Any:
@@ -211,30 +340,70 @@ class _Loader(DataLoader[Any]):
 
 
 class _Seeded(Dataset[Any]):
-    """A dataset in which each item is read with its own random seed."""
+    """A dataset in which each item is read with its own random seed.
 
-    def __init__(self, data: DetectionDataset, seed: int) -> None:
+    Args:
+        data: Dataset to read from.
+        seed: Seed of all items.
+        stand_in: What takes the place of an image file that cannot be read: "other" image, a "black"
+            image without objects, or "none".
+    """
+
+    def __init__(self, data: DetectionDataset, seed: int, *, stand_in: _StandIn = "none") -> None:
         self.data = data
         self.seed = seed
+        self.stand_in = stand_in
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: _Key) -> tuple[Tensor, dict[str, Any]] | _Failure:
-        name = f"image {self.data.image_ids[key.item]}"
+    def __getitem__(self, key: _Key) -> _Sample | _Failure:
+        sample = self._read(key, key.item)
+        if isinstance(sample, _Sample) or not sample.unreadable or self.stand_in == "none":
+            return sample
+        if self.stand_in == "black":
+            height, width = self.data.sizes[key.item].tolist()
+            target = {
+                "boxes": torch.zeros(0, 4),
+                "labels": torch.zeros(0, dtype=torch.int64),
+                "image_id": int(self.data.image_ids[key.item]),
+            }
+            return _Sample(torch.zeros(3, height, width), target, (sample,))
+        failures = [sample]
+        for item in self._others(key):
+            sample = self._read(key, item)
+            if isinstance(sample, _Sample):
+                return sample._replace(skipped=tuple(failures))
+            if not sample.unreadable:
+                break
+            failures.append(sample)
+        return sample
+
+    def _others(self, key: _Key) -> list[int]:
+        """Return a few items of the same orientation, in an order that depends only on the key."""
+        upright = self.data.aspect_ratios > 1
+        similar = np.flatnonzero(upright == upright[key.item])
+        rng = np.random.default_rng((self.seed, key.epoch, key.item))
+        count = min(_MAX_STAND_INS, len(similar))
+        items: list[int] = rng.choice(similar, count, replace=False).tolist()
+        return [item for item in items if item != key.item]
+
+    def _read(self, key: _Key, item: int) -> _Sample | _Failure:
+        name = f"image {self.data.image_ids[item]}"
         with isolate_rng(include_cuda=False):
             _seed_everything((self.seed, key.epoch, key.item))
             target: Any
             try:
-                image, target = self.data[key.item]
+                image, target = self.data[item]
                 check_image(name, image, uint8=False, channels=None)
                 check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
             except (OSError, TypeError, ValueError) as error:
                 message = str(error)
                 if name not in message:
                     message = f"{name}: {message}"
-                return _Failure(message, traceback.format_exc())
-        return image, target
+                unreadable = isinstance(error, (OSError, UnreadableImageError))
+                return _Failure(message, traceback.format_exc(), item, unreadable)
+        return _Sample(image, target)
 
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:
@@ -244,11 +413,30 @@ def _seed_everything(numbers: tuple[int, ...]) -> None:
     np.random.seed(int(words[2]))  # noqa: NPY002 - third-party transforms may use it
 
 
-def _collate(items: list[Any]) -> Any:
+def _collate(items: list[_Sample | _Failure]) -> _Batch | _Failure:
+    samples = []
     for item in items:
         if isinstance(item, _Failure):
             return item
-    return collate(items)
+        samples.append(item)
+    images, targets = collate([(sample.image, sample.target) for sample in samples])
+    return _Batch(images, targets, [failure for sample in samples for failure in sample.skipped])
+
+
+def _shut_down_workers(iterators: Iterable[Any]) -> None:
+    """Shut down the workers of torch's iterators, for which torch has no public function."""
+    if get_worker_info() is not None:  # a forked worker has inherited the iterators of its parent
+        return
+    for iterator in tuple(iterators):
+        iterator._shutdown_workers()  # noqa: SLF001
+        for worker in iterator._workers:  # noqa: SLF001 - those that were busy for longer than torch waits
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators that have workers
+atexit.register(_shut_down_workers, _RUNNING)
 
 
 def _outlast_signals(worker: int) -> None:

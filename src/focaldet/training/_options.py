@@ -43,11 +43,16 @@ class TrainingOptions:
         devices: Number of devices per machine, or "auto" for all.
         nodes: Number of machines.
         workers: Number of processes per device that read images. 0 reads them between the steps.
+        on_error: "raise" stops the run at an image file that is missing or unreadable. "skip" logs it
+            once and trains on another image instead; see :class:`DetectionDataModule`.
         seed: Seed of everything that is random.
         checkpoint_every: Number of updates between checkpoints within an epoch. None saves only after
             each epoch.
         log_every: Number of updates between rows of ``metrics.csv``. Each epoch has at least one row.
         pictures: Number of validation images to draw after each epoch. 0 draws none.
+
+    .. versionadded:: 0.3.0
+        ``on_error``.
 
     Raises:
         ValueError: If an option is out of range or unknown.
@@ -72,6 +77,7 @@ class TrainingOptions:
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     workers: int = 2
+    on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0
     checkpoint_every: int | None = None
     log_every: int = 10
@@ -100,6 +106,7 @@ class TrainingOptions:
         else:
             check_range("devices", self.devices, 1)
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
+        check_choice("on_error", self.on_error, ("raise", "skip"))
         check_choice("schedule", self.schedule, ("step", "cosine", "constant"))
         precisions = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
         check_choice("precision", self.precision, precisions)

@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
+from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
 
 __all__ = ["ProgressLog", "on_terminal"]
@@ -70,6 +72,7 @@ class ProgressLog(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Log the results of the epoch."""
+        skipped = _skipped_images(trainer, module)
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
@@ -78,6 +81,8 @@ class ProgressLog(pl.Callback):
             for name, label in _SHOWN
             if name in metrics and not (module.stopping and name.startswith("val/"))
         ]
+        if skipped:
+            parts.append(f"{skipped} images skipped")
         seconds = time.monotonic() - self._epoch_start
         LOG.info(
             "Epoch %d/%s: %s, %.0f s",
@@ -86,3 +91,12 @@ class ProgressLog(pl.Callback):
             ", ".join(parts),
             seconds,
         )
+
+
+def _skipped_images(trainer: pl.Trainer, module: Any) -> int:
+    """Return how many images all ranks have skipped in this epoch."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DetectionDataModule) or data.on_error != "skip":
+        return 0
+    count = torch.tensor(float(data.num_skipped), device=module.device)
+    return int(trainer.strategy.reduce(count, reduce_op="sum"))

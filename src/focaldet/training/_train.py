@@ -23,6 +23,7 @@ from focaldet.training._curves import Curves
 from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._failures import explain_failures
 from focaldet.training._lightning_module import RetinaNetModule
+from focaldet.training._lock import locked_folder
 from focaldet.training._logging import LOG, hide_lightning_messages, show_log
 from focaldet.training._metrics_file import MetricsFile
 from focaldet.training._nonfinite import NonFiniteGuard
@@ -92,9 +93,10 @@ def train(
     Raises:
         FileExistsError: If the folder is not empty and not to be resumed.
         TrainingError: If the run has to stop because of a loss that is not finite, an image that
-            cannot be read, a full disk or a killed worker. The last checkpoint is complete.
-        ValueError: If the classes of the datasets and the model differ, or a run to be resumed has
-            trained a different model.
+            cannot be read, a full disk or a killed worker. The last checkpoint is complete. Also if
+            another run uses the folder, or the files of the run to be resumed are damaged.
+        ValueError: If the classes of the datasets and the model differ, a dataset has no objects, or a
+            run to be resumed has trained a different model or used a different optimiser.
         SystemExit: After SIGTERM or Ctrl-C, once the state has been saved.
     """
     options = options or TrainingOptions()
@@ -108,10 +110,17 @@ def train(
         val_data,
         batch_size=options.batch_size,
         workers=options.workers,
+        on_error=options.on_error,
         seed=options.seed,
     )
-    with show_log(), hide_lightning_messages(), explain_failures(folder, last):
-        prepare_folder(folder, model.current_config(), options, resume=resume)
+    with (
+        show_log(),
+        hide_lightning_messages(),
+        explain_failures(folder, last),
+        locked_folder(folder) as locked,
+    ):
+        parts = {"train": train_data, **({} if val_data is None else {"val": val_data})}
+        prepare_folder(folder, model.current_config(), options, parts, resume=resume, locked=locked)
         step = step_of_checkpoint(last) if resume else None
         metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
         best = BestModel(folder / "best")
