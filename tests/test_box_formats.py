@@ -48,7 +48,8 @@ GRID = AnchorGrid([ANCHORS], [(1, 12)])
 
 def stated(box_format: str, boxes: Tensor = BOXES) -> Tensor:
     boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=SIZE)
-    return v2.functional.convert_bounding_box_format(boxes, new_format=box_format)
+    converted: Tensor = v2.functional.convert_bounding_box_format(boxes, new_format=box_format)
+    return converted
 
 
 def detections(boxes: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def losses(boxes: Tensor) -> Tensor:
     torch.manual_seed(0)
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes)).long()}
     maps = [torch.randn(1, 1, 1, 12)], [torch.randn(1, 4, 1, 12)]
-    found = RetinaNetCriterion(Matcher(), BoxCoder())(*maps, [ANCHORS], [target])  # type: ignore[list-item]
+    found = RetinaNetCriterion(Matcher(), BoxCoder())(*maps, [ANCHORS], [target])
     return torch.stack(list(found.values()))
 
 

@@ -49,7 +49,7 @@ def check_range(
         condition = f"greater than {low}" if low_open else f"at least {low}"
     else:
         condition = f"in {'(' if low_open else '['}{low}, {high}]"
-    got = value if isinstance(value, float) else shortened(value)
+    got = shortened(value) if isinstance(value, int) else value
     raise ValueError(f"{name} must be {condition}, got {got}.")
 
 
@@ -122,8 +122,8 @@ def shortened(value: object, length: int = 200) -> str:
     """Return the ``repr`` of a value for a message, cut to ``length`` characters."""
     try:
         text = repr(value)
-    except ValueError:  # integers of more than 4,300 digits have no repr
-        text = f"a {type(value).__name__} that is too long to print"
+    except (ValueError, RecursionError):  # as for integers of more than 4,300 digits
+        text = f"a value of type {type(value).__name__} that is too long to print"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
