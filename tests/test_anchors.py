@@ -118,16 +118,22 @@ def test_plus_one_makes_anchors_a_pixel_larger() -> None:
 @pytest.mark.parametrize("name", ["sizes", "octave_scales", "aspect_ratios", "strides"])
 @pytest.mark.parametrize("mode", ["exact", "rounded", "torchvision"])
 def test_anchors_that_would_overflow_raise_an_error(name: str, mode: Any) -> None:
+    options: dict[str, Any] = {"offset": 0.0, "mode": mode}
     for value in (float("inf"), 1e300, 10**400):
         with pytest.raises(ValueError, match=rf"{name}\[0\].* 1000000000\]"):
-            AnchorGenerator(**{"offset": 0.0, "mode": mode, name: (value,)})
+            AnchorGenerator(**options, **{name: (value,)})
     with pytest.raises(TypeError, match=rf"{name}.*sequence.* 32"):
-        AnchorGenerator(**{name: 32})
+        AnchorGenerator(**options, **{name: 32})
     with pytest.raises(TypeError, match=rf"{name}\[0\].*number.*'32'"):
-        AnchorGenerator(**{name: ("32",)})
+        AnchorGenerator(**options, **{name: ("32",)})
 
 
 def test_the_largest_anchors_have_a_finite_area() -> None:
-    large = {"sizes": (1e9,), "octave_scales": (1e9,), "aspect_ratios": (1e9,), "strides": (1e9,)}
-    [anchors] = AnchorGenerator(**large)([(2, 2)])  # type: ignore[arg-type]
+    large: dict[str, Any] = {
+        "sizes": (1e9,),
+        "octave_scales": (1e9,),
+        "aspect_ratios": (1e9,),
+        "strides": (1e9,),
+    }
+    [anchors] = AnchorGenerator(**large)([(2, 2)])
     assert bool(box_area(anchors).isfinite().all())
