@@ -121,11 +121,11 @@ def test_anchors_that_would_overflow_raise_an_error(name: str, mode: Any) -> Non
     options: dict[str, Any] = {"offset": 0.0, "mode": mode}
     for value in (float("inf"), 1e300, 10**400):
         with pytest.raises(ValueError, match=rf"{name}\[0\].* 1000000000\]"):
-            AnchorGenerator(**options, **{name: (value,)})
+            AnchorGenerator(**(options | {name: (value,)}))
     with pytest.raises(TypeError, match=rf"{name}.*sequence.* 32"):
-        AnchorGenerator(**options, **{name: 32})
+        AnchorGenerator(**(options | {name: 32}))
     with pytest.raises(TypeError, match=rf"{name}\[0\].*number.*'32'"):
-        AnchorGenerator(**options, **{name: ("32",)})
+        AnchorGenerator(**(options | {name: ("32",)}))
 
 
 def test_the_largest_anchors_have_a_finite_area() -> None:
