@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from focaldet import AnchorGenerator
+from focaldet.boxes import box_area
 
 FEATURES = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
 
@@ -112,3 +113,27 @@ def test_plus_one_makes_anchors_a_pixel_larger() -> None:
         assert_close(b - a, torch.tensor([0.0, 0, 1, 1]).expand_as(a), rtol=0, atol=1e-3)
     assert "plus_one=True" in repr(larger)
     assert "plus_one" not in repr(exact)
+
+
+@pytest.mark.parametrize("name", ["sizes", "octave_scales", "aspect_ratios", "strides"])
+@pytest.mark.parametrize("mode", ["exact", "rounded", "torchvision"])
+def test_anchors_that_would_overflow_raise_an_error(name: str, mode: Any) -> None:
+    options: dict[str, Any] = {"offset": 0.0, "mode": mode}
+    for value in (float("inf"), 1e300, 10**400):
+        with pytest.raises(ValueError, match=rf"{name}\[0\].* 1000000000\]"):
+            AnchorGenerator(**(options | {name: (value,)}))
+    with pytest.raises(TypeError, match=rf"{name}.*sequence.* 32"):
+        AnchorGenerator(**(options | {name: 32}))
+    with pytest.raises(TypeError, match=rf"{name}\[0\].*number.*'32'"):
+        AnchorGenerator(**(options | {name: ("32",)}))
+
+
+def test_the_largest_anchors_have_a_finite_area() -> None:
+    large: dict[str, Any] = {
+        "sizes": (1e9,),
+        "octave_scales": (1e9,),
+        "aspect_ratios": (1e9,),
+        "strides": (1e9,),
+    }
+    [anchors] = AnchorGenerator(**large)([(2, 2)])
+    assert bool(box_area(anchors).isfinite().all())

@@ -40,6 +40,9 @@ def test_lists_become_tuples_so_that_configs_can_be_keys() -> None:
         ('{"format_version": 1, "num_classes": "3"}', "config.json: num_classes.*integer.*'3'"),
         ('{"format_version": 1, "num_classes": 1, "p6_from": "p4"}', "config.json: .*p6_from 'p4'"),
         ('{"format_version": 1, "num_classes": 1, "depth": 3}', "Unknown field in .*: 'depth'"),
+        ('{"format_version": 1, "num_classes": 1, "prior": NaN}', "config.json: prior.*nan"),
+        ('{"num_classes": ' + "9" * 5000 + "}", "config.json is not valid JSON.*4300 digits"),
+        ("[" * 100_000 + "]" * 100_000, "config.json is nested too deeply"),
     ],
 )
 def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> None:
@@ -57,6 +60,22 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         ({"num_classes": 2, "head_norm": "batch"}, "head_norm 'batch'.*'group' or None"),
         ({"num_classes": 2, "assigner": "simota"}, "assigner 'simota'.*'iou' or 'atss'"),
         ({"num_classes": 2, "classification_loss": "mse"}, "classification_loss 'mse'.*'focal'"),
+        ({"num_classes": 2, "fpn_channels": -1}, "fpn_channels.* -1"),
+        ({"num_classes": 2, "head_depth": 10**9}, "head_depth.* 64.* 1000000000"),
+        ({"num_classes": 2, "prior": 1.0}, "prior.* 1.0"),
+        ({"num_classes": 2, "focal_gamma": float("nan")}, "focal_gamma.* nan"),
+        ({"num_classes": 2, "focal_alpha": 1.5}, "focal_alpha.* 1.5"),
+        (
+            {"num_classes": 2, "anchor_sizes": (8, 16, 32, 64, float("inf"))},
+            r"anchor_sizes\[4\].* inf",
+        ),
+        ({"num_classes": 2, "anchor_sizes": (8, 16, 32, 64, 10**5000)}, r"anchor_sizes\[4\].*long"),
+        ({"num_classes": 2, "octave_scales": ()}, "octave_scales.* 1 to 100.* 0"),
+        ({"num_classes": 2, "box_weights": (1, 1)}, r"box_weights.* 4 .*\(1, 1\)"),
+        ({"num_classes": 2, "image_std": (1.0, 0.0, 1.0)}, r"image_std\[1\].* 0.0"),
+        ({"num_classes": 2, "max_size": 700}, r"max_size.* 800.* 700"),
+        ({"num_classes": 2, "negative_threshold": 0.6}, r"negative_threshold.* 0.5\].* 0.6"),
+        ({"num_classes": 2, "anchor_mode": "torchvision"}, r"anchor_offset=0.*anchor_offset=0.5"),
     ],
 )
 def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -73,13 +92,28 @@ def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> Non
         ({"prior": "low"}, "prior.*number.*'low'"),
         ({"antialias": 1}, "antialias.*True or False.*1"),
         ({"backbone": 50}, "backbone.*string.*50"),
-        ({"class_names": "cat"}, "class_names.*tuple.*'cat'"),
+        ({"class_names": "cat"}, r"class_names.*sequence.*'cat'.*\('cat',\)"),
+        ({"class_names": 3}, "class_names.*sequence.* 3"),
+        ({"class_names": ("cat", 3)}, r"class_names\[1\].*string.* 3"),
+        ({"focal_alpha": (0.25, 0.75)}, r"focal_alpha.*number.*\(0.25, 0.75\)"),
+        ({"anchor_sizes": 32}, "anchor_sizes.*list.* 32"),
         ({"image_mean": (0.5, None, 0.5)}, r"image_mean\[1\].*number.*None"),
     ],
 )
 def test_errors_name_fields_of_the_wrong_type(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         RetinaNetConfig(**{"num_classes": 2, **options})
+
+
+@pytest.mark.parametrize("preset", ["paper", "torchvision_v1", "torchvision_v2"])
+def test_a_single_string_is_not_taken_for_the_names_of_a_preset(preset: str) -> None:
+    with pytest.raises(TypeError, match=r"class_names.*'cat'.*\('cat',\)"):
+        getattr(RetinaNetConfig, preset)(3, "cat")
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped() -> None:
+    config = RetinaNetConfig(num_classes=2)
+    assert RetinaNetConfig.from_json("\ufeff" + config.to_json()) == config
 
 
 WRITTEN_BY_0_1 = """{

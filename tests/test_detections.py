@@ -115,6 +115,16 @@ def test_drawing_needs_the_image_of_the_detections(found: Detections) -> None:
         ({"labels": torch.zeros(2)}, TypeError, "labels must have dtype torch.int64.*float32"),
         ({"labels": torch.tensor([0, -1])}, ValueError, "labels.* -1"),
         ({"labels": torch.tensor([0, 3])}, ValueError, "labels contains 3.*0 to 1"),
+        ({"boxes": None}, TypeError, "boxes must be a tensor.*NoneType"),
+        ({"scores": None}, TypeError, "scores must be a tensor.*NoneType"),
+        ({"labels": [0, 1]}, TypeError, "labels must be a tensor.*list"),
+        ({"image_size": None}, TypeError, r"image_size.*\(height, width\).*None"),
+        ({"image_size": (5.5, 5)}, TypeError, r"image_size.*integers.*\(5.5, 5\)"),
+        ({"image_size": (3, 5, 5)}, TypeError, r"image_size.*two.*\(3, 5, 5\)"),
+        ({"class_names": "ab"}, TypeError, r"class_names.*'ab'.*one name as \('ab',\)"),
+        ({"class_names": 2}, TypeError, "class_names.*sequence.* 2"),
+        ({"class_names": ("a", None)}, TypeError, r"class_names\[1\].*string.*None"),
+        ({"source": 3}, TypeError, "source.*path.* 3"),
     ],
 )
 def test_errors_name_wrong_detections(

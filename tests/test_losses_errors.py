@@ -92,6 +92,25 @@ def test_integer_logits_raise(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", EVERY)
+def test_arrays_raise_and_name_the_conversion(loss: Any) -> None:
+    with pytest.raises(TypeError, match=r"logits.*tensor.*ndarray.*torch\.from_numpy"):
+        loss(X.numpy(), T)
+    with pytest.raises(TypeError, match=r"targets.*tensor.*ndarray.*torch\.from_numpy"):
+        loss(X, T.numpy())
+    with pytest.raises(TypeError, match=r"targets.*tensor.*list"):
+        loss(X, T.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("loss", EVERY)
+def test_wide_unsigned_targets_raise_and_name_the_conversion(loss: Any, dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"targets.*{dtype}.*\.long\(\)"):
+        loss(X, T.clamp(min=0).to(dtype))
+    with pytest.raises(TypeError, match=rf"targets.*{dtype}.*\.long\(\)"):
+        loss(BIG_X, BIG_T.to(dtype))
+
+
+@pytest.mark.parametrize("loss", EVERY)
 @pytest.mark.parametrize(
     ("x", "t"),
     [(X, T[:5]), (X, T.view(6, 1)), (X.view(6, 2, 2), T), (X, torch.zeros(6, 4).long())],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ import torch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
 
     from torch import Tensor
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_image",
     "check_integer",
+    "check_names",
     "check_range",
     "existing_file",
     "existing_folder",
@@ -33,17 +34,23 @@ def check_range(
 ) -> None:
     """Raise ``ValueError`` unless ``low <= value <= high`` (``low < value`` if ``low_open``).
 
+    A value that is not a number is a ``TypeError``.
+
     >>> check_range("gamma", -1.0, 0)
     Traceback (most recent call last):
     ValueError: gamma must be at least 0, got -1.0.
     """
-    if (value > low if low_open else value >= low) and value <= high:
-        return
+    try:
+        if (value > low if low_open else value >= low) and value <= high:
+            return
+    except TypeError:
+        raise TypeError(f"{name} must be a number, got {shortened(value)}.") from None
     if high == math.inf:
         condition = f"greater than {low}" if low_open else f"at least {low}"
     else:
         condition = f"in {'(' if low_open else '['}{low}, {high}]"
-    raise ValueError(f"{name} must be {condition}, got {value}.")
+    got = shortened(value) if isinstance(value, int) else value
+    raise ValueError(f"{name} must be {condition}, got {got}.")
 
 
 def check_integer(name: str, value: object) -> None:
@@ -72,6 +79,27 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     raise ValueError(f"Unknown {name} {shortened(value)}; choose {listed}.")
 
 
+def check_names(name: str, names: object) -> tuple[str, ...]:
+    """Return names as a tuple, or raise ``TypeError`` unless they are a sequence of strings.
+
+    >>> check_names("class_names", "cat")
+    Traceback (most recent call last):
+    TypeError: class_names must be a sequence of names, got 'cat'. Pass one name as ('cat',).
+    """
+    if isinstance(names, str):
+        got = shortened(names)
+        raise TypeError(
+            f"{name} must be a sequence of names, got {got}. Pass one name as ({got},)."
+        )
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{name} must be a sequence of names, got {shortened(names)}.")
+    names = tuple(names)
+    for i, entry in enumerate(names):
+        if not isinstance(entry, str):
+            raise TypeError(f"{name}[{i}] must be a string, got {shortened(entry)}.")
+    return names
+
+
 def existing_file(name: str, path: str | os.PathLike[str]) -> Path:
     """Return ``path``, or raise ``FileNotFoundError`` if it is not a file."""
     path = Path(path)
@@ -92,12 +120,17 @@ def existing_folder(name: str, path: str | os.PathLike[str]) -> Path:
 
 def shortened(value: object, length: int = 200) -> str:
     """Return the ``repr`` of a value for a message, cut to ``length`` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # as for integers of more than 4,300 digits
+        text = f"a value of type {type(value).__name__} that is too long to print"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def check_boxes(name: str, boxes: Tensor) -> None:
     """Raise unless ``boxes`` is a floating-point tensor of shape ``[N, 4]``."""
+    if not isinstance(boxes, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(boxes).__name__}.")
     if not boxes.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {boxes.dtype}.")
     if boxes.ndim != 2 or boxes.shape[-1] != 4:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from focaldet._checks import check_boxes
+from focaldet.boxes import as_xyxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ class AnchorGrid:
             )
         levels = []
         start = 0
+        anchors = [as_xyxy(level, f"anchors[{i}]") for i, level in enumerate(anchors)]
         for i, (level, (height, width)) in enumerate(zip(anchors, grid_sizes, strict=True)):
             check_boxes(f"anchors[{i}]", level)
             if height < 1 or width < 1:
@@ -72,7 +74,7 @@ class AnchorGrid:
                 )
             levels.append(_lay_out(level, height, width, start))
             start += len(level)
-        self.anchors = torch.cat(list(anchors))
+        self.anchors = torch.cat(anchors)
         self.grid_sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
         self.num_anchors = tuple(map(len, anchors))
         columns = [torch.cat(column) for column in zip(*levels, strict=True)]
@@ -104,7 +106,7 @@ class AnchorGrid:
         Args:
             boxes: ``[G, 4]``, xyxy.
         """
-        from_first_GN2 = _centres(boxes)[:, None] - _centres(self._corners_N4)
+        from_first_GN2 = _centres(as_xyxy(boxes))[:, None] - _centres(self._corners_N4)
         cells_GN2 = (from_first_GN2 / self._strides_N2).round_().nan_to_num_(nan=0.0)
         return self._index(_clamp(cells_GN2, self._sizes_N2 - 1))
 
@@ -122,7 +124,7 @@ class AnchorGrid:
             boxes: ``[G, 4]``, xyxy.
             iou_G: ``[G]`` in [0, 1], in the rounding of ``box_iou``.
         """
-        corners_N4 = self._corners_N4
+        boxes, corners_N4 = as_xyxy(boxes), self._corners_N4
         box_G4 = boxes.to(torch.promote_types(boxes.dtype, corners_N4.dtype))
         unit = torch.finfo(box_G4.dtype).eps
         slack_GN1 = self._slack_N1 + (16 * unit * box_G4.abs().amax(dim=1))[:, None, None]
@@ -147,7 +149,7 @@ class AnchorGrid:
         """
         infos = torch.finfo(boxes.dtype), torch.finfo(self.anchors.dtype)
         unit, tiny = max(info.eps for info in infos), max(info.tiny for info in infos)
-        size_G2 = (boxes[:, 2:] - boxes[:, :2]).to(slack_GN1.dtype)
+        size_G2 = boxes[:, 2:].to(slack_GN1.dtype) - boxes[:, :2].to(slack_GN1.dtype)
         area_G = size_G2.prod(dim=1)
         iou_G = iou_G * (1 - 64 * unit)
         iou_G = torch.where((iou_G > tiny) & (iou_G * area_G > tiny), iou_G, 0.0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from focaldet._checks import check_choice, check_range
+from focaldet._checks import check_choice, check_range, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnchorGenerator"]
 
+_LARGEST = 10**9  # so that areas do not overflow in float32
 _CACHED_BATCH_SIZES = 16  # sets of anchors in the cache; 3.2 MB each at 800x1344
 
 
@@ -25,7 +27,8 @@ class AnchorGenerator(nn.Module):
     """Generate anchors of several sizes and shapes for every cell of a feature pyramid.
 
     Args:
-        sizes: Side of the square anchor at octave scale 1, in pixels, one per level, each above 0.
+        sizes: Side of the square anchor at octave scale 1, in pixels, one per level, each above 0 and
+            at most 1e9, as are the next three.
         octave_scales: Factors on ``sizes``, the same at every level, each above 0.
         aspect_ratios: Height / width, each above 0. The area does not depend on it.
         strides: Distance between neighbouring cells in pixels, one per level, each above 0.
@@ -49,6 +52,7 @@ class AnchorGenerator(nn.Module):
     centre of the cell's receptive field; torchvision, Detectron2 and MMDetection use 0.
 
     Raises:
+        TypeError: If an argument is not a sequence of numbers.
         ValueError: If a number is out of range, or ``sizes`` and ``strides`` differ in length.
 
     References:
@@ -80,10 +84,12 @@ class AnchorGenerator(nn.Module):
             ("aspect_ratios", aspect_ratios),
             ("strides", strides),
         ):
+            if not isinstance(values, Iterable):
+                raise TypeError(f"{name} must be a sequence of numbers, got {shortened(values)}.")
             if not values:
                 raise ValueError(f"{name} is empty; pass at least one number.")
             for i, value in enumerate(values):
-                check_range(f"{name}[{i}]", value, 0, low_open=True)
+                check_range(f"{name}[{i}]", value, 0, _LARGEST, low_open=True)
         if len(sizes) != len(strides):
             raise ValueError(
                 f"sizes and strides must each have one number per level, got {len(sizes)} sizes and "

@@ -3,6 +3,9 @@
 Boxes are ``(x1, y1, x2, y2)`` in pixels, continuous and half-open: a box that covers only the first
 pixel is ``(0, 0, 1, 1)``, and the width of a box is ``x2 - x1`` (no "+1"). All functions are
 differentiable and accept any floating-point dtype.
+
+torchvision's ``tv_tensors.BoundingBoxes`` state their own format. All functions of focaldet that take
+boxes convert them by it with :func:`as_xyxy` and return plain tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "as_xyxy",
     "box_area",
     "box_iou",
     "clip_boxes",
@@ -30,6 +34,70 @@ __all__ = [
 ]
 
 
+def as_xyxy(boxes: Tensor, name: str = "boxes") -> Tensor:
+    """Return boxes as a plain xyxy tensor, converted if they state a different format.
+
+    Args:
+        boxes: ``[..., 4]``, xyxy, or ``tv_tensors.BoundingBoxes`` in the format XYXY, XYWH or CXCYWH.
+        name: What an error calls the boxes.
+
+    Returns:
+        ``[..., 4]``, xyxy. A plain tensor is returned as it is.
+
+    Raises:
+        TypeError: If boxes are not a tensor.
+        ValueError: If the last dimension is not 4, or the boxes are rotated.
+
+    .. versionadded:: 0.3.0
+
+    >>> from torchvision.tv_tensors import BoundingBoxes
+    >>> box = BoundingBoxes([[5, 5, 30, 30]], format="XYWH", canvas_size=(48, 64))
+    >>> as_xyxy(box)
+    tensor([[ 5,  5, 35, 35]])
+    """
+    return _to_xyxy(name, boxes, "XYXY")
+
+
+def _to_xyxy(name: str, boxes: Tensor, assumed: str) -> Tensor:
+    """Convert boxes by the format that they state, or by ``assumed`` if they are a plain tensor."""
+    if not isinstance(boxes, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(boxes).__name__}.")
+    box_format = getattr(boxes, "format", None)
+    if box_format is not None:
+        assumed = str(getattr(box_format, "value", box_format))
+        if assumed not in _FORMATS:
+            raise ValueError(
+                f"{name} has the format {assumed}, but only XYXY, XYWH and CXCYWH are supported. "
+                "Enclose rotated boxes in upright ones first."
+            )
+        boxes = boxes.as_subclass(torch.Tensor)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        wanted = "[N, 4]" if boxes.ndim == 2 else "[..., 4]"
+        raise ValueError(
+            f"{name} must have shape {wanted} ({_FORMATS[assumed]}), got {list(boxes.shape)}."
+        )
+    if assumed == "XYXY":
+        return boxes
+    if assumed == "XYWH":
+        return torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), dim=-1)
+    half = boxes[..., 2:] / 2
+    return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), dim=-1)
+
+
+_FORMATS = {
+    "XYXY": "x1, y1, x2, y2",
+    "XYWH": "x1, y1, width, height",
+    "CXCYWH": "centre x, centre y, width, height",
+}
+
+
+def _widened(boxes: Tensor) -> Tensor:
+    """Return boxes in a dtype that holds their areas: float32 at least, or int64."""
+    if not boxes.is_floating_point():
+        return boxes.long()
+    return boxes.float() if boxes.dtype.itemsize < 4 else boxes
+
+
 def box_area(boxes: Tensor) -> Tensor:
     """Compute the areas of boxes.
 
@@ -37,11 +105,20 @@ def box_area(boxes: Tensor) -> Tensor:
         boxes: ``[..., 4]``, xyxy.
 
     Returns:
-        ``[...]``, in squared pixels; negative where ``x2 < x1`` or ``y2 < y1`` (not both).
+        ``[...]``, in squared pixels; negative where ``x2 < x1`` or ``y2 < y1`` (not both). Areas of
+        half-precision boxes are float32, and those of integer boxes int64, because 256x256 pixels
+        already overflow float16.
+
+    .. versionchanged:: 0.3.0
+        Areas of half-precision and small integer boxes no longer overflow.
 
     >>> box_area(torch.tensor([[0.0, 0.0, 2.0, 3.0]]))
     tensor([6.])
     """
+    return _area(_widened(as_xyxy(boxes)))
+
+
+def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -53,7 +130,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: ``[M, 4]``, xyxy.
 
     Returns:
-        ``[N, M]`` in [0, 1]; 0 (not NaN) for two boxes without area.
+        ``[N, M]`` in [0, 1], in the dtype of the boxes but computed in float32 at least; 0 (not NaN)
+        for two boxes without area.
 
     Raises:
         ValueError: If a shape is not ``[N, 4]``.
@@ -62,6 +140,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
     tensor([[0.3333]])
     """
+    boxes1, boxes2 = as_xyxy(boxes1, "boxes1"), as_xyxy(boxes2, "boxes2")
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2)
     return paired_box_iou(boxes1[:, None], boxes2[None])
@@ -75,18 +154,23 @@ def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: ``[..., 4]``, xyxy, in a shape that broadcasts with that of ``boxes1``.
 
     Returns:
-        ``[...]`` in [0, 1]; 0 (not NaN) for two boxes without area.
+        ``[...]`` in [0, 1], in the dtype of the boxes but computed in float32 at least; 0 (not NaN)
+        for two boxes without area.
 
     >>> paired_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]))
     tensor(0.3333)
     """
+    boxes1, boxes2 = as_xyxy(boxes1, "boxes1"), as_xyxy(boxes2, "boxes2")
+    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
+    boxes1, boxes2 = _widened(boxes1), _widened(boxes2)
     left1, top1, right1, bottom1 = boxes1.unbind(-1)  # twice as fast as by corners
     left2, top2, right2, bottom2 = boxes2.unbind(-1)
     width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
     intersection = width * height
-    union = box_area(boxes1) + box_area(boxes2) - intersection
-    return torch.where(union > 0, intersection / union, 0.0)
+    union = _area(boxes1) + _area(boxes2) - intersection
+    iou = torch.where(union > 0, intersection / union, 0.0)
+    return iou.to(dtype) if dtype.is_floating_point else iou
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -99,8 +183,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
 
     Returns:
-        ``[N]`` in [-1, 1]. As in torchvision, 1e-7 is added to denominators, so that boxes without
-        area give finite values and gradients.
+        ``[N]`` in [-1, 1], in the dtype of the boxes but computed in float32 at least. As in
+        torchvision, 1e-7 is added to denominators, so that boxes without area give finite values and
+        gradients.
 
     Raises:
         ValueError: If shapes differ or are not ``[N, 4]``.
@@ -114,6 +199,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> generalized_box_iou(a, a + 1.0)  # no overlap; the enclosing box is half empty
     tensor([-0.5000])
     """
+    boxes1, boxes2 = as_xyxy(boxes1, "boxes1"), as_xyxy(boxes2, "boxes2")
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2)
     if boxes1.shape != boxes2.shape:
@@ -122,6 +208,8 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
             f"{list(boxes2.shape)}."
         )
     epsilon = 1e-7
+    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
+    boxes1, boxes2 = _widened(boxes1), _widened(boxes2)
     inner = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(
         boxes1[:, :2], boxes2[:, :2]
     )
@@ -130,8 +218,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     )
     intersection = inner.clamp(min=0).prod(-1)
     enclosing = outer.prod(-1)
-    union = box_area(boxes1) + box_area(boxes2) - intersection
-    return intersection / (union + epsilon) - (enclosing - union) / (enclosing + epsilon)
+    union = _area(boxes1) + _area(boxes2) - intersection
+    giou = intersection / (union + epsilon) - (enclosing - union) / (enclosing + epsilon)
+    return giou.to(dtype)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -148,7 +237,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     tensor([[0., 2., 8., 3.]])
     """
     height, width = size
-    x1, y1, x2, y2 = boxes.unbind(-1)
+    x1, y1, x2, y2 = as_xyxy(boxes).unbind(-1)
     return torch.stack(
         (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=-1
     )
@@ -169,7 +258,7 @@ def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, i
     tensor([[3., 2., 6., 4.]])
     """
     y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
-    x1, y1, x2, y2 = boxes.unbind(-1)
+    x1, y1, x2, y2 = as_xyxy(boxes).unbind(-1)
     return torch.stack((x1 * x, y1 * y, x2 * x, y2 * y), dim=-1)
 
 
@@ -179,7 +268,7 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     >>> xywh_to_xyxy(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     tensor([1., 2., 4., 6.])
     """
-    return torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), dim=-1)
+    return _to_xyxy("boxes", boxes, "XYWH")
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
@@ -188,6 +277,7 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     >>> xyxy_to_xywh(torch.tensor([1.0, 2.0, 4.0, 6.0]))
     tensor([1., 2., 3., 4.])
     """
+    boxes = as_xyxy(boxes)
     return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), dim=-1)
 
 
@@ -197,8 +287,7 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     >>> cxcywh_to_xyxy(torch.tensor([2.5, 4.0, 3.0, 4.0]))
     tensor([1., 2., 4., 6.])
     """
-    half = boxes[..., 2:] / 2
-    return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), dim=-1)
+    return _to_xyxy("boxes", boxes, "CXCYWH")
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -207,5 +296,6 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     >>> xyxy_to_cxcywh(torch.tensor([1.0, 2.0, 4.0, 6.0]))
     tensor([2.5000, 4.0000, 3.0000, 4.0000])
     """
+    boxes = as_xyxy(boxes)
     size = boxes[..., 2:] - boxes[..., :2]
     return torch.cat((boxes[..., :2] + size / 2, size), dim=-1)

@@ -16,11 +16,11 @@ from typing import (
     get_type_hints,
 )
 
-from focaldet._checks import check_choice, check_integer, check_range, shortened
+from focaldet._checks import check_choice, check_integer, check_names, check_range, shortened
 from focaldet.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["FORMAT_VERSION", "RetinaNetConfig"]
 
@@ -34,8 +34,9 @@ _NUM_LEVELS = 5  # P3..P7
 class RetinaNetConfig:
     """Architecture, losses, thresholds and preprocessing of a RetinaNet.
 
-    The defaults are the detector of the paper (ResNet-50, 800 pixels). Types, choices and lengths are
-    checked here; the parts check the ranges of their options when the model is built.
+    The defaults are the detector of the paper (ResNet-50, 800 pixels). Types, choices, lengths and
+    ranges are checked here. Some numbers have an upper limit that no detector needs, so that a damaged
+    file cannot ask for a model that fills the memory.
 
     Args:
         num_classes: Number of foreground classes; labels are ``0 .. num_classes - 1``.
@@ -95,12 +96,13 @@ class RetinaNetConfig:
 
     Raises:
         TypeError: If a value has the wrong type.
-        ValueError: If ``num_classes`` is below 1, a choice is unknown, there is not one name per
-            class, or there are not five ``anchor_sizes``.
+        ValueError: If a number is out of range, a choice is unknown, there is not one name per class,
+            there are not five ``anchor_sizes`` or four ``box_weights``, or fields contradict each
+            other.
 
     .. versionchanged:: 0.3.0
         Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k`` and
-        ``classification_loss``.
+        ``classification_loss``. The ranges of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -171,16 +173,34 @@ class RetinaNetConfig:
     def __post_init__(self) -> None:
         for name, allowed in _allowed().items():
             value = getattr(self, name)
+            if name == "class_names" and value is not None:
+                value = check_names(name, value)
             if isinstance(value, list):  # JSON has no tuples
                 value = tuple(value)
-                object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)
             allowed.check(name, value)
-        check_range("num_classes", self.num_classes, 1)
+        for name, limits in _LIMITS.items():
+            _check_limits(name, getattr(self, name), limits)
+        if not 0 < self.prior < 1:
+            raise ValueError(f"prior must be in (0, 1), got {self.prior}.")
         self._check_channels()
+        self._check_combinations()
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        for name in ("octave_scales", "aspect_ratios"):
+            count = len(getattr(self, name))
+            if not 1 <= count <= _MOST_SHAPES:
+                raise ValueError(f"{name} must have 1 to {_MOST_SHAPES} entries, got {count}.")
+        if len(self.box_weights) != 4:
+            raise ValueError(
+                f"box_weights must have 4 entries, for dx, dy, dw and dh, got "
+                f"{shortened(self.box_weights)}."
+            )
         if len(self.anchor_sizes) != _NUM_LEVELS:
             raise ValueError(
                 f"anchor_sizes must have {_NUM_LEVELS} entries, one per pyramid level, got "
-                f"{self.anchor_sizes}."
+                f"{shortened(self.anchor_sizes)}."
             )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             count = len(self.class_names)
@@ -190,8 +210,6 @@ class RetinaNetConfig:
             )
 
     def _check_channels(self) -> None:
-        check_integer("in_channels", self.in_channels)
-        check_range("in_channels", self.in_channels, 1)
         for name in ("image_mean", "image_std"):
             count = len(getattr(self, name))
             if count != self.in_channels:
@@ -199,6 +217,16 @@ class RetinaNetConfig:
                     f"{name} has {count} {'value' if count == 1 else 'values'}, but in_channels is "
                     f"{self.in_channels}; give one value per channel."
                 )
+
+    def _check_combinations(self) -> None:
+        check_range("max_size", self.max_size, self.min_size)
+        if self.anchor_mode == "torchvision" and self.anchor_offset != 0:
+            raise ValueError(
+                "anchor_mode='torchvision' requires anchor_offset=0, got "
+                f"anchor_offset={self.anchor_offset}."
+            )
+        if self.criterion == "retinanet" and self.assigner == "iou":
+            check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)
 
     @classmethod
     def paper(
@@ -275,15 +303,17 @@ class RetinaNetConfig:
                 It is also a ValueError.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = json.loads(text.removeprefix("\ufeff"))
+        except RecursionError as error:
+            raise CheckpointError("config.json is nested too deeply.") from error
+        except ValueError as error:  # also from integers of more than 4,300 digits
             raise CheckpointError(f"config.json is not valid JSON: {error}.") from error
         if not isinstance(values, dict):
             raise CheckpointError(
                 f"config.json must contain one JSON object, but contains {shortened(values)}."
             )
         if "num_classes" not in values:
-            fields = ", ".join(map(repr, sorted(values)[:8])) or "nothing"
+            fields = _listed(values) or "nothing"
             raise CheckpointError(
                 "config.json is not the configuration of a RetinaNet: it has no 'num_classes'. It "
                 f"contains {fields}."
@@ -304,8 +334,7 @@ class RetinaNetConfig:
         unknown = sorted(values.keys() - known - {"format_version"})
         if unknown:
             raise CheckpointError(
-                f"Unknown field{'s' * (len(unknown) > 1)} in config.json: "
-                f"{', '.join(map(repr, unknown))}."
+                f"Unknown field{'s' * (len(unknown) > 1)} in config.json: {_listed(unknown)}."
             )
         try:
             return cls(**{name: values[name] for name in values.keys() & known})
@@ -314,7 +343,69 @@ class RetinaNetConfig:
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+    return None if names is None else check_names("class_names", names)
+
+
+def _listed(fields: Iterable[str]) -> str:
+    """Return the names of fields for a message, at most 8."""
+    fields = sorted(fields)
+    more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
+    return ", ".join(shortened(field, 50) for field in fields[:8]) + more
+
+
+class _Limits(NamedTuple):
+    """The range of a number, or of each number in a tuple."""
+
+    low: float
+    high: float
+    low_open: bool = False
+
+
+_LARGE = 10**9  # float32 represents products of several of these
+_LARGEST_INTEGER = 2**31 - 1
+_MOST_SHAPES = 100  # of anchors; the head has K channels for each pair of scale and ratio
+_FRACTION = _Limits(0, 1)
+_COUNT = _Limits(1, _LARGEST_INTEGER)
+_ABOVE_0 = _Limits(0, _LARGE, low_open=True)
+
+_LIMITS = {
+    "num_classes": _Limits(1, 10**6),
+    "in_channels": _Limits(1, 2**16),
+    "backbone_norm_eps": _Limits(0, _LARGE),
+    "trainable_stages": _Limits(0, 5),
+    "fpn_channels": _Limits(1, 2**14),
+    "head_depth": _Limits(0, 64),
+    "anchor_sizes": _ABOVE_0,
+    "octave_scales": _ABOVE_0,
+    "aspect_ratios": _ABOVE_0,
+    "anchor_offset": _FRACTION,
+    "box_weights": _ABOVE_0,
+    "positive_threshold": _Limits(0, 1, low_open=True),
+    "negative_threshold": _FRACTION,
+    "force_match_floor": _FRACTION,
+    "atss_top_k": _COUNT,
+    "focal_alpha": _FRACTION,
+    "focal_gamma": _Limits(0, _LARGE),
+    "smooth_l1_beta": _ABOVE_0,
+    "box_loss_weight": _Limits(0, _LARGE),
+    "score_threshold": _FRACTION,
+    "pre_nms_top_k": _COUNT,
+    "nms_threshold": _FRACTION,
+    "max_detections": _COUNT,
+    "min_size": _Limits(1, 2**16),
+    "max_size": _COUNT,
+    "image_mean": _Limits(-_LARGE, _LARGE),
+    "image_std": _ABOVE_0,
+    "size_divisor": _Limits(1, 2**12),
+}
+
+
+def _check_limits(name: str, value: float | tuple[float, ...] | None, limits: _Limits) -> None:
+    if isinstance(value, tuple):
+        for i, entry in enumerate(value):
+            check_range(f"{name}[{i}]", entry, limits.low, limits.high, low_open=limits.low_open)
+    elif value is not None:
+        check_range(name, value, limits.low, limits.high, low_open=limits.low_open)
 
 
 class _Allowed(NamedTuple):
@@ -341,7 +432,7 @@ class _Allowed(NamedTuple):
                 self.of_entries.check(f"{name}[{i}]", entry)
 
 
-_DESCRIBED = {float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
+_DESCRIBED = {float: "a number", bool: "True or False", str: "a string", tuple: "a list or tuple"}
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from focaldet._checks import check_choice, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import AnchorGrid
-from focaldet.boxes import generalized_box_iou
+from focaldet.boxes import as_xyxy, generalized_box_iou
 from focaldet.heads import gather_from_map
 from focaldet.losses import sigmoid_focal_loss_maps, softmax_focal_loss
 from focaldet.matching import BACKGROUND, BETWEEN
@@ -326,7 +326,7 @@ class RetinaNetCriterion(nn.Module):
         """
         num_anchors = box_deltas[0].shape[1] // 4
         grid = AnchorGrid(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
-        boxes_of = [target["boxes"].to(grid.anchors) for target in targets]
+        boxes_of = [as_xyxy(target["boxes"]).to(grid.anchors) for target in targets]
         labels = torch.cat([target["labels"].to(grid.anchors.device) for target in targets])
         matched_idxs_BR = torch.stack([self._match(boxes, grid) for boxes in boxes_of])
         positive_BR = matched_idxs_BR >= 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from focaldet._checks import check_boxes, shortened
+from focaldet._checks import check_boxes, check_names, shortened
 from focaldet._extras import import_extra
-from focaldet.boxes import xyxy_to_xywh
+from focaldet.boxes import as_xyxy, xyxy_to_xywh
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     import PIL.Image
@@ -28,7 +29,8 @@ class Detections:
     """The objects found in one image, best score first.
 
     Args:
-        boxes: ``[D, 4]``, floating-point, xyxy, in pixels of the input image.
+        boxes: ``[D, 4]``, floating-point, xyxy, in pixels of the input image. Boxes that state a
+            different format are converted; see :func:`focaldet.boxes.as_xyxy`.
         scores: ``[D]``, floating-point in [0, 1].
         labels: ``[D]``, int64, 0-based.
         image_size: ``(height, width)`` of the input image.
@@ -36,7 +38,7 @@ class Detections:
         source: The path of the image, if it was read from a file.
 
     Raises:
-        TypeError: If a dtype is wrong.
+        TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes do not match, a box is not finite, a score is outside [0, 1], or a
             label is negative or has no name in ``class_names``.
 
@@ -63,9 +65,14 @@ class Detections:
     source: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_boxes("boxes", self.boxes)
-        count = len(self.boxes)
+        boxes = as_xyxy(self.boxes)
+        check_boxes("boxes", boxes)
+        object.__setattr__(self, "boxes", boxes)
+        self._check_description()
+        count = len(boxes)
         for name, value in (("scores", self.scores), ("labels", self.labels)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
             if value.shape != (count,):
                 raise ValueError(
                     f"{name} must have shape [{count}], one entry per box, got {list(value.shape)}."
@@ -76,6 +83,23 @@ class Detections:
             raise TypeError(f"labels must have dtype torch.int64, got {self.labels.dtype}.")
         if count:
             self._check_values()
+
+    def _check_description(self) -> None:
+        """Check the arguments that are not tensors."""
+        try:
+            height, width = map(operator.index, self.image_size)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"image_size must be two integers (height, width), got {shortened(self.image_size)}."
+            ) from None
+        object.__setattr__(self, "image_size", (height, width))
+        if self.class_names is not None:
+            names = check_names("class_names", self.class_names)
+            object.__setattr__(self, "class_names", names)
+        if self.source is not None:
+            if not isinstance(self.source, str | os.PathLike):
+                raise TypeError(f"source must be a path or None, got {shortened(self.source)}.")
+            object.__setattr__(self, "source", os.fspath(self.source))
 
     def _check_values(self) -> None:
         if not self.boxes.isfinite().all():

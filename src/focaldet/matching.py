@@ -12,7 +12,7 @@ import torch
 
 from focaldet._checks import check_boxes, check_integer, check_range
 from focaldet.anchor_grid import AnchorGrid
-from focaldet.boxes import box_iou, paired_box_iou
+from focaldet.boxes import as_xyxy, box_iou, paired_box_iou
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,11 @@ _WINDOWS_PAY = 6  # a pair from a window takes as long as this many pairs of box
 # GPUs is estimated from the number of kernels (about 100 either way), not measured.
 _FEW_PAIRS = 2**16
 _FEW_PAIRS_ON_A_GPU = 2**25
+
+
+def _at_least_float32(boxes: Tensor) -> Tensor:
+    """Return boxes in a dtype in which IoUs and distances can be compared with thresholds."""
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 class Assigner(Protocol):
@@ -122,10 +127,12 @@ class Matcher:
             ValueError: If a shape is not ``[N, 4]``, or there are no anchors.
             TypeError: If boxes or anchors are not floating-point.
         """
+        boxes = as_xyxy(boxes)
         check_boxes("boxes", boxes)
         grid = anchors if isinstance(anchors, AnchorGrid) else None
-        rows = anchors.anchors if isinstance(anchors, AnchorGrid) else anchors
+        rows = anchors.anchors if isinstance(anchors, AnchorGrid) else as_xyxy(anchors, "anchors")
         check_boxes("anchors", rows)
+        boxes, rows = _at_least_float32(boxes), _at_least_float32(rows)
         if not len(rows):
             raise ValueError("anchors is empty; pass at least one anchor.")
         few = _FEW_PAIRS if rows.device.type == "cpu" else _FEW_PAIRS_ON_A_GPU
@@ -162,7 +169,7 @@ class Matcher:
         the nearest anchors. Returns None if the windows are so large that comparing all pairs is
         cheaper.
         """
-        anchors, floor = grid.anchors, self.force_match_floor
+        anchors, floor = _at_least_float32(grid.anchors), self.force_match_floor
         reach_G = boxes.new_full((len(boxes),), self.negative_threshold)
         if floor is not None:
             at_hand_GN = paired_box_iou(boxes[:, None], anchors[grid.nearest(boxes)])
@@ -277,8 +284,9 @@ class ATSSAssigner:
                 f"ATSS chooses anchors level by level, so anchors must be an AnchorGrid, got "
                 f"{type(anchors).__name__}."
             )
+        boxes = as_xyxy(boxes)
         check_boxes("boxes", boxes)
-        rows = anchors.anchors
+        boxes, rows = _at_least_float32(boxes), _at_least_float32(anchors.anchors)
         matched_idxs = torch.full((len(rows),), BACKGROUND, device=rows.device)
         if not len(boxes):
             return matched_idxs
@@ -302,7 +310,7 @@ class ATSSAssigner:
         """Return the candidate anchors of each box, ``[G, C]`` indices, level by level."""
         of_levels: list[Tensor] = []
         first = 0
-        for level in torch.split(grid.anchors, list(grid.num_anchors)):
+        for level in torch.split(_at_least_float32(grid.anchors), list(grid.num_anchors)):
             height, width = grid.grid_sizes[len(of_levels)]
             per_cell = len(level) // (height * width)
             centres = ((level[:, :2] + level[:, 2:]) / 2).view(-1, per_cell, 2).mean(dim=1)

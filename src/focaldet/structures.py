@@ -8,7 +8,7 @@ import torch
 from typing_extensions import ReadOnly, TypedDict
 
 from focaldet._checks import check_boxes, shortened
-from focaldet.boxes import scale_boxes
+from focaldet.boxes import as_xyxy, scale_boxes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Target(TypedDict):
     """The objects in one image, as a dictionary in torchvision's format. Other keys are ignored.
 
     ``boxes`` is ``[G, 4]``, xyxy in pixels of the input image, and ``[0, 4]`` for an image without
-    objects. ``labels`` is ``[G]``, int64 in ``0 .. num_classes - 1`` (there is no background class).
+    objects. ``tv_tensors.BoundingBoxes`` may also be in the format XYWH or CXCYWH. ``labels`` is ``[G]``, int64 in ``0 .. num_classes - 1`` (there is no background class).
     """
 
     boxes: ReadOnly[Tensor]
@@ -84,7 +84,7 @@ def check_targets(
     for index, (target, size) in enumerate(zip(targets, sizes, strict=True)):
         name = f"targets[{index}]"
         _check_target_types(name, target)
-        _check_target_boxes(f"{name}['boxes']", target["boxes"], size)
+        _check_target_boxes(f"{name}['boxes']", as_xyxy(target["boxes"]), size)
         labels = target["labels"]
         wrong = (labels < 0) | (labels >= num_classes)
         if wrong.any():
@@ -106,7 +106,7 @@ def _check_target_types(name: str, target: Any) -> None:
     for key, value in (("boxes", boxes), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}['{key}'] must be a tensor, got a {type(value).__name__}.")
-    check_boxes(f"{name}['boxes']", boxes)
+    check_boxes(f"{name}['boxes']", as_xyxy(boxes, f"{name}['boxes']"))
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}['labels'] must have dtype torch.int64, got {labels.dtype}.")
     if labels.shape != boxes.shape[:1]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from focaldet._checks import check_boxes, check_image, check_range, shortened
+from focaldet.boxes import as_xyxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,6 +115,7 @@ def draw_boxes(
     ((64, 48), True)
     """
     picture = _to_picture(image)
+    boxes = as_xyxy(boxes)
     colors = _check(boxes, labels, texts)
     if line_width is None:
         line_width = max(1, round(_side(picture) / 240))

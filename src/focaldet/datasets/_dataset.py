@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from focaldet._checks import check_choice
+from focaldet.boxes import as_xyxy
 from focaldet.errors import AnnotationError
 from focaldet.images import load_image, read_image_size
 
@@ -242,4 +243,6 @@ def _transformed(
         key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
         for key, value in target.items()
     }
+    if "boxes" in target:
+        plain["boxes"] = as_xyxy(target["boxes"], "the boxes of the transformed target")
     return image.as_subclass(Tensor), plain

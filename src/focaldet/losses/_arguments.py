@@ -18,6 +18,7 @@ _LAYOUT = (
     "[N, d1, ...]. One-hot or soft targets are floating-point and have the shape of the logits."
 )
 _PLAIN = (Tensor, nn.Parameter)
+_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch cannot compare these
 
 
 def plain_cpu(*tensors: Tensor) -> bool:
@@ -166,8 +167,16 @@ def check_one_number(normalizer: Normalizer) -> None:
 
 def check_logits(name: str, logits: Tensor) -> None:
     """Raise unless ``logits`` is a floating-point tensor."""
+    _check_tensor(name, logits)
     if not logits.is_floating_point():
         raise TypeError(f"Expected floating-point {name}, got {logits.dtype}. Call .float() first.")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        remedy = " Convert it with torch.from_numpy." if got == "ndarray" else ""
+        raise TypeError(f"{name} must be a tensor, got {got}.{remedy}")
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:
@@ -200,9 +209,12 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
 
 
 def check_target_type(logits: Tensor, targets: Tensor) -> None:
-    """Raise unless ``targets`` is numeric and on the device of ``logits``."""
-    if targets.dtype == torch.bool or targets.is_complex():
+    """Raise unless ``targets`` is a numeric tensor on the device of ``logits``."""
+    _check_tensor("targets", targets)
+    if targets.dtype == torch.bool or targets.is_complex() or targets.dtype in _WIDE_UNSIGNED:
         remedy = " Call .float() on a mask." if targets.dtype == torch.bool else ""
+        if targets.dtype in _WIDE_UNSIGNED:
+            remedy = " Call .long() first."
         raise TypeError(
             f"targets must be class indices (int64) or floating-point, got {targets.dtype}.{remedy}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from focaldet._checks import shortened
+from focaldet._checks import check_names, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +48,7 @@ def for_other_classes(
         ValueError: If the arguments contradict each other.
         TypeError: If ``class_names`` is a single string.
     """
-    if isinstance(class_names, str):
-        raise TypeError(f"class_names must be a sequence of names, not the string {class_names!r}.")
-    names = None if class_names is None else tuple(class_names)
+    names = None if class_names is None else check_names("class_names", class_names)
     old = checkpoint.config
     if config is not None:
         _check_agreement(config, num_classes, names)

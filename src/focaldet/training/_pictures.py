@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from focaldet._atomic import atomic_write
+from focaldet.boxes import as_xyxy
 from focaldet.visualization import draw_boxes
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class Pictures(pl.Callback):
             boxes, found_labels = kept.boxes.float().flip(0), kept.labels.flip(0)
             self._shown.append(
                 (
-                    draw_boxes(picture, target["boxes"].cpu() * scale, labels, texts=names),
+                    draw_boxes(
+                        picture, as_xyxy(target["boxes"]).cpu() * scale, labels, texts=names
+                    ),
                     draw_boxes(picture, boxes * scale, found_labels, texts=_texts(kept)[::-1]),
                 )
             )
