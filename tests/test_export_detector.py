@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from tests.helpers.tiny_export import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from focaldet import Detections
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -335,6 +339,36 @@ def test_openvino_matches_the_model(
     (tmp_path / "damaged.onnx").write_bytes(b"not an ONNX file")
     with pytest.raises(CheckpointError, match=r"damaged\.onnx.*not an ONNX file"):
         OnnxDetector(tmp_path / "damaged.onnx", runtime="openvino")
+
+
+@pytest.mark.parametrize("which", ["model", "optimized", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["file", "maps_file"])
+def test_several_threads_may_use_one_detector(
+    model: RetinaNet, which: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    detector: RetinaNet | OnnxDetector
+    if which in ("model", "optimized"):
+        if kind == "maps_file":
+            pytest.skip("a model is not a file")
+        detector = model if which == "model" else model.optimize_for_inference()
+    else:
+        pytest.importorskip(which)
+        runtime: Any = which
+        detector = OnnxDetector(request.getfixturevalue(kind), runtime=runtime, threads=1)
+    images = [photo(64 + 16 * (seed % 2), 64, seed) for seed in range(4)]
+    expected = [detector.predict(image)[0] for image in images]
+    start = threading.Barrier(4)
+
+    def predict(index: int) -> list[Detections]:
+        start.wait()
+        return [detector.predict(images[index])[0] for _ in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(predict, range(4)))
+
+    for run, once in zip(runs, expected, strict=True):
+        for found in run:
+            assert_same(found, once)
 
 
 def test_an_error_of_the_runtime_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ class OnnxDetector(Predictor):
 
     Images are read, preprocessed and batched as in :meth:`focaldet.RetinaNet.predict`, as the file's
     metadata describes, and the detections are the same except for rounding. For a file of maps, the
-    post-processing runs in PyTorch.
+    post-processing runs in PyTorch. Several threads may call :meth:`predict` and :meth:`run` of one
+    detector at the same time, with either runtime.
 
     Args:
         path: The ONNX file.
