@@ -94,12 +94,12 @@ class _OnnxRuntime:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:
+            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+            self.inputs = tuple(value.name for value in self._session.get_inputs())
+            self.outputs = tuple(value.name for value in self._session.get_outputs())
+        except Exception as error:  # text that is not UTF-8 too
             raise _unreadable(path, error) from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {name: inputs[name].numpy() for name in self.inputs}
@@ -150,7 +150,10 @@ class _OpenVino:
 
 def _metadata_of(path: Path) -> dict[str, str]:
     onnx: Any = import_extra("onnx", purpose="OnnxDetector with OpenVINO", install=_EXTRA)
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise _unreadable(path, error) from error
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
