@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from tests.helpers.tiny_export import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from focaldet import Detections
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -268,7 +272,7 @@ def test_files_that_were_not_exported_by_focaldet_raise(tmp_path: Path, file: Pa
     with pytest.raises(CheckpointError, match=r"other\.onnx' was not exported by focaldet"):
         OnnxDetector(path)
     rewrite({**ours, "focaldet.format": "99"})
-    with pytest.raises(CheckpointError, match=rf"format 99.*format 1.*{focaldet.__version__}"):
+    with pytest.raises(CheckpointError, match=rf"format '99'.*format '1'.*{focaldet.__version__}"):
         OnnxDetector(path)
     rewrite({**ours, "focaldet.config": "{}"})
     with pytest.raises(CheckpointError, match=r"other\.onnx' is damaged"):
@@ -285,6 +289,48 @@ def test_files_that_were_not_exported_by_focaldet_raise(tmp_path: Path, file: Pa
         CheckpointError, match="changed.*images, sizes.*boxes, scores, labels, but.*count"
     ):
         OnnxDetector(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("strides", "[" * 100_000, "strides is not valid JSON .it is nested too deeply"),
+        ("config", "[" * 100_000, "config.*nested too deeply"),
+        ("opset", "[" * 100_000, "opset is not valid JSON"),
+        ("strides", "8", "strides must be 3 positive integers, got 8"),
+        ("strides", "[8, 16]", r"strides must be 3 positive integers, got \[8, 16\]"),
+        ("strides", "[8, 16, -32]", "strides must be 3 positive integers"),
+        ("strides", "[8, 16, 1e400]", "strides must be 3 positive integers"),
+        ("strides", "[8, 16, true]", "strides must be 3 positive integers"),
+        ("fixed_shape", "{}", "fixed_shape must be 3 positive integers, got {}"),
+        ("fixed_shape", "[1, 64, NaN]", "fixed_shape must be 3 positive integers"),
+        ("fixed_shape", "", "fixed_shape is not valid JSON"),
+        ("opset", "2.5", "opset must be a positive integer, got 2.5"),
+        ("opset", "9" * 5000, "opset is not valid JSON"),
+        ("kind", "\x1b[2J", r"kind '\\x1b\[2J'"),
+        ("config", "null", "config.json must contain one JSON object"),
+    ],
+)
+def test_a_wrong_value_in_the_metadata_is_named(field: str, value: str, message: str) -> None:
+    model = make_model()
+    values = ExportMetadata.of_model(model, "maps", (1, 64, 64), 20).to_strings()
+    assert ExportMetadata.from_strings("owls.onnx", values).fixed_shape == (1, 64, 64)
+
+    with pytest.raises(CheckpointError, match=rf"metadata of 'owls\.onnx' is damaged: .*{message}"):
+        ExportMetadata.from_strings("owls.onnx", {**values, f"focaldet.{field}": value})
+
+
+def test_a_detector_does_not_build_the_head_of_the_metadata(file: Path, tmp_path: Path) -> None:
+    loaded = onnx.load(file)
+    for entry in loaded.metadata_props:
+        if entry.key == "focaldet.config":
+            config = json.loads(entry.value)
+            entry.value = json.dumps({**config, "num_classes": 10**12, "class_names": None})
+    onnx.save(loaded, tmp_path / "many.onnx")
+
+    detector = OnnxDetector(tmp_path / "many.onnx")  # would need terabytes
+
+    assert detector.config.num_classes == 10**12
 
 
 def test_damaged_files_are_named(tmp_path: Path, file: Path) -> None:
@@ -335,6 +381,40 @@ def test_openvino_matches_the_model(
     (tmp_path / "damaged.onnx").write_bytes(b"not an ONNX file")
     with pytest.raises(CheckpointError, match=r"damaged\.onnx.*not an ONNX file"):
         OnnxDetector(tmp_path / "damaged.onnx", runtime="openvino")
+
+
+@pytest.mark.parametrize(
+    ("which", "kind"),
+    [
+        ("model", ""),
+        ("optimized", ""),
+        *((which, kind) for which in ("onnxruntime", "openvino") for kind in ("file", "maps_file")),
+    ],
+)
+def test_several_threads_may_use_one_detector(
+    model: RetinaNet, which: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    detector: RetinaNet | OnnxDetector
+    if which in ("model", "optimized"):
+        detector = model if which == "model" else model.optimize_for_inference()
+    else:
+        pytest.importorskip(which)
+        runtime: Any = which
+        detector = OnnxDetector(request.getfixturevalue(kind), runtime=runtime, threads=1)
+    images = [photo(64 + 16 * (seed % 2), 64, seed) for seed in range(4)]
+    expected = [detector.predict(image)[0] for image in images]
+    start = threading.Barrier(4)
+
+    def predict(index: int) -> list[Detections]:
+        start.wait()
+        return [detector.predict(images[index])[0] for _ in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(predict, range(4)))
+
+    for run, once in zip(runs, expected, strict=True):
+        for found in run:
+            assert_same(found, once)
 
 
 def test_an_error_of_the_runtime_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,8 @@ class Predictor:
         """Detect objects in one or more images.
 
         A PyTorch model runs in evaluation mode without gradients and is then restored to its
-        previous mode.
+        previous mode. Several threads may call this method at the same time, as long as none of them
+        trains the model or changes its weights, device or options.
 
         Args:
             sources: A path, a PIL image, an ``[H, W, 3]`` uint8 array, a ``[3, H, W]`` tensor

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet._checks import check_choice, check_image, check_integer, check_range, existing_file
+from focaldet._image_formats import check_format, open_image
 from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
@@ -93,6 +94,14 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
         with a background, and colour profiles are not applied, as in OpenCV and torchvision. Only
         the first frame or page of a file is read.
 
+    Files are read in these formats, whatever their suffix: AVIF, BMP, DIB, GIF, JPEG, JPEG 2000, MPO,
+    PNG, PPM, TGA, TIFF and WebP, and HEIF if a plugin of Pillow for it is installed and registered.
+    Other formats, and PIL images that were opened from them, raise an error, because some of Pillow's
+    loaders run other programs: EPS runs Ghostscript.
+
+    .. versionchanged:: 0.3.0
+       Only these formats are read. Before, all formats of Pillow except EPS were.
+
     Args:
         source: A path; a PIL image of any mode; an ``[H, W, 3]`` uint8 array in RGB order (OpenCV
             reads BGR: pass ``array[..., ::-1]``); or a ``[3, H, W]`` RGB tensor, uint8 or floating
@@ -110,8 +119,8 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UnreadableImageError: If the file cannot be decoded: it is damaged, not an image, or so large
-            that Pillow suspects a decompression bomb. This is a ``ValueError``.
+        UnreadableImageError: If the file cannot be decoded: it is damaged, not an image in a supported
+            format, or so large that Pillow suspects a decompression bomb. This is a ``ValueError``.
         ValueError: If the source is a URL or a folder, a shape or the range of values is wrong, or a
             file or PIL image is given for a number of channels other than 1 and 3.
         TypeError: If the source has an unsupported type or dtype.
@@ -133,6 +142,7 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
         return torch.from_numpy(np.array(source.transpose(2, 0, 1), order="C"))
     if isinstance(source, Image.Image):
         _check_has_colors(name, "a PIL image", channels)
+        check_format(name, source)
         with _explaining(name, "a PIL image"):
             return _to_tensor(source, channels)
     if isinstance(source, (str, os.PathLike)):
@@ -196,13 +206,14 @@ def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[
 
     Raises:
         FileNotFoundError: If there is no file at the path.
-        UnreadableImageError: If the file is not an image or its header is damaged.
+        UnreadableImageError: If the file is not an image in a format that :func:`load_image` reads, or
+            its header is damaged.
 
     .. versionadded:: 0.3.0
     """
     with (
         _explaining(name, repr(os.fspath(path))),
-        Image.open(existing_file(name, path)) as image,
+        open_image(existing_file(name, path)) as image,
     ):
         width, height = image.size
         if image.format == "TIFF":  # Pillow may have swapped its width and height already
@@ -390,9 +401,7 @@ def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tens
         )
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
-        with _explaining(name, repr(path)), Image.open(path) as image:
-            if image.format == "EPS":
-                raise ValueError("EPS is not supported, because decoding it runs Ghostscript")
+        with _explaining(name, repr(path)), open_image(path) as image:
             return _to_tensor(image, channels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No such file: {path!r} ({name}).") from error

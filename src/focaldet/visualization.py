@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from focaldet._checks import check_boxes, check_image, check_range, shortened
+from focaldet._image_formats import check_format
 from focaldet.boxes import as_xyxy
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def _to_picture(image: object) -> Image.Image:
                 f"image must have 8 bits per channel, got mode {image.mode}. Read it with "
                 "focaldet.images.load_image, which scales it to 8 bits."
             )
+        check_format("image", image)
         picture = ImageOps.exif_transpose(image)
         if picture.mode == "P":  # by way of RGBA, because Pillow warns about its transparency
             picture = picture.convert("RGBA")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from focaldet._prediction import Predictor
+from focaldet.errors import CheckpointError
 from focaldet.export._file_model import FileModel
 from focaldet.export._input_checks import check_images, check_sizes
 from focaldet.export._metadata import ExportMetadata
@@ -31,7 +32,8 @@ class OnnxDetector(Predictor):
 
     Images are read, preprocessed and batched as in :meth:`focaldet.RetinaNet.predict`, as the file's
     metadata describes, and the detections are the same except for rounding. For a file of maps, the
-    post-processing runs in PyTorch.
+    post-processing runs in PyTorch. Several threads may call :meth:`predict` and :meth:`run` of one
+    detector at the same time, with either runtime.
 
     Args:
         path: The ONNX file.
@@ -64,7 +66,13 @@ class OnnxDetector(Predictor):
         self.metadata = ExportMetadata.from_strings(str(path), self._session.metadata)
         self.metadata.check_graph(str(path), self._session.inputs, self._session.outputs)
         self.runtime = self._session.runtime
-        self._model = FileModel(self._session, self.metadata)
+        try:
+            self._model = FileModel(self._session, self.metadata)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The metadata of {str(path)!r} is damaged: {str(error).rstrip('.')}. Export the model "
+                "again."
+            ) from error
 
     @property
     def config(self) -> RetinaNetConfig:

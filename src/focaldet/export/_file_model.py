@@ -29,7 +29,9 @@ class FileModel:
     def __init__(self, session: Session, metadata: ExportMetadata) -> None:
         self._session, self._metadata = session, metadata
         # The file replaces the network, so that of the parts is made small and not used.
-        config = metadata.config.replace(fpn_channels=32, head_depth=0)
+        config = metadata.config.replace(
+            fpn_channels=32, head_depth=0, num_classes=1, class_names=None
+        )
         parts = build_parts(config, _Strides(metadata.strides))
         self.preprocess = parts["preprocess"]
         self._anchor_generator = parts["anchor_generator"]

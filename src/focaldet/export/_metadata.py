@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from focaldet._checks import check_choice
+from focaldet._checks import check_choice, shortened
 from focaldet._version import __version__
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
@@ -23,6 +23,7 @@ __all__ = ["ExportMetadata", "Kind", "Shape"]
 
 _FORMAT = 1  # increased when older versions of focaldet cannot read new files
 _PREFIX = "focaldet."
+_MAX_INTEGER = 2**31  # larger strides or sides are damage
 _LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 Kind = Literal["detections", "maps"]
@@ -170,6 +171,7 @@ class ExportMetadata:
             CheckpointError: If the file was not exported by focaldet, was exported by a version with a
                 different format, or its metadata is damaged. This is a ``ValueError``.
         """
+        values = {key: value for key, value in values.items() if isinstance(value, str)}
         found = values.get(_PREFIX + "format")
         if found is None:
             raise CheckpointError(
@@ -178,9 +180,9 @@ class ExportMetadata:
             )
         if found != str(_FORMAT):
             raise CheckpointError(
-                f"{name!r} has format {found}, but this version of focaldet reads format {_FORMAT}. "
-                f"Export the model again, or use focaldet {values.get(_PREFIX + 'version', '?')}, "
-                "which wrote the file."
+                f"{name!r} has format {shortened(found)}, but this version of focaldet reads format "
+                f"{str(_FORMAT)!r}. Export the model again, or use focaldet "
+                f"{shortened(values.get(_PREFIX + 'version', '?'))}, which wrote the file."
             )
         try:
             return cls._read({key.removeprefix(_PREFIX): value for key, value in values.items()})
@@ -194,20 +196,55 @@ class ExportMetadata:
     def _read(cls, values: Mapping[str, str]) -> ExportMetadata:
         kind = values["kind"]
         check_choice("kind", kind, ("detections", "maps"))
-        c3, c4, c5 = (int(stride) for stride in json.loads(values["strides"]))
-        shape = json.loads(values["fixed_shape"])
+        c3, c4, c5 = _integers("strides", _json("strides", values["strides"]), count=3)
+        shape = _json("fixed_shape", values["fixed_shape"])
         if shape is not None:
-            batch, height, width = (int(side) for side in shape)
+            batch, height, width = _integers("fixed_shape", shape, count=3)
             shape = (batch, height, width)
-        opset = json.loads(values["opset"])
+        opset = _json("opset", values["opset"])
+        if opset is not None:
+            [opset] = _integers("opset", [opset], count=1)
         return cls(
-            config=RetinaNetConfig.from_json(values["config"]),
+            config=_config(values["config"]),
             kind="maps" if kind == "maps" else "detections",
             strides=(c3, c4, c5),
             fixed_shape=shape,
-            opset=None if opset is None else int(opset),
+            opset=opset,
             focaldet_version=values["version"],
         )
+
+
+def _json(field: str, text: str) -> Any:
+    """Read the JSON value of a field.
+
+    Raises:
+        ValueError: If it is not valid JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{field} is not valid JSON ({reason})") from error
+
+
+def _integers(field: str, values: object, count: int) -> list[int]:
+    """Return the positive integers of a field, or raise ``ValueError``."""
+    if (
+        not isinstance(values, list)
+        or len(values) != count
+        or not all(type(value) is int and 1 <= value <= _MAX_INTEGER for value in values)
+    ):
+        what = "a positive integer" if count == 1 else f"{count} positive integers"
+        found = values[0] if isinstance(values, list) and count == len(values) == 1 else values
+        raise ValueError(f"{field} must be {what}, got {shortened(found)}")
+    return values
+
+
+def _config(text: str) -> RetinaNetConfig:
+    try:
+        return RetinaNetConfig.from_json(text)
+    except RecursionError as error:
+        raise ValueError("config is not valid JSON (it is nested too deeply)") from error
 
 
 def _listed(names: Sequence[str]) -> str:

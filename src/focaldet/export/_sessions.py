@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -27,7 +28,7 @@ _EXTRA = "focaldet[export]"
 
 
 class Session(Protocol):
-    """A loaded ONNX file.
+    """A loaded ONNX file, which several threads may run at the same time.
 
     Attributes:
         runtime: Name and version of the runtime.
@@ -93,12 +94,12 @@ class _OnnxRuntime:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:
+            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+            self.inputs = tuple(value.name for value in self._session.get_inputs())
+            self.outputs = tuple(value.name for value in self._session.get_outputs())
+        except Exception as error:  # text that is not UTF-8 too
             raise _unreadable(path, error) from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {name: inputs[name].numpy() for name in self.inputs}
@@ -123,21 +124,36 @@ class _OpenVino:
             self._model = openvino.compile_model(graph, "CPU", options)
         except Exception as error:
             raise _unreadable(path, error) from error
+        self._idle_requests: deque[Any] = deque()  # as many as threads ever ran at the same time
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
         self.metadata = _metadata_of(path)
         self.inputs = tuple(value.get_any_name() for value in self._model.inputs)
         self.outputs = tuple(value.get_any_name() for value in self._model.outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        arrays = {name: inputs[name].numpy() for name in self.inputs}
         with raising_export_errors(_RUNNING):
-            results = self._model({name: inputs[name].numpy() for name in self.inputs})
-        # OpenVINO overwrites these arrays in the next run.
-        return {name: torch.from_numpy(results[name].copy()) for name in self.outputs}
+            request = self._take_request()
+            results = request.infer(arrays, share_inputs=True, share_outputs=True)
+            # The next run of this request overwrites the arrays.
+            outputs = {name: torch.from_numpy(results[name].copy()) for name in self.outputs}
+        self._idle_requests.append(request)
+        return outputs
+
+    def _take_request(self) -> Any:
+        """Return a request that no other thread uses. It has the inputs and outputs of one run."""
+        try:
+            return self._idle_requests.pop()
+        except IndexError:
+            return self._model.create_infer_request()
 
 
 def _metadata_of(path: Path) -> dict[str, str]:
     onnx: Any = import_extra("onnx", purpose="OnnxDetector with OpenVINO", install=_EXTRA)
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise _unreadable(path, error) from error
     return {entry.key: entry.value for entry in model.metadata_props}
 
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from focaldet._image_formats import open_image
 from focaldet.datasets.checks._report import Finding
 from focaldet.images import load_image, read_image_size
 
@@ -129,7 +129,7 @@ def _size_difference(table: AnnotationTable, index: int, scan: _Scan) -> str:
     )
     if scan.size != (width, height):
         return message
-    with Image.open(table.image_path(index)) as image:
+    with open_image(table.image_path(index)) as image:
         as_stored = image.size == (width, height)
     if as_stored:
         return (
