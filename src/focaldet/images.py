@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet._checks import check_choice, check_image, existing_file, must_be
+from focaldet._files import list_files
 from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
@@ -222,13 +223,7 @@ def _is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and not path.name.startswith(".")
-        and not path.is_dir()
-    )
+    files = list_files(folder, IMAGE_EXTENSIONS)
     if not files:
         extensions = ", ".join(IMAGE_EXTENSIONS)
         raise ValueError(
