@@ -97,12 +97,12 @@ def existing_folder(name: str, path: str | os.PathLike[str]) -> Path:
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters and other unprintable characters are escaped.
+    r"""Return a text whose control characters and other unprintable characters are escaped.
 
     A name in a file could otherwise send commands to the terminal, or imitate other lines.
 
-    >>> printable("a\\x1b[2J.png")
-    'a\\\\x1b[2J.png'
+    >>> printable("a\x1b[2J.png")
+    'a\\x1b[2J.png'
     """
     if text.isprintable():
         return text

@@ -60,13 +60,13 @@ def list_files(
 
 
 def decode_text(data: bytes) -> str:
-    """Decode UTF-8, or what a byte order mark says. The mark is left out.
+    r"""Decode UTF-8, or what a byte order mark says. The mark is left out.
 
     Raises:
         ValueError: If the bytes are not valid text. The message says in which line.
 
-    >>> decode_text("cat\\n".encode("utf-16"))
-    'cat\\n'
+    >>> decode_text("cat\n".encode("utf-16"))
+    'cat\n'
     """
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
@@ -74,8 +74,7 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         if encoding == "utf-16":
             raise ValueError("it is not valid UTF-16") from error
-        # Decoders leave the byte order mark out of positions, but it contains no line break.
-        line = data[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         byte = error.object[error.start]
         raise ValueError(
             f"line {line} contains the byte 0x{byte:02x}, which is not UTF-8"

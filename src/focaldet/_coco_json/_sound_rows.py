@@ -16,13 +16,14 @@ __all__ = ["sound_rows"]
 _CHUNK = 1024  # rows; only chunks with a wrong row are read row by row
 
 ReadFields: TypeAlias = Callable[[Rows], object]
+Report: TypeAlias = Callable[[Exception], object]
 
 
 def sound_rows(
     sections: Mapping[str, Sequence[Any]],
     read_fields: Mapping[str, ReadFields],
     source: str,
-    report: Callable[[Exception], object],
+    report: Report,
     *,
     valid_text: bool,
 ) -> dict[str, list[Any]]:
@@ -35,14 +36,26 @@ def sound_rows(
         report: Called with an error for each row that is left out.
         valid_text: Whether the whole file was valid text.
     """
-    right: dict[str, dict[int, Any]] = {}
-    for section, read in read_fields.items():
-        right[section] = {}
+
+    def is_right(rows: Sequence[Any], section: str, start: int, tell: Report | None) -> bool:
+        try:
+            read_fields[section](Rows(rows, section, source, valid_text=valid_text, start=start))
+        except AnnotationError as error:
+            if tell is not None:
+                tell(error)
+            return False
+        return True
+
+    right: dict[str, dict[int, Any]] = {section: {} for section in read_fields}
+    for section, found in right.items():
         for start in range(0, len(sections[section]), _CHUNK):
-            rows = sections[section][start : start + _CHUNK]
-            right[section].update(
-                _right_rows(rows, start, section, read, source, report, valid_text)
-            )
+            chunk = dict(enumerate(sections[section][start : start + _CHUNK], start=start))
+            if is_right(list(chunk.values()), section, start, None):
+                found.update(chunk)
+            else:
+                found.update(
+                    {i: row for i, row in chunk.items() if is_right([row], section, i, report)}
+                )
     for section in ("images", "categories"):
         _leave_out_other_rows_of_an_id(right[section], section, source, report)
     image_ids = {int(row["id"]) for row in right["images"].values()}
@@ -55,32 +68,8 @@ def sound_rows(
     return {section: list(rows.values()) for section, rows in right.items()}
 
 
-def _right_rows(
-    rows: Sequence[Any],
-    start: int,
-    section: str,
-    read: ReadFields,
-    source: str,
-    report: Callable[[Exception], object],
-    valid_text: bool,
-) -> dict[int, Any]:
-    try:
-        read(Rows(rows, section, source, valid_text=valid_text))
-    except AnnotationError:
-        found = {}
-        for index, row in enumerate(rows, start=start):
-            try:
-                read(Rows([row], section, source, valid_text=valid_text, start=index))
-            except AnnotationError as error:
-                report(error)
-            else:
-                found[index] = row
-        return found
-    return dict(enumerate(rows, start=start))
-
-
 def _leave_out_other_rows_of_an_id(
-    rows: dict[int, Any], section: str, source: str, report: Callable[[Exception], object]
+    rows: dict[int, Any], section: str, source: str, report: Report
 ) -> None:
     """Leave out rows that have the id of an earlier one, unless an image is repeated exactly."""
     first: dict[int, int] = {}

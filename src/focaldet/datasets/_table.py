@@ -102,6 +102,19 @@ class AnnotationTable:
         """Return the path of an image."""
         return self.image_folder / self.file_names[index]
 
+    def describe_folder(self) -> str:
+        """Return a sentence about the folder of the images, for errors about a missing image.
+
+        .. versionadded:: 0.3.0
+        """
+        if not self.tried_folders:
+            return f"The folder of images is {str(self.image_folder)!r}."
+        tried = ", ".join(repr(str(folder)) for folder in self.tried_folders)
+        return (
+            f"None of the first images of {str(self.source)!r} was found. Looked in {tried}. "
+            "Pass the folder of the images."
+        )
+
     def boxes_of(self, index: int) -> slice:
         """Return the rows that belong to one image in the arrays of N boxes."""
         first, last = np.searchsorted(self.image_indices, [index, index + 1])

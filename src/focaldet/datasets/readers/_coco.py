@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from focaldet._checks import existing_file, existing_folder, printable
+from focaldet._checks import existing_file, existing_folder
 from focaldet._coco_json import InstanceColumns, describe_row, read_instances
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._table import AnnotationTable, PackedStrings
@@ -19,6 +18,8 @@ from focaldet.datasets.readers._splits import unknown_split
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
@@ -74,39 +75,22 @@ def read_coco(
     """
     path = existing_file("annotations", annotations)
     folder = None if images is None else existing_folder("images", images)
-    table = _with_images(_read(path, report, cache=cache), folder)
+    cache = cache and path.stat().st_size >= _CACHED_FROM
+    table = load_cache(path, path.parent) if cache else None
+    if table is None:
+        state = fingerprint(path) if cache else None
+        noted: list[Exception] = []
+        columns = read_instances(path, report=None if report is None else noted.append)
+        table = _table(columns, path, raise_or_warn if report is None else noted.append)
+        if state is not None and not (noted or columns.num_repeated_images):
+            save_cache(table, path, state)  # otherwise, the next reading must report again
+        for problem in noted if report is not None else ():
+            report(problem)
+    table = _with_images(table, folder)
     if report is None:
         warn_if_nothing_to_learn(table)
     elif table.tried_folders:
-        tried = ", ".join(repr(str(tried)) for tried in table.tried_folders)
-        report(
-            UserWarning(
-                f"None of the first images of {printable(str(path))} was found. Looked in {tried}. "
-                "Pass the folder of the images."
-            )
-        )
-    return table
-
-
-def _read(path: Path, report: Report | None, *, cache: bool) -> AnnotationTable:
-    """Read a file or its cache. The folder of the images is a placeholder."""
-    if not cache or path.stat().st_size < _CACHED_FROM:
-        return _table(read_instances(path, report=report), path, report)
-    cached = load_cache(path, path.parent)
-    if cached is not None:
-        return cached
-    state = fingerprint(path)
-    reported: list[Exception] = []
-
-    def note(problem: Exception) -> None:
-        reported.append(problem)
-        if report is not None:
-            report(problem)
-
-    columns = read_instances(path, report=None if report is None else note)
-    table = _table(columns, path, None if report is None else note)
-    if not columns.num_repeated_images and not reported:  # the next reading must report again
-        save_cache(table, path, state)
+        report(UserWarning(table.describe_folder()))
     return table
 
 
@@ -125,15 +109,11 @@ def _with_images(table: AnnotationTable, folder: Path | None) -> AnnotationTable
             None,
         )
         if folder is None:
-            folder, tried = table.source.parent, tuple(candidates) if names else ()
+            folder, tried = candidates[0], tuple(candidates) if names else ()
     file_names = table.file_names
-    if os.sep != "\\" and b"\\" in _raw(file_names):
+    if os.sep != "\\" and file_names.data.tobytes().find(b"\\") >= 0:
         file_names = PackedStrings.pack(_native(name, folder) for name in file_names)
     return replace(table, image_folder=folder, file_names=file_names, tried_folders=tried)
-
-
-def _raw(names: PackedStrings) -> bytes:
-    return names.data.tobytes()
 
 
 def _native(name: str, folder: Path) -> str:
@@ -153,7 +133,7 @@ def _image_folders(path: Path) -> list[Path]:
     ]
 
 
-def _table(columns: InstanceColumns, path: Path, report: Report | None) -> AnnotationTable:
+def _table(columns: InstanceColumns, path: Path, report: Report) -> AnnotationTable:
     boxes = columns.boxes.copy()
     with np.errstate(invalid="ignore", over="ignore"):  # boxes may be infinite or NaN
         boxes[:, 2:] += boxes[:, :2]
@@ -175,14 +155,14 @@ def _table(columns: InstanceColumns, path: Path, report: Report | None) -> Annot
     )
 
 
-def _file_names(columns: InstanceColumns, report: Report | None) -> list[str]:
+def _file_names(columns: InstanceColumns, report: Report) -> list[str]:
     """Return the file names; "" for those that are missing, which are reported."""
     names: list[str] = []
     for index, name in enumerate(columns.file_names):
         if name is None:
             where = describe_row("images", index, columns.source, columns.image_ids[index].item())
             problem = f"{where}: file_name is missing, so the image cannot be found."
-            (report or raise_or_warn)(AnnotationError(problem))
+            report(AnnotationError(problem))
         names.append(name or "")
     return names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focaldet._checks import existing_file, printable, shortened
@@ -19,6 +18,7 @@ from focaldet.images import IMAGE_EXTENSIONS, read_image_size
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
     from focaldet.datasets.readers._problems import Report
