@@ -71,12 +71,12 @@ def damaged_voc(root: Path) -> tuple[Path, set[str]]:
 
 def damaged_coco(root: Path) -> tuple[Path, set[str]]:
     write_photo(root / "a.png")
-    good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    good: dict[str, Any] = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    changes: list[dict[str, Any]] = [
+        *({}, {"image_id": 9}, {"bbox": [1, 2]}, {"image_id": None}, {"image_id": 8}, {}),
+    ]
     annotations: list[Any] = [
-        {"id": index, **good, **change}
-        for index, change in enumerate(
-            ({}, {"image_id": 9}, {"bbox": [1, 2]}, {"image_id": None}, {"image_id": 8}, {})
-        )
+        {"id": index, **good, **change} for index, change in enumerate(changes)
     ]
     images = [
         {"id": 1, "file_name": "a.png", "width": 40, "height": 20},

@@ -154,7 +154,7 @@ class AnnotationTable:
         """Return which boxes are finite and have a width and a height, ``[N]``."""
         with np.errstate(invalid="ignore"):
             positive = (self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1)
-        valid: npt.NDArray[np.bool] = np.isfinite(self.boxes).all(axis=1) & positive
+        valid: npt.NDArray[np.bool] = np.logical_and(np.isfinite(self.boxes).all(axis=1), positive)
         return valid
 
     def to_coco(self) -> dict[str, Any]:

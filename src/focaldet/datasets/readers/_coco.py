@@ -18,6 +18,7 @@ from focaldet.datasets.readers._splits import unknown_split
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from focaldet.datasets.readers._problems import Report
@@ -84,8 +85,9 @@ def read_coco(
         table = _table(columns, path, raise_or_warn if report is None else noted.append)
         if state is not None and not (noted or columns.num_repeated_images):
             save_cache(table, path, state)  # otherwise, the next reading must report again
-        for problem in noted if report is not None else ():
-            report(problem)
+        if report is not None:
+            for problem in noted:
+                report(problem)
     table = _with_images(table, folder)
     if report is None:
         warn_if_nothing_to_learn(table)
@@ -111,9 +113,15 @@ def _with_images(table: AnnotationTable, folder: Path | None) -> AnnotationTable
         if folder is None:
             folder, tried = candidates[0], tuple(candidates) if names else ()
     file_names = table.file_names
-    if os.sep != "\\" and file_names.data.tobytes().find(b"\\") >= 0:
+    if os.sep != "\\" and _has_backslash(file_names):
         file_names = PackedStrings.pack(_native(name, folder) for name in file_names)
     return replace(table, image_folder=folder, file_names=file_names, tried_folders=tried)
+
+
+def _has_backslash(names: Sequence[str]) -> bool:
+    if isinstance(names, PackedStrings):  # the bytes are searched much faster than the names
+        return b"\\" in names.data.tobytes()
+    return any("\\" in name for name in names)
 
 
 def _native(name: str, folder: Path) -> str:

@@ -116,8 +116,8 @@ def _add(
     """Add the image of a row, if it is new, and its box, if it has one."""
     if len(row) != _NUM_COLUMNS or not row[0]:
         raise AnnotationError(f"{where}: expected {_COLUMNS}, got {_joined(row)}.")
-    has_box = any(row[1:])
-    if has_box:
+    box: list[float] | None = None
+    if any(row[1:]):
         try:
             box = [float(field) for field in row[1:5]]
         except ValueError as error:
@@ -129,7 +129,7 @@ def _add(
             raise AnnotationError(f"{where}: the box has no class, got {_joined(row)}.")
     if row[0] not in indices:
         indices[row[0]] = table.add_image(row[0])
-    if has_box:
+    if box is not None:
         table.add_box(indices[row[0]], labels.get(row[5], -1), box)
 
 
@@ -139,8 +139,8 @@ def _joined(row: list[str]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not empty."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     try:
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
         for row in reader:
             if row:
                 yield reader.line_num, [field.strip() for field in row]
