@@ -389,8 +389,8 @@ def test_if_no_image_is_found_the_error_says_where_it_was_looked_for(tmp_path: P
     [
         ("names: [no]", r"names\[0\] .*got False.*quotes"),
         ("names: [[a]]", r"names\[0\] .*got list"),
-        ("names: [a]\npath: 3", "path in .* must be the name of a folder, got a int"),
-        ("names: [a]\ntrain: 3", "train in .* must be a path or a list of paths, got a int"),
+        ("names: [a]\npath: 3", "path in .* must be the name of a folder, got int"),
+        ("names: [a]\ntrain: 3", "train in .* must be a path or a list of paths, got int"),
         ("names: " + "[" * 5000, "nested too deeply"),
         ("names: !!timestamp x", "as YAML"),
         ("names: [a]\nnc: [1]", "nc is list"),

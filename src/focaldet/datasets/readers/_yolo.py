@@ -166,7 +166,7 @@ def _relative_folder(content: dict[str, Any], path: Path) -> str:
     folder = content.get("path")
     if folder is not None and not isinstance(folder, str):
         raise AnnotationError(
-            f"path in {str(path)!r} must be the name of a folder, got a {type(folder).__name__}."
+            f"path in {str(path)!r} must be the name of a folder, got {type(folder).__name__}."
         )
     return folder or ""
 
@@ -256,7 +256,7 @@ def _images(content: dict[str, Any], split: str, base: Path, path: Path) -> list
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
             raise AnnotationError(
-                f"{split} in {str(path)!r} must be a path or a list of paths, got a "
+                f"{split} in {str(path)!r} must be a path or a list of paths, got "
                 f"{type(entry).__name__}."
             )
         place = base / entry
