@@ -369,6 +369,12 @@ def test_backslashes_that_belong_to_a_name_are_kept(tmp_path: Path) -> None:
     assert list(read_coco(coco_file(tmp_path / "c.json", images=images)).file_names) == ["a\\b.png"]
 
 
+@pytest.mark.parametrize("name", ["\0", "x" * 5000, "\ud800", "..\\..\\", ""])
+def test_names_that_no_file_can_have_are_kept(tmp_path: Path, name: str) -> None:
+    path = coco_file(tmp_path / "c.json", images=[{"id": 1, "file_name": name}])
+    assert list(read_coco(path).file_names) == [name]
+
+
 def test_if_no_image_is_found_the_error_says_where_it_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     path = coco_file(tmp_path / "my_train.json")

@@ -63,8 +63,8 @@ def read_coco(
     Convention:
         Boxes are ``x, y, width, height`` in the file and xyxy in the table, without a pixel added: a
         box of ``[1, 2, 3, 4]`` becomes ``[1, 2, 4, 6]``. Labels are positions in the ascending list
-        of category ids. Backslashes in file names, which Windows programs write, are read as ``/``,
-        unless a file of that very name exists.
+        of category ids. Backslashes in file names, which Windows programs write, are read as ``/`` if
+        the file exists under that name and not under the other.
 
     Raises:
         FileNotFoundError: If the file or the image folder does not exist.
@@ -106,7 +106,7 @@ def _with_images(table: AnnotationTable, folder: Path | None) -> AnnotationTable
             (
                 one
                 for one in candidates
-                if any((one / _native(name, one)).is_file() for name in names)
+                if any(_is_file(one / _native(name, one)) for name in names)
             ),
             None,
         )
@@ -125,10 +125,18 @@ def _has_backslash(names: Sequence[str]) -> bool:
 
 
 def _native(name: str, folder: Path) -> str:
-    """Return a file name with the separators of this system."""
-    if "\\" not in name or (folder / name).is_file():
-        return name
-    return name.replace("\\", "/")
+    """Return a file name with the separators of this system, if only then the file exists."""
+    other = name.replace("\\", "/")
+    if other != name and not _is_file(folder / name) and _is_file(folder / other):
+        return other
+    return name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _image_folders(path: Path) -> list[Path]:
