@@ -48,7 +48,11 @@ def list_images(sources: list[Path]) -> list[Path]:
     found = []
     for source in sources:
         if source.is_dir():
-            images = [p for p in source.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS]
+            images = [
+                p
+                for p in source.iterdir()
+                if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")
+            ]
             found += sorted(images)
         else:
             found.append(source)

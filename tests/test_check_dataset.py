@@ -225,7 +225,7 @@ def test_findings_are_in_the_order_of_their_kinds() -> None:
     places = [kinds.index(one.kind) for one in report.findings]
     assert places == sorted(places)
     assert [KINDS[kind].severity for kind in report.counts] == [
-        *("error", "error", "error"),
+        *("error", "error", "error", "error"),
         *("warning", "note"),
     ]
 

@@ -40,7 +40,7 @@ def test_a_small_file_gets_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> None:
+    def fail(path: Path, **_: object) -> None:
         raise AssertionError(f"{path} was read")
 
     monkeypatch.setattr("focaldet.datasets.readers._coco.read_instances", fail)
@@ -138,7 +138,7 @@ def test_a_file_that_changes_while_it_is_read_gets_no_cache(
 ) -> None:
     from focaldet.datasets.readers import _coco
 
-    def change_after_reading(path: Path) -> InstanceColumns:
+    def change_after_reading(path: Path, **_: object) -> InstanceColumns:
         columns = read_instances(path)
         path.write_text("{}", encoding="utf-8")
         return columns

@@ -43,6 +43,7 @@ def test_a_small_file_becomes_the_expected_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("json_parser")
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_no_box_is_dropped_or_corrected(tmp_path: Path) -> None:
     boxes = [[math.nan, 0, 1, 1], [-5, 3, 0, 900], [0, 0, -2, math.inf]]
     annotations = [annotation(i, 10, bbox=box) for i, box in enumerate(boxes)]
@@ -67,6 +68,7 @@ def test_optional_fields_may_be_missing_or_null(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("json_parser")
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_an_empty_file_is_an_empty_table(tmp_path: Path) -> None:
     table = read_coco(coco_file(tmp_path, images=[], annotations=[], categories=[]), cache=False)
     assert len(table) == 0
@@ -85,6 +87,7 @@ SEGMENTATIONS = st.one_of(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), indent=st.sampled_from([None, 0, 2]))
 @pytest.mark.usefixtures("json_parser")
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_random_files_are_read_as_the_json_module_reads_them(
     tmp_path: Path, data: st.DataObject, indent: int | None
 ) -> None:
@@ -201,6 +204,7 @@ def test_the_image_folder_is_found_in_cocos_layout(tmp_path: Path) -> None:
     assert read_coco(path, tmp_path, cache=False).image_folder == tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_packed_file_names_can_be_indexed_like_a_list(tmp_path: Path) -> None:
     names = ["ä/ö.jpg", "", "c", "日本.png"]
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]

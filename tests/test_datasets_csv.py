@@ -44,7 +44,7 @@ def test_class_names_are_given_as_a_list_or_in_a_file(tmp_path: Path) -> None:
         ("a,,,,,\na,1,,3,4,x", "line 2: .*numbers, got 'a,1,,3,4,x'\\.$"),
         ("path,x1,y1,x2,y2,class", "line 1: .*numbers, .* header, remove it"),
         ("a,1,2,3,4,", "line 1: .*no class, got 'a,1,2,3,4,'"),
-        ("\xff\xfe", "'.*t.csv' as CSV in UTF-8 .*0xff"),
+        ("a.png,,,,,\n\xe9", "'.*t.csv' as UTF-8.*line 2 .*0xe9"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -39,6 +39,7 @@ BOXES = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=BOXES)
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_all_formats_give_the_same_table(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any]
 ) -> None:
@@ -70,6 +71,7 @@ def test_all_formats_give_the_same_table(
             np.testing.assert_array_equal(getattr(table, key), getattr(tables[0], key))
 
 
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_the_format_is_recognised_by_the_path(tmp_path: Path) -> None:
     yolo = write_yolo_folder(tmp_path / "yolo", "0 0.5 0.5 1 1")
     assert len(read_annotations(yolo.parent, split="train")) == 1
@@ -148,6 +150,7 @@ def datasets_with_splits(root: Path) -> list[Path]:
     return [voc, root / "coco", yolo, yolo.parent]
 
 
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_a_missing_or_unknown_split_names_those_that_exist(tmp_path: Path) -> None:
     for path in datasets_with_splits(tmp_path):
         assert find_reader(path).splits(path) == ("train", "val")

@@ -104,6 +104,7 @@ def test_wrong_xml_files_are_named(tmp_path: Path, text: str, message: str) -> N
         read_voc(root, "all", class_names=["x"])
 
 
+@pytest.mark.filterwarnings("ignore:.*(no objects|no images|can be learned):UserWarning")
 def test_lists_have_a_byte_order_mark_or_not_but_must_be_utf_8(tmp_path: Path) -> None:
     root = write_voc_folder(tmp_path, a="")
     listing = root / "ImageSets" / "Main" / "all.txt"

@@ -17,6 +17,8 @@ def test_a_yolo_folder_worked_by_hand(tmp_path: Path) -> None:
     path = write_yolo_folder(tmp_path, lines)
     write_photo(tmp_path / "images" / "train" / "more" / "b.JPG")
     write_photo(tmp_path / "images" / "train" / "side.jpg", exif=turned())
+    for name in ("more/b.txt", "side.txt"):
+        write_text(tmp_path / "labels" / "train" / name, "")
     table = read_yolo(path, "train")
     folder = Path("images", "train")
     names = [str(Path(name).relative_to(folder)) for name in table.file_names]
@@ -71,6 +73,7 @@ def test_splits_and_names_can_be_written_in_several_ways(
 ) -> None:
     path = write_yolo_folder(tmp_path, "0 0.5 0.5 1 1", yaml)
     write_photo(tmp_path / "images" / "more" / "c.png")
+    write_text(tmp_path / "labels" / "more" / "c.txt", "")
     write_text(tmp_path / "lists" / "train.txt", "../images/train/a.png\n./../images/more/c.png\n")
     table = read_yolo(path, "train")
     assert len(table) == images
@@ -136,7 +139,7 @@ def test_text_files_have_a_byte_order_mark_or_not_but_must_be_utf_8(
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     np.testing.assert_array_equal(read_yolo(path, "train").boxes, expected)
     file.write_bytes(b"\xe9" + file.read_bytes())
-    with pytest.raises(AnnotationError, match=f"'.*{broken}' as UTF-8.*0xe9"):
+    with pytest.raises(AnnotationError, match=f"'.*{broken}' as UTF-8.*line 1 .*0xe9"):
         read_yolo(path, "train")
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "check_range",
     "existing_file",
     "existing_folder",
+    "printable",
     "shortened",
 ]
 
@@ -116,6 +117,19 @@ def existing_folder(name: str, path: str | os.PathLike[str]) -> Path:
         what = "This is a file, not a folder" if path.is_file() else "No such folder"
         raise FileNotFoundError(f"{what}: {str(path)!r} ({name}).")
     return path
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters and other unprintable characters are escaped.
+
+    A name in a file could otherwise send commands to the terminal, or imitate other lines.
+
+    >>> printable("a\x1b[2J.png")
+    'a\\x1b[2J.png'
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def shortened(value: object, length: int = 200) -> str:

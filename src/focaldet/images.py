@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet._checks import check_choice, check_image, check_integer, check_range, existing_file
+from focaldet._files import list_files
 from focaldet._image_formats import check_format, open_image
 from focaldet.errors import UnreadableImageError
 
@@ -298,13 +299,7 @@ def _is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and not path.name.startswith(".")
-        and not path.is_dir()
-    )
+    files = list_files(folder, IMAGE_EXTENSIONS)
     if not files:
         extensions = ", ".join(IMAGE_EXTENSIONS)
         raise ValueError(

@@ -20,11 +20,12 @@ from focaldet._coco_json._rows import (
     describe_row,
     numbered,
 )
+from focaldet._coco_json._sound_rows import sound_rows
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -95,8 +96,17 @@ class _Fields:
     annotation_category_ids: npt.NDArray[np.int64]
 
 
-def read_instances(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> InstanceColumns:
+def read_instances(
+    annotations: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    report: Callable[[Exception], object] | None = None,
+) -> InstanceColumns:
     """Read an annotation file, or its content.
+
+    Args:
+        annotations: The path of the file, or its content.
+        report: Called with an error for each row of the file that is wrong, which is then left out. None
+            raises the first.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -111,11 +121,19 @@ def read_instances(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> I
     path = existing_file("annotations", annotations)
     source = str(path)
     with open_bytes(path) as data:
-        fields = _quick_fields(data)
-        if fields is None:
-            content, valid_text = parse(data, path)
-            fields = _checked_fields(content, source, valid_text=valid_text)
-        return _connected(fields, source)
+        try:
+            fields = _quick_fields(data)
+            if fields is None:
+                content, valid_text = parse(data, path)
+                fields = _checked_fields(content, source, valid_text=valid_text)
+            return _connected(fields, source)
+        except AnnotationError:
+            if report is None:
+                raise
+        content, valid_text = parse(data, path)
+        sections = {name: _section(content, name, source) for name in _SECTIONS}
+        sound = sound_rows(sections, _READ_FIELDS, source, report, valid_text=valid_text)
+        return _connected(_checked_fields(sound, source, valid_text=valid_text), source)
 
 
 def _quick_fields(data: memoryview) -> _Fields | None:
@@ -154,25 +172,46 @@ def _quick_fields(data: memoryview) -> _Fields | None:
 
 def _checked_fields(content: object, source: str | None, *, valid_text: bool) -> _Fields:
     """Read the fields of parsed JSON, and report the first that is wrong."""
-    images, annotations, categories = (
-        Rows(_section(content, name, source), name, source, valid_text=valid_text)
-        for name in _SECTIONS
-    )
+    values: dict[str, Any] = {}
+    for name, read_fields in _READ_FIELDS.items():
+        rows = Rows(_section(content, name, source), name, source, valid_text=valid_text)
+        values |= read_fields(rows)
+    return _Fields(**values)
+
+
+def _image_fields(images: Rows) -> dict[str, Any]:
+    return {
+        "file_names": images.texts("file_name"),
+        "image_ids": images.integers("id"),
+        "image_sizes": as_sizes(images.sides("height"), images.sides("width")),
+    }
+
+
+def _annotation_fields(annotations: Rows) -> dict[str, Any]:
     annotation_ids, has_annotation_ids = annotations.numbered_ids()
-    return _Fields(
-        file_names=images.texts("file_name"),
-        image_ids=images.integers("id"),
-        image_sizes=as_sizes(images.sides("height"), images.sides("width")),
-        category_ids=categories.integers("id"),
-        category_names=categories.texts("name", integers=True),
-        boxes=annotations.boxes(),
-        areas=annotations.optional_numbers("area"),
-        crowd=np.array(annotations.flags("iscrowd"), np.bool_),
-        annotation_ids=annotation_ids,
-        has_annotation_ids=has_annotation_ids,
-        annotation_image_ids=annotations.integers("image_id"),
-        annotation_category_ids=annotations.integers("category_id"),
-    )
+    return {
+        "boxes": annotations.boxes(),
+        "areas": annotations.optional_numbers("area"),
+        "crowd": np.array(annotations.flags("iscrowd"), np.bool_),
+        "annotation_ids": annotation_ids,
+        "has_annotation_ids": has_annotation_ids,
+        "annotation_image_ids": annotations.integers("image_id"),
+        "annotation_category_ids": annotations.integers("category_id"),
+    }
+
+
+def _category_fields(categories: Rows) -> dict[str, Any]:
+    return {
+        "category_ids": categories.integers("id"),
+        "category_names": categories.texts("name", integers=True),
+    }
+
+
+_READ_FIELDS = {
+    "images": _image_fields,
+    "annotations": _annotation_fields,
+    "categories": _category_fields,
+}
 
 
 def _section(content: object, name: str, source: str | None) -> Sequence[Any]:

@@ -62,20 +62,28 @@ class Rows:
         section: The name of the list, for messages.
         source: The path of the file; None for a list passed as an argument.
         valid_text: Whether the whole file was valid text. If not, U+FFFD stands for what was not.
+        start: Index of the first row in the list, for messages.
 
     Raises:
         AnnotationError: If a row is not an object.
     """
 
     def __init__(
-        self, rows: Sequence[Any], section: str, source: str | None, *, valid_text: bool = True
+        self,
+        rows: Sequence[Any],
+        section: str,
+        source: str | None,
+        *,
+        valid_text: bool = True,
+        start: int = 0,
     ) -> None:
         self.rows, self.section, self.source = rows, section, source
         self._valid_text = valid_text
+        self._start = start
         if not all(issubclass(kind, Mapping) for kind in set(map(type, rows))):
             index = next(i for i, row in enumerate(rows) if not isinstance(row, Mapping))
             raise AnnotationError(
-                f"{describe_row(section, index, source)} must be an object with named fields, "
+                f"{describe_row(section, start + index, source)} must be an object with named fields, "
                 f"got {shortened(rows[index])}."
             )
 
@@ -83,7 +91,7 @@ class Rows:
         """Build an error about one row."""
         row_id = self.rows[index].get("id") if with_id else None
         return AnnotationError(
-            f"{describe_row(self.section, index, self.source, row_id)}: {problem}"
+            f"{describe_row(self.section, self._start + index, self.source, row_id)}: {problem}"
         )
 
     def integers(self, key: str) -> npt.NDArray[np.int64]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focaldet._atomic import atomic_write_text
+from focaldet._checks import printable
+from focaldet._files import decode_text
 from focaldet.config import RetinaNetConfig
 from focaldet.datasets import readers
 from focaldet.datasets.checks import check_dataset
@@ -29,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         config = None if args.config is None else _read_config(args.config)
+        problems: list[Exception] = []
         report = check_dataset(
-            readers.read_annotations(args.path, args.images, split=args.split),
+            readers.read_annotations(
+                args.path, args.images, split=args.split, report=problems.append
+            ),
+            problems=problems,
             config=config,
             images=args.read,
             workers=args.workers,
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.json is not None:
             atomic_write_text(args.json, report.to_json())
     except (OSError, ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return _NOT_CHECKED
     sys.stdout.write(f"{report}\n")
     return _NO_ERRORS if report.ok else _ERRORS
@@ -104,7 +110,7 @@ def _read_config(path: Path) -> RetinaNetConfig:
             f"No such file: {str(file)!r} (--config). Pass a config.json or the folder that "
             "contains it."
         )
-    return RetinaNetConfig.from_json(file.read_text(encoding="utf-8"))
+    return RetinaNetConfig.from_json(decode_text(file.read_bytes()))
 
 
 def _progress() -> Callable[[int, int], object]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from focaldet._checks import check_choice
+from focaldet._checks import check_choice, printable
 from focaldet.boxes import as_xyxy
 from focaldet.errors import AnnotationError
 from focaldet.images import load_image, read_image_size
@@ -152,8 +152,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         try:
             image = load_image(path, name)
         except FileNotFoundError as error:
-            folder = str(self.table.image_folder)
-            raise FileNotFoundError(f"{error} The folder of images is {folder!r}.") from error
+            raise FileNotFoundError(f"{error} {self.table.describe_folder()}") from error
         height, width = self.sizes[index].tolist()
         if image.shape[1:] != (height, width):
             remedy = "The boxes would not fit. Correct the annotated size, or replace the file."
@@ -175,7 +174,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         height, width = self.sizes[index].tolist()
         first = (
             f"{table.boxes[row].tolist()} (annotation {table.annotation_ids[row]} of "
-            f"{table.file_names[index]}, {width}x{height})"
+            f"{printable(table.file_names[index])}, {width}x{height})"
         )
         what = "are not finite or have no area inside their image"
         if invalid_boxes == "raise":
@@ -195,7 +194,10 @@ def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
     """Return the annotated sizes, after reading the missing ones from the images."""
     sizes = table.image_sizes.copy()
     for index in np.flatnonzero(sizes.min(axis=1) <= 0).tolist():
-        sizes[index] = read_image_size(table.image_path(index))
+        try:
+            sizes[index] = read_image_size(table.image_path(index))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} {table.describe_folder()}") from error
     return sizes
 
 
@@ -225,9 +227,9 @@ def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> Non
     if unknown.any():
         row = int(unknown.argmax())
         raise AnnotationError(
-            f"Annotation {table.annotation_ids[row]} of {table.file_names[table.image_indices[row]]} "
-            f"in {str(table.source)!r} has an undeclared category (boxes affected: {unknown.sum()}). "
-            f"The declared categories are {', '.join(table.class_names) or 'none'}."
+            f"Annotation {table.annotation_ids[row]} of "
+            f"{printable(table.file_names[table.image_indices[row]])} in {str(table.source)!r} has an undeclared category (boxes affected: {unknown.sum()}). "
+            f"The declared categories are {printable(', '.join(table.class_names)) or 'none'}."
         )
 
 

@@ -74,6 +74,10 @@ class AnnotationTable:
         annotation_ids: ``[N]``, int64; the ids in the file, or the position of the box within its
             image, from 0.
         image_indices: ``[N]``, int64, ascending; the index of the image of each box.
+        tried_folders: The folders in which a reader looked for the images, if it was not told the
+            folder and did not find any of the first images. ``image_folder`` is one of them.
+
+            .. versionadded:: 0.3.0
     """
 
     source: Path
@@ -89,6 +93,7 @@ class AnnotationTable:
     crowd: npt.NDArray[np.bool]
     annotation_ids: npt.NDArray[np.int64]
     image_indices: npt.NDArray[np.int64]
+    tried_folders: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -97,10 +102,60 @@ class AnnotationTable:
         """Return the path of an image."""
         return self.image_folder / self.file_names[index]
 
+    def describe_folder(self) -> str:
+        """Return a sentence about the folder of the images, for errors about a missing image.
+
+        .. versionadded:: 0.3.0
+        """
+        if not self.tried_folders:
+            return f"The folder of images is {str(self.image_folder)!r}."
+        tried = ", ".join(repr(str(folder)) for folder in self.tried_folders)
+        return (
+            f"None of the first images of {str(self.source)!r} was found. Looked in {tried}. "
+            "Pass the folder of the images."
+        )
+
     def boxes_of(self, index: int) -> slice:
         """Return the rows that belong to one image in the arrays of N boxes."""
         first, last = np.searchsorted(self.image_indices, [index, index + 1])
         return slice(int(first), int(last))
+
+    def why_nothing_to_learn(self) -> str:
+        """Return why training has no object to learn from, as a sentence; "" if it has one.
+
+        An object can be learned from if it is not a crowd, its category is declared, and its box is
+        finite and has an area inside its image, as far as the size of the image is annotated.
+
+        .. versionadded:: 0.3.0
+        """
+        if not len(self):
+            return "There are no images."
+        num_boxes, images = len(self.boxes), _counted(len(self), "image")
+        if not num_boxes:
+            return f"There are no objects in {images}."
+        sizes = self.image_sizes[self.image_indices]
+        limits = np.where((sizes > 0).all(axis=1, keepdims=True), sizes[:, ::-1], np.inf)
+        valid = self._has_area()
+        with np.errstate(invalid="ignore"):
+            inside = (self.boxes[:, 2:] > 0).all(axis=1) & (self.boxes[:, :2] < limits).all(axis=1)
+        if (valid & inside & (self.labels >= 0) & ~self.crowd).any():
+            return ""
+        faults = {
+            "crowd or difficult": self.crowd,
+            "of an undeclared category": self.labels < 0,
+            "not finite or without area": ~valid,
+            "outside their image": valid & ~inside,
+        }
+        counts = ", ".join(f"{fault.sum()} {name}" for name, fault in faults.items() if fault.any())
+        objects = _counted(num_boxes, "object")
+        return f"None of {objects} in {images} can be learned from ({counts})."
+
+    def _has_area(self) -> npt.NDArray[np.bool]:
+        """Return which boxes are finite and have a width and a height, ``[N]``."""
+        with np.errstate(invalid="ignore"):
+            positive = (self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1)
+        valid: npt.NDArray[np.bool] = np.logical_and(np.isfinite(self.boxes).all(axis=1), positive)
+        return valid
 
     def to_coco(self) -> dict[str, Any]:
         """Return the ground truth in COCO format, for :func:`focaldet.evaluation.evaluate_coco`.
@@ -110,8 +165,7 @@ class AnnotationTable:
         pycocotools requires. Otherwise, they are numbered from 1.
         """
         widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
-        usable = np.isfinite(self.boxes).all(1) & (widths_heights > 0).all(1) & (self.labels >= 0)
-        (rows,) = usable.nonzero()
+        (rows,) = (self._has_area() & (self.labels >= 0)).nonzero()
         ids = self.annotation_ids[rows]
         if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
             ids = np.arange(1, len(rows) + 1)
@@ -142,3 +196,7 @@ class AnnotationTable:
                 for category_id, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

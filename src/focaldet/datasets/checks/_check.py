@@ -22,9 +22,10 @@ from focaldet.datasets.checks._images import (
     images_without_objects,
 )
 from focaldet.datasets.checks._report import KINDS, DatasetReport, Finding
+from focaldet.errors import AnnotationError, UnreadableImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from focaldet.config import RetinaNetConfig
     from focaldet.datasets._table import AnnotationTable
@@ -42,6 +43,7 @@ def check_dataset(
     images: Literal["decode", "headers", "none"] = "decode",
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    problems: Iterable[Exception] = (),
 ) -> DatasetReport:
     """Look for mistakes in a dataset.
 
@@ -62,6 +64,10 @@ def check_dataset(
             "headers" reads only their sizes. "none" opens no file.
         workers: Number of threads that read images. None uses one per CPU core, at most 8.
         progress: Called from time to time with the number of images read so far and the total.
+        problems: Errors and warnings that a reader reported, to be listed with the findings. Use
+            ``problems = []`` and ``read_annotations(..., report=problems.append)``.
+
+            .. versionadded:: 0.3.0
 
     Raises:
         ValueError: If ``images`` is unknown or ``workers`` is less than 1.
@@ -90,7 +96,9 @@ def check_dataset(
     if workers is None:
         workers = min(_MAX_THREADS, os.cpu_count() or 1)
     check_range("workers", workers, 1)
-    findings: list[Finding] = []
+    findings = [_reported(problem) for problem in problems]
+    if reason := table.why_nothing_to_learn():
+        findings.append(Finding(kind="nothing-to-learn", message=reason))
     sizes = table.image_sizes
     if images == "none":
         findings += images_of_unknown_size(table)
@@ -125,6 +133,18 @@ def check_dataset(
         box_sizes=box_sizes(table),
         anchors=anchors,
     )
+
+
+def _reported(problem: Exception) -> Finding:
+    if isinstance(problem, Warning):
+        kind = "annotation-doubtful"
+    elif isinstance(problem, UnreadableImageError):
+        kind = "image-unreadable"
+    elif isinstance(problem, FileNotFoundError) and not isinstance(problem, AnnotationError):
+        kind = "image-missing"
+    else:
+        kind = "annotation-unreadable"
+    return Finding(kind=kind, message=str(problem))
 
 
 def _class_findings(table: AnnotationTable, config: RetinaNetConfig) -> Iterator[Finding]:

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from focaldet._checks import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "BoxSizes", "ClassCount", "DatasetReport", "Finding", "Kind"]
 
 _EXAMPLES = 3  # findings printed per kind
+_UNREADABLE_EXAMPLES = 50  # findings printed of each of the next kinds, which stop the reading
+_UNREADABLE = frozenset({"annotation-unreadable", "image-missing", "image-unreadable"})
 _MOST_COMMON, _LEAST_COMMON = 10, 5  # classes printed of a long table
 
 Severity = Literal["error", "warning", "note"]
@@ -35,6 +39,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "annotation-unreadable": Kind(
+        "error", "a file, line or object is missing or damaged, so the dataset cannot be read"
+    ),
+    "nothing-to-learn": Kind("error", "training has no object to learn from"),
     "image-missing": Kind("error", "the file does not exist; is this the right folder of images?"),
     "image-unreadable": Kind("error", "the file is damaged, truncated, or not an image"),
     "image-size": Kind(
@@ -49,6 +57,9 @@ KINDS = {
     "box-no-area": Kind("error", "the box has no width or no height; training drops it"),
     "box-outside": Kind("error", "the box is completely outside its image; training drops it"),
     "category-unknown": Kind("error", "the category of the box is not declared"),
+    "annotation-doubtful": Kind(
+        "warning", "the annotations can be read, but perhaps not as they were meant"
+    ),
     "image-file-duplicate": Kind("warning", "several images have the same file"),
     "image-content-duplicate": Kind("warning", "files with different names have the same content"),
     "box-overhang": Kind(
@@ -101,7 +112,7 @@ class Finding:
         where = [] if self.file is None else [self.file]
         where += [] if self.image_id is None else [f"image {self.image_id}"]
         where += [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
-        return f"{', '.join(where)}: {self.message}" if where else self.message
+        return printable(f"{', '.join(where)}: {self.message}" if where else self.message)
 
 
 class ClassCount(NamedTuple):
@@ -196,7 +207,7 @@ class DatasetReport:
     def _summary(self) -> str:
         crowds = f" ({_number(self.num_crowds, 'crowd')})" if self.num_crowds else ""
         head = (
-            f"{self.source}: {_number(self.num_images, 'image')}, "
+            f"{printable(str(self.source))}: {_number(self.num_images, 'image')}, "
             f"{_number(self.num_boxes, 'box', 'boxes')}{crowds}, "
             f"{_number(len(self.classes), 'class', 'classes')}"
         )
@@ -214,9 +225,10 @@ class DatasetReport:
             found = list(group)
             severity, meaning = KINDS[kind]
             lines = [f"{severity.upper()} {kind} ({len(found):,}): {meaning}"]
-            lines += [f"  {finding}" for finding in found[:_EXAMPLES]]
-            if len(found) > _EXAMPLES:
-                lines.append(f"  and {len(found) - _EXAMPLES:,} more")
+            shown = _UNREADABLE_EXAMPLES if kind in _UNREADABLE else _EXAMPLES
+            lines += [f"  {finding}" for finding in found[:shown]]
+            if len(found) > shown:
+                lines.append(f"  and {len(found) - shown:,} more")
             yield "\n".join(lines)
 
 
@@ -228,7 +240,7 @@ def _class_table(classes: tuple[ClassCount, ...]) -> str:
     if not classes:
         return ""
     ordered = sorted(classes, key=lambda one: -one.boxes)
-    rows = [f"{one.boxes:>9,} {one.images:>9,}  {one.name}" for one in ordered]
+    rows = [f"{one.boxes:>9,} {one.images:>9,}  {printable(one.name)}" for one in ordered]
     if len(rows) > _MOST_COMMON + _LEAST_COMMON + 1:
         left_out = len(rows) - _MOST_COMMON - _LEAST_COMMON
         rows[_MOST_COMMON:-_LEAST_COMMON] = [f"{'...':>9} {'...':>9}  ({left_out} more classes)"]

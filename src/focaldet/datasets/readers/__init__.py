@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._problems import Report
 
 __all__ = ["READERS", "ReadOptions", "Reader", "find_reader", "read_annotations"]
 
@@ -63,6 +64,7 @@ def read_annotations(
     split: str | None = None,
     class_names: Sequence[str] | None = None,
     cache: bool = True,
+    report: Report | None = None,
 ) -> AnnotationTable:
     """Read annotations in any supported format, which is recognised by the path.
 
@@ -77,15 +79,26 @@ def read_annotations(
             contain them.
         cache: Whether to keep a cache of a large COCO file, see :func:`read_coco`. Other formats have
             none.
+        report: A function that is called with each error or warning about a file, line or object, which
+            is then left out, so that all can be listed. None raises the first error. See
+            :func:`check_dataset`.
+
+            .. versionadded:: 0.3.0
 
     Raises:
         FileNotFoundError: If the path, or a file or folder that it refers to, does not exist.
         AnnotationError: If the format is not supported, or a file is damaged.
         ValueError: If an option is missing, or the format does not take it.
+
+    Warns:
+        UserWarning: If no object can be learned from, or a reader warns, see :func:`read_yolo` and
+            :func:`read_coco`.
     """
     path = Path(path)
     reader = find_reader(path)
-    options = ReadOptions(images=images, split=split, class_names=class_names, cache=cache)
+    options = ReadOptions(
+        images=images, split=split, class_names=class_names, cache=cache, report=report
+    )
     _check_options(reader, path, options)
     return reader.read(path, options)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,17 +13,20 @@ from focaldet._checks import existing_file, existing_folder
 from focaldet._coco_json import InstanceColumns, describe_row, read_instances
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._table import AnnotationTable, PackedStrings
+from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_coco", "recognises", "splits"]
 
+_TRIED_NAMES = 16  # images that are looked for in each folder
 _CACHED_FROM = 2**23  # bytes; smaller files are read quickly enough without a cache
 
 
@@ -29,6 +35,7 @@ def read_coco(
     images: str | os.PathLike[str] | None = None,
     *,
     cache: bool = True,
+    report: Report | None = None,
 ) -> AnnotationTable:
     """Read a COCO annotation file ("instances").
 
@@ -40,56 +47,117 @@ def read_coco(
 
     Args:
         annotations: Path of the JSON file.
-        images: Folder of the images. None looks for it next to the file and in the folder above,
-            where COCO has it: ``annotations/instances_val2017.json`` and ``val2017/``.
+        images: Folder of the images. None looks for the first images in the folder of the file and in
+            the folder above, and in those of their subfolders that have the name of the split or
+            are called "images". COCO itself has ``annotations/instances_val2017.json`` and
+            ``val2017/``. If no image is found, reading the first image raises an error that lists
+            these folders.
         cache: Whether to keep what was read from a file of 8 MiB or more in a second file next to
             it, which is read the next time if the annotations are unchanged.
+        report: A function that is called with each error or warning about a file, line or object, which
+            is then left out, so that all can be listed. None raises the first error. See
+            :func:`check_dataset`.
+
+            .. versionadded:: 0.3.0
 
     Convention:
         Boxes are ``x, y, width, height`` in the file and xyxy in the table, without a pixel added: a
         box of ``[1, 2, 3, 4]`` becomes ``[1, 2, 4, 6]``. Labels are positions in the ascending list
-        of category ids.
+        of category ids. Backslashes in file names, which Windows programs write, are read as ``/`` if
+        the file exists under that name and not under the other.
 
     Raises:
         FileNotFoundError: If the file or the image folder does not exist.
         AnnotationError: If the file is not in COCO format. The message names the item and its id.
 
     Warns:
-        UserWarning: If images are listed more than once, each time alike; each is kept once.
+        UserWarning: If images are listed more than once, each time alike; each is kept once. If there
+            is no object that training could learn from.
     """
     path = existing_file("annotations", annotations)
-    folder = _default_image_folder(path) if images is None else existing_folder("images", images)
-    if not cache or path.stat().st_size < _CACHED_FROM:
-        return _table(read_instances(path), path, folder)
-    cached = load_cache(path, folder)
-    if cached is not None:
-        return cached
-    state = fingerprint(path)
-    columns = read_instances(path)
-    table = _table(columns, path, folder)
-    if not columns.num_repeated_images:  # otherwise the next reading must warn again
-        save_cache(table, path, state)
+    folder = None if images is None else existing_folder("images", images)
+    cache = cache and path.stat().st_size >= _CACHED_FROM
+    table = load_cache(path, path.parent) if cache else None
+    if table is None:
+        state = fingerprint(path) if cache else None
+        noted: list[Exception] = []
+        columns = read_instances(path, report=None if report is None else noted.append)
+        table = _table(columns, path, raise_or_warn if report is None else noted.append)
+        if state is not None and not (noted or columns.num_repeated_images):
+            save_cache(table, path, state)  # otherwise, the next reading must report again
+        if report is not None:
+            for problem in noted:
+                report(problem)
+    table = _with_images(table, folder)
+    if report is None:
+        warn_if_nothing_to_learn(table)
+    elif table.tried_folders:
+        report(UserWarning(table.describe_folder()))
     return table
 
 
-def _default_image_folder(path: Path) -> Path:
+def _with_images(table: AnnotationTable, folder: Path | None) -> AnnotationTable:
+    """Return the table with the folder of its images, and file names that fit this system."""
+    tried: tuple[Path, ...] = ()
+    if folder is None:
+        candidates = _image_folders(table.source)
+        names = list(islice(table.file_names, _TRIED_NAMES))
+        folder = next(
+            (
+                one
+                for one in candidates
+                if any(_is_file(one / _native(name, one)) for name in names)
+            ),
+            None,
+        )
+        if folder is None:
+            folder, tried = candidates[0], tuple(candidates) if names else ()
+    file_names = table.file_names
+    if os.sep != "\\" and _has_backslash(file_names):
+        file_names = PackedStrings.pack(_native(name, folder) for name in file_names)
+    return replace(table, image_folder=folder, file_names=file_names, tried_folders=tried)
+
+
+def _has_backslash(names: Sequence[str]) -> bool:
+    if isinstance(names, PackedStrings):  # the bytes are searched much faster than the names
+        return b"\\" in names.data.tobytes()
+    return any("\\" in name for name in names)
+
+
+def _native(name: str, folder: Path) -> str:
+    """Return a file name with the separators of this system, if only then the file exists."""
+    other = name.replace("\\", "/")
+    if other != name and not _is_file(folder / name) and _is_file(folder / other):
+        return other
+    return name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
+
+
+def _image_folders(path: Path) -> list[Path]:
+    """Return the folders that may contain the images of an annotation file."""
     split = path.stem.rpartition("_")[2]  # instances_val2017 -> val2017
-    for base in (path.parent, path.parent.parent):
-        for name in (split, "images"):
-            if (base / name).is_dir():
-                return base / name
-    return path.parent
+    bases = (path.parent, path.parent.parent)
+    return [
+        *(base / name for base in bases for name in (split, "images") if (base / name).is_dir()),
+        *bases,
+    ]
 
 
-def _table(columns: InstanceColumns, path: Path, folder: Path) -> AnnotationTable:
+def _table(columns: InstanceColumns, path: Path, report: Report) -> AnnotationTable:
     boxes = columns.boxes.copy()
     with np.errstate(invalid="ignore", over="ignore"):  # boxes may be infinite or NaN
         boxes[:, 2:] += boxes[:, :2]
     by_image = np.argsort(columns.image_indices, kind="stable")
     return AnnotationTable(
         source=path,
-        image_folder=folder,
-        file_names=PackedStrings.pack(_file_names(columns)),
+        image_folder=path.parent,
+        file_names=PackedStrings.pack(_file_names(columns, report)),
         image_ids=columns.image_ids,
         image_sizes=columns.image_sizes,
         class_names=columns.category_names,
@@ -103,13 +171,15 @@ def _table(columns: InstanceColumns, path: Path, folder: Path) -> AnnotationTabl
     )
 
 
-def _file_names(columns: InstanceColumns) -> list[str]:
-    names = [name for name in columns.file_names if name is not None]
-    if len(names) < len(columns.file_names):
-        index = columns.file_names.index(None)
-        image_id = columns.image_ids[index].item()
-        where = describe_row("images", index, columns.source, image_id)
-        raise AnnotationError(f"{where}: file_name is missing, so the image cannot be found.")
+def _file_names(columns: InstanceColumns, report: Report) -> list[str]:
+    """Return the file names; "" for those that are missing, which are reported."""
+    names: list[str] = []
+    for index, name in enumerate(columns.file_names):
+        if name is None:
+            where = describe_row("images", index, columns.source, columns.image_ids[index].item())
+            problem = f"{where}: file_name is missing, so the image cannot be found."
+            report(AnnotationError(problem))
+        names.append(name or "")
     return names
 
 
@@ -140,8 +210,8 @@ def splits(path: Path) -> tuple[str, ...] | None:
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read a file, or one split of a folder."""
     if options.split is None:
-        return read_coco(path, options.images, cache=options.cache)
+        return read_coco(path, options.images, cache=options.cache, report=options.report)
     file = path / "annotations" / f"{_PREFIX}{options.split}.json"
     if not file.is_file():
         raise FileNotFoundError(unknown_split(options.split, path, splits(path) or ()))
-    return read_coco(file, options.images, cache=options.cache)
+    return read_coco(file, options.images, cache=options.cache, report=options.report)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from typing import TYPE_CHECKING
 
 from focaldet._checks import existing_file, existing_folder, shortened
 from focaldet.datasets.readers._builder import TableBuilder
+from focaldet.datasets.readers._problems import warn_if_nothing_to_learn
+from focaldet.datasets.readers._text import read_text
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_csv", "recognises", "splits"]
@@ -38,7 +42,7 @@ def splits(_: Path) -> None:
 
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read a CSV file."""
-    return read_csv(path, options.images, class_names=options.class_names)
+    return read_csv(path, options.images, class_names=options.class_names, report=options.report)
 
 
 def read_csv(
@@ -46,6 +50,7 @@ def read_csv(
     images: str | os.PathLike[str] | None = None,
     *,
     class_names: Sequence[str] | str | os.PathLike[str] | None = None,
+    report: Report | None = None,
 ) -> AnnotationTable:
     """Read a CSV file with rows ``path,x1,y1,x2,y2,class`` and no header.
 
@@ -59,6 +64,11 @@ def read_csv(
         class_names: Names of labels 0, 1, ..., or the path of a CSV file with rows ``class,number``,
             numbered from 0. None uses the names in the file, in alphabetical order. If training and
             validation have separate files, pass the names so that the labels agree.
+        report: A function that is called with each error or warning about a file, line or object, which
+            is then left out, so that all can be listed. None raises the first error. See
+            :func:`check_dataset`.
+
+            .. versionadded:: 0.3.0
 
     Convention:
         Boxes are xyxy, continuous, in pixels. The file does not contain the image sizes, so
@@ -67,6 +77,9 @@ def read_csv(
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         AnnotationError: If a row is in a different format. The message names the file and the line.
+
+    Warns:
+        UserWarning: If there is no object that training could learn from.
     """
     path = existing_file("annotations", annotations)
     folder = path.parent if images is None else existing_folder("images", images)
@@ -76,27 +89,48 @@ def read_csv(
     elif isinstance(class_names, (str, os.PathLike)):
         class_names = _class_names(existing_file("class_names", class_names))
     labels = {name: label for label, name in enumerate(class_names)}
-    table = TableBuilder()
+    builder = TableBuilder()
     indices: dict[str, int] = {}
     for number, row in lines:
-        where = f"{str(path)!r}, line {number}"
-        if len(row) != _NUM_COLUMNS or not row[0]:
-            raise AnnotationError(f"{where}: expected {_COLUMNS}, got {_joined(row)}.")
-        if row[0] not in indices:
-            indices[row[0]] = table.add_image(row[0])
-        if not any(row[1:]):
-            continue
+        try:
+            _add(builder, row, f"{str(path)!r}, line {number}", indices, labels, first=number == 1)
+        except AnnotationError as error:
+            if report is None:
+                raise
+            report(error)
+    table = builder.build(path, folder, class_names)
+    if report is None:
+        warn_if_nothing_to_learn(table)
+    return table
+
+
+def _add(
+    table: TableBuilder,
+    row: list[str],
+    where: str,
+    indices: dict[str, int],
+    labels: dict[str, int],
+    *,
+    first: bool,
+) -> None:
+    """Add the image of a row, if it is new, and its box, if it has one."""
+    if len(row) != _NUM_COLUMNS or not row[0]:
+        raise AnnotationError(f"{where}: expected {_COLUMNS}, got {_joined(row)}.")
+    box: list[float] | None = None
+    if any(row[1:]):
         try:
             box = [float(field) for field in row[1:5]]
         except ValueError as error:
-            remedy = " If this line is a header, remove it." if number == 1 else ""
+            remedy = " If this line is a header, remove it." if first else ""
             raise AnnotationError(
                 f"{where}: x1, y1, x2 and y2 must be numbers, got {_joined(row)}.{remedy}"
             ) from error
         if not row[5]:
             raise AnnotationError(f"{where}: the box has no class, got {_joined(row)}.")
+    if row[0] not in indices:
+        indices[row[0]] = table.add_image(row[0])
+    if box is not None:
         table.add_box(indices[row[0]], labels.get(row[5], -1), box)
-    return table.build(path, folder, class_names)
 
 
 def _joined(row: list[str]) -> str:
@@ -105,14 +139,15 @@ def _joined(row: list[str]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not empty."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            for row in reader:
-                if row:
-                    yield reader.line_num, [field.strip() for field in row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise AnnotationError(f"Cannot read {str(path)!r} as CSV in UTF-8 ({error}).") from error
+        for row in reader:
+            if row:
+                yield reader.line_num, [field.strip() for field in row]
+    except csv.Error as error:
+        raise AnnotationError(
+            f"Cannot read {str(path)!r} as CSV: {error} (line {reader.line_num})."
+        ) from error
 
 
 def _class_names(path: Path) -> list[str]:

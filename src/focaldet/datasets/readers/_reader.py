@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._problems import Report
 
 __all__ = ["ReadOptions", "Reader"]
 
@@ -24,6 +25,8 @@ class ReadOptions:
         split: Name of a split. None for a path that is a single split.
         class_names: Names of labels 0, 1, ..., or None.
         cache: Whether a cache file may be used and written.
+        report: Called with each error or warning about a file, line or object. By default, errors are
+            raised and warnings are given.
 
     .. versionadded:: 0.3.0
     """
@@ -32,6 +35,7 @@ class ReadOptions:
     split: str | None = None
     class_names: Sequence[str] | None = None
     cache: bool = True
+    report: Report | None = None
 
 
 class Reader(Protocol):
@@ -65,4 +69,7 @@ class Reader(Protocol):
         Raises:
             AnnotationError: If a file is damaged or not in this format.
             FileNotFoundError: If a file or folder is missing.
+
+        With ``options.report``, both only if nothing can be read at all. Otherwise, the function is
+        called with the error, and the image, line or object is left out.
         """

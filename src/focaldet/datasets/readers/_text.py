@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from focaldet._files import decode_text
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -13,13 +14,14 @@ __all__ = ["read_text"]
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file without its byte order mark.
+    """Return the content of a text file without its byte order mark.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        AnnotationError: If it is not in UTF-8.
+        AnnotationError: If it is not in UTF-8, nor in what a byte order mark says. The message names
+            the line.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"Cannot read {str(path)!r} as UTF-8 text ({error}).") from error
+        return decode_text(path.read_bytes())
+    except ValueError as error:
+        raise AnnotationError(f"Cannot read {str(path)!r} as UTF-8 text: {error}.") from error

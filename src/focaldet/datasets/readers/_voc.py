@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from focaldet._checks import existing_folder, shortened
+from focaldet._files import list_files
 from focaldet.datasets.readers._builder import TableBuilder
+from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.datasets.readers._text import read_text
 from focaldet.errors import AnnotationError
@@ -14,10 +16,11 @@ from focaldet.images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_voc", "recognises", "splits"]
@@ -37,7 +40,8 @@ def recognises(path: Path) -> bool:
 
 def splits(path: Path) -> tuple[str, ...]:
     """Return the names of the lists in ``ImageSets/Main``."""
-    names = sorted(file.stem for file in (path / "ImageSets" / "Main").glob("*.txt"))
+    folder = path / "ImageSets" / "Main"
+    names = [file.stem for file in list_files(folder, (".txt",))] if folder.is_dir() else []
     # Pascal VOC also has a list per class and split, such as cat_train.
     known = set(names)
     return tuple(name for name in names if "_" not in name or name.rpartition("_")[2] not in known)
@@ -45,7 +49,9 @@ def splits(path: Path) -> tuple[str, ...]:
 
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read one split of a folder."""
-    return read_voc(path, options.split or "", class_names=options.class_names)
+    return read_voc(
+        path, options.split or "", class_names=options.class_names, report=options.report
+    )
 
 
 def read_voc(
@@ -54,6 +60,7 @@ def read_voc(
     *,
     class_names: Sequence[str] | None = None,
     one_based: bool = False,
+    report: Report | None = None,
 ) -> AnnotationTable:
     """Read one split of a dataset in Pascal VOC format.
 
@@ -69,6 +76,11 @@ def read_voc(
             every file.
         one_based: Whether pixel coordinates start at 1 and a box includes the pixels at ``xmax`` and
             ``ymax``. If so, 1 is subtracted from ``xmin`` and ``ymin``.
+        report: A function that is called with each error or warning about a file, line or object, which
+            is then left out, so that all can be listed. None raises the first error. See
+            :func:`check_dataset`.
+
+            .. versionadded:: 0.3.0
 
     Convention:
         The files of Pascal VOC itself are one-based. Most tools that write this format store corners
@@ -83,6 +95,9 @@ def read_voc(
             not exist.
         AnnotationError: If an XML file cannot be read. The message names the file and the object.
         TypeError: If ``class_names`` is a single string.
+
+    Warns:
+        UserWarning: If there is no object that training could learn from.
     """
     if isinstance(class_names, str):
         raise TypeError(
@@ -93,67 +108,119 @@ def read_voc(
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise FileNotFoundError(unknown_split(split, root, splits(root)))
+    images = _by_stem(existing_folder("root", root / "JPEGImages"), IMAGE_EXTENSIONS)
+    parser = _Parser(root / "Annotations", report or raise_or_warn)
     if class_names is None:
-        class_names = _names_in(root / "Annotations")
+        class_names = parser.class_names()
     labels = {name: label for label, name in enumerate(class_names)}
-    images = _image_files(existing_folder("root", root / "JPEGImages"))
-    table = TableBuilder()
+    builder = TableBuilder()
     for line in read_text(listing).splitlines():
         name = line.strip()
-        if name:
-            path = root / "Annotations" / f"{name}.xml"
-            _add(table, _parsed(path), path, images.get(name), labels, one_based=one_based)
-    return table.build(listing, root / "JPEGImages", class_names)
+        tree = parser.parse(name) if name else None
+        if tree is not None:
+            image = images.get(name)
+            file_name = f"{name}.jpg" if image is None else image.name
+            parser.add(builder, name, tree, file_name, labels, one_based=one_based)
+    table = builder.build(listing, root / "JPEGImages", class_names)
+    if report is None:
+        warn_if_nothing_to_learn(table)
+    return table
 
 
-def _image_files(folder: Path) -> dict[str, str]:
-    """Return the image files of a folder by their names without suffix."""
-    return {
-        path.stem: path.name
-        for path in sorted(folder.iterdir(), reverse=True)
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-    }
+def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Return the files of a folder by their names without suffix. The first of two is kept."""
+    return {path.stem: path for path in reversed(list_files(folder, suffixes))}
 
 
-def _names_in(folder: Path) -> list[str]:
-    names = {
-        _class_name(item, f"{str(path)!r}, object {number}")
-        for path in folder.glob("*.xml")
-        for number, item in enumerate(_parsed(path).findall("object"), start=1)
-    }
-    return sorted(names)
+class _MissingAnnotationsError(AnnotationError, FileNotFoundError):
+    """An image of a split has no XML file."""
 
 
-def _parsed(path: Path) -> ET.Element:
-    try:
-        return ET.parse(path).getroot()  # noqa: S314  (expat bounds the growth of entities)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"No such file: {str(path)!r}. Every image of a split needs an XML file, even one "
-            "without objects."
-        ) from error
-    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise AnnotationError(f"Cannot read {str(path)!r} as XML ({error}).") from error
+class _Parser:
+    """Reads the XML files of a folder, each of which is reported once if it cannot be read.
+
+    Args:
+        folder: The folder of the XML files.
+        report: Called with each error, after which the file or object is left out.
+    """
+
+    def __init__(self, folder: Path, report: Report) -> None:
+        self._folder = folder
+        self._report = report
+        self._files = _by_stem(folder, (".xml",)) if folder.is_dir() else {}
+        self._unreadable: set[str] = set()
+
+    def class_names(self) -> list[str]:
+        """Return the names of all classes in the folder, in alphabetical order."""
+        names = set()
+        for stem in self._files:
+            tree = self.parse(stem)
+            for item in () if tree is None else tree.findall("object"):
+                name = (item.findtext("name") or "").strip()
+                if name:  # otherwise, it is reported if the image is in the split
+                    names.add(name)
+        return sorted(names)
+
+    def parse(self, stem: str) -> ET.Element | None:
+        """Parse the file of an image; None if that is not possible."""
+        if stem in self._unreadable:
+            return None
+        try:
+            return self._parsed(stem)
+        except AnnotationError as error:
+            self._unreadable.add(stem)
+            self._report(error)
+        return None
+
+    def _parsed(self, stem: str) -> ET.Element:
+        path = self.path(stem)
+        try:
+            return ET.parse(path).getroot()  # noqa: S314  (expat bounds the growth of entities)
+        except FileNotFoundError as error:
+            raise _MissingAnnotationsError(
+                f"No such file: {str(path)!r}. Every image of a split needs an XML file, even one "
+                "without objects."
+            ) from error
+        except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: unknown encoding
+            raise AnnotationError(f"Cannot read {str(path)!r} as XML ({error}).") from error
+
+    def path(self, stem: str) -> Path:
+        """Return the path of the XML file of an image, whether it exists or not."""
+        return self._files.get(stem, self._folder / f"{stem}.xml")
+
+    def add(
+        self,
+        table: TableBuilder,
+        stem: str,
+        tree: ET.Element,
+        file_name: str,
+        labels: dict[str, int],
+        *,
+        one_based: bool,
+    ) -> None:
+        """Add an image and its objects to the table."""
+        path = self.path(stem)
+        try:
+            size = _size(tree, f"{str(path)!r}, size")
+        except AnnotationError as error:
+            self._report(error)
+            size = (0, 0)
+        index = table.add_image(file_name, size)
+        for number, item in enumerate(tree.findall("object"), start=1):
+            where = f"{str(path)!r}, object {number}"
+            try:
+                x1, y1, x2, y2 = (_number(item.find("bndbox"), key, where) for key in _CORNERS)
+                label = labels.get(_class_name(item, where), -1)
+                crowd = _number(item, "difficult", where, 0) > 0
+            except AnnotationError as error:
+                self._report(error)
+                continue
+            table.add_box(index, label, (x1 - one_based, y1 - one_based, x2, y2), crowd=crowd)
 
 
-def _add(
-    table: TableBuilder,
-    tree: ET.Element,
-    path: Path,
-    image_file: str | None,
-    labels: dict[str, int],
-    *,
-    one_based: bool,
-) -> None:
+def _size(tree: ET.Element, where: str) -> tuple[int, int]:
     size = tree.find("size")
-    height, width = (_side(size, side, f"{str(path)!r}, size") for side in ("height", "width"))
-    index = table.add_image(image_file or f"{path.stem}.jpg", (height, width))
-    for number, item in enumerate(tree.findall("object"), start=1):
-        where = f"{str(path)!r}, object {number}"
-        x1, y1, x2, y2 = (_number(item.find("bndbox"), key, where) for key in _CORNERS)
-        box = (x1 - one_based, y1 - one_based, x2, y2)
-        label = labels.get(_class_name(item, where), -1)
-        table.add_box(index, label, box, crowd=_number(item, "difficult", where, 0) > 0)
+    return _side(size, "height", where), _side(size, "width", where)
 
 
 def _class_name(item: ET.Element, where: str) -> str:
@@ -173,10 +240,10 @@ def _side(size: ET.Element | None, key: str, where: str) -> int:
 
 def _number(item: ET.Element | None, key: str, where: str, default: float | None = None) -> float:
     text = None if item is None else item.findtext(key)
-    if text is None:
+    if text is None or not text.strip():
         if default is not None:
             return default
-        raise AnnotationError(f"{where}: {key} is missing.")
+        raise AnnotationError(f"{where}: {key} is missing or empty.")
     try:
         return float(text)
     except ValueError as error:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focaldet._checks import existing_file, shortened
+from focaldet._checks import existing_file, printable, shortened
 from focaldet._extras import import_extra
+from focaldet._files import list_files
 from focaldet.datasets.readers._builder import TableBuilder
+from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.datasets.readers._text import read_text
-from focaldet.errors import AnnotationError
+from focaldet.datasets.readers._yolo_labels import KeypointShape, LabelFolders, LineReader
+from focaldet.errors import AnnotationError, UnreadableImageError
 from focaldet.images import IMAGE_EXTENSIONS, read_image_size
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_yolo", "recognises", "splits"]
@@ -45,7 +49,7 @@ def splits(path: Path) -> tuple[str, ...]:
 
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read one split of a data file or its folder."""
-    return read_yolo(_data_file(path), options.split or "")
+    return read_yolo(_data_file(path), options.split or "", report=options.report)
 
 
 def _data_file(path: Path) -> Path:
@@ -54,25 +58,38 @@ def _data_file(path: Path) -> Path:
     return path
 
 
-def read_yolo(data_yaml: str | os.PathLike[str], split: str) -> AnnotationTable:
+def read_yolo(
+    data_yaml: str | os.PathLike[str], split: str, *, report: Report | None = None
+) -> AnnotationTable:
     """Read one split of a dataset in YOLO format.
 
     Image ids are 1, 2, ... in the order of the paths, or of the list that names them. Category ids
-    are the class numbers of the file. An image without a label file has no objects.
+    are the class numbers of the file. An image without a label file has no objects. The label file of
+    ``images/a.png`` is ``labels/a.txt``, or else ``images/a.txt``. If the path contains several folders
+    ``images``, the last one is replaced first. The folders may also be called ``image`` and ``label``,
+    and names of folders and suffixes may be in upper case. Hidden files are ignored.
 
     Args:
         data_yaml: The file that names the folders and classes, with the keys ``path`` (the folder to
             which the splits are relative, itself relative to the file; by default the folder of the
-            file), ``train``, ``val``, ``test`` and ``names``.
+            file), ``train``, ``val``, ``test``, ``names`` and, for keypoints, ``kpt_shape``.
         split: Key of a split in the file, such as "val". Its value is a folder, which is searched for
             images together with the folders inside it, a text file with one path per line, or a list
-            of these. The label files are in ``labels`` if the images are in ``images``, otherwise
-            next to the images.
+            of these.
+        report: A function that is called with each error or warning about a file, line or object, which
+            is then left out, so that all can be listed. None raises the first error. See
+            :func:`check_dataset`.
+
+            .. versionadded:: 0.3.0
 
     Convention:
         A line is ``class cx cy w h``, in fractions of the width and height of the upright image, or
-        ``class x y x y x y ...``, an outline, which is replaced by its bounding box. The image sizes
-        are read from the headers of the images. Paths in a text file are relative to it. If
+        ``class x y x y x y ...``, an outline, which is replaced by its bounding box. So is an oriented
+        box, ``class x y x y x y x y``. With ``kpt_shape: [n, d]`` in the data file, ``n * d`` values of
+        keypoints may follow ``class cx cy w h``; they are not used. Without it, keypoints are
+        recognised by their visibility, and numbers that can be either an outline or keypoints
+        in every long line of a split are an error. The image sizes are read from the headers of the
+        images. Paths in a text file are relative to it. If
         ``../train/images`` does not exist, ``train/images`` is tried, because Roboflow writes the
         former for the latter.
 
@@ -82,29 +99,112 @@ def read_yolo(data_yaml: str | os.PathLike[str], split: str) -> AnnotationTable:
         AnnotationError: If a file is in a different format. The message names the file and the line.
         ValueError: If the file does not have the split.
         UnreadableImageError: If the size of an image cannot be read.
+
+    Warns:
+        UserWarning: If images have no label file, which is different from an empty one. If lines are
+            oriented boxes, or have keypoints that the data file does not mention. If there is no
+            object that training could learn from.
     """
     path = existing_file("data_yaml", data_yaml)
     content = _parsed(path)
     names = _class_names(content, path)
-    table = TableBuilder()
-    base = path.parent / str(content.get("path") or "")
+    say = report or raise_or_warn
+    base = path.parent / _relative_folder(content, path)
+    lines = LineReader(len(names), _keypoint_shape(content, path), say)
+    folders = LabelFolders()
+    unlabelled: list[Path] = []
+    builder = TableBuilder()
     for image in _images(content, split, base, path):
-        height, width = read_image_size(image)
+        labels = folders.find(image)
+        if labels is None:
+            unlabelled.append(image)
+        try:
+            size = height, width = read_image_size(image)
+        except (FileNotFoundError, UnreadableImageError) as error:
+            say(error)
+            if labels is not None:
+                lines.read(labels, (1, 1))  # to report what is wrong in it, too
+            continue
         name = image.relative_to(base) if image.is_relative_to(base) else image.absolute()
-        index = table.add_image(str(name), (height, width))
-        labels = _label_file(image)
-        if labels.is_file():
-            for label, (x1, y1, x2, y2) in _objects(labels, len(names)):
-                table.add_box(index, label, (x1 * width, y1 * height, x2 * width, y2 * height))
-    return table.build(path, base, names)
+        index = builder.add_image(str(name), size)
+        for label, (x1, y1, x2, y2) in () if labels is None else lines.read(labels, size):
+            builder.add_box(index, label, (x1 * width, y1 * height, x2 * width, y2 * height))
+    if ambiguity := lines.ambiguity():
+        say(AnnotationError(ambiguity))
+    for warning in _warnings(path, lines, unlabelled, folders):
+        say(UserWarning(warning))
+    table = builder.build(path, base, names)
+    if report is None:
+        warn_if_nothing_to_learn(table)
+    return table
+
+
+def _warnings(
+    path: Path, lines: LineReader, unlabelled: list[Path], folders: LabelFolders
+) -> Iterator[str]:
+    source = printable(str(path))
+    if unlabelled:
+        places = " and ".join(repr(str(place)) for place in folders.looked_for(unlabelled[0]))
+        yield (
+            f"{source}: images without a label file, which have no objects: {len(unlabelled)}. The "
+            f"first is {str(unlabelled[0])!r}; looked for {places}. If an image has no objects, add an "
+            "empty file for it."
+        )
+    if lines.num_poses:
+        yield (
+            f"{source}: lines with keypoints, of which only the box is used: {lines.num_poses}. Set "
+            "kpt_shape in the file to say so."
+        )
+    if lines.num_oriented:
+        yield (
+            f"{source}: oriented boxes, replaced by their bounding boxes, which are larger: "
+            f"{lines.num_oriented}."
+        )
+
+
+def _relative_folder(content: dict[str, Any], path: Path) -> str:
+    folder = content.get("path")
+    if folder is not None and not isinstance(folder, str):
+        raise AnnotationError(
+            f"path in {str(path)!r} must be the name of a folder, got {type(folder).__name__}."
+        )
+    return folder or ""
+
+
+def _keypoint_shape(content: dict[str, Any], path: Path) -> KeypointShape | None:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(type(number) is int and 0 <= number < 10_000 for number in shape)
+        and (shape[1] in (2, 3) or shape == [0, 0])
+    ):
+        return KeypointShape(*shape)
+    raise AnnotationError(
+        f"kpt_shape in {str(path)!r} must be [number of keypoints, 2 or 3], or [0, 0] for none."
+    )
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     yaml = import_extra("yaml", purpose=f"Reading {path.name}", install="pyyaml")
+    text = read_text(path)
     try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        content = yaml.safe_load(text)
+    # PyYAML passes on all kinds of errors for values such as "!!timestamp x".
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = "it is nested too deeply"
+        if not isinstance(error, RecursionError):
+            reason = printable(" ".join(str(error).split()))
         raise AnnotationError(f"Cannot read {str(path)!r} as YAML ({reason}).") from error
     if not isinstance(content, dict) or "names" not in content:
         raise AnnotationError(
@@ -127,9 +227,18 @@ def _class_names(content: dict[str, Any], path: Path) -> list[str]:
             f"names in {str(path)!r} must be a list, or a mapping from numbers to names, "
             f"got {shortened(names)}."
         )
-    if content.get("nc", len(names)) != len(names):
+    for number, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+            hint = " Put no, yes, on and off in quotes." if isinstance(name, bool) else ""
+            raise AnnotationError(
+                f"names[{number}] in {str(path)!r} must be text, got "
+                f"{name if isinstance(name, bool) else type(name).__name__}.{hint}"
+            )
+    count = content.get("nc", len(names))
+    if count != len(names):
+        shown = shortened(count) if isinstance(count, (int, float, str)) else type(count).__name__
         raise AnnotationError(
-            f"nc is {shortened(content['nc'])} in {str(path)!r}, but names has {len(names)} "
+            f"nc is {shown} in {str(path)!r}, but names has {len(names)} "
             f"{'entry' if len(names) == 1 else 'entries'}."
         )
     return [str(name) for name in names]
@@ -145,52 +254,22 @@ def _images(content: dict[str, Any], split: str, base: Path, path: Path) -> list
         raise ValueError(unknown_split(split, path, _splits_in(content)))
     images: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        place = base / str(entry)
-        if not place.exists() and str(entry).startswith("../"):
-            place = base / str(entry)[3:]
-        if place.is_dir():
-            images += sorted(
-                file for file in place.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS
+        if not isinstance(entry, str):
+            raise AnnotationError(
+                f"{split} in {str(path)!r} must be a path or a list of paths, got "
+                f"{type(entry).__name__}."
             )
+        place = base / entry
+        if not place.exists() and entry.startswith("../"):
+            place = base / entry[3:]
+        if place.is_dir():
+            images += list_files(place, IMAGE_EXTENSIONS, recursive=True)
         elif place.is_file():
             lines = read_text(place).splitlines()
             images += [place.parent / line.strip() for line in lines if line.strip()]
         else:
             raise FileNotFoundError(
-                f"No such folder or list of images: {str(base / str(entry))!r} "
+                f"No such folder or list of images: {str(base / entry)!r} "
                 f"({split} in {str(path)!r})."
             )
     return images
-
-
-def _label_file(image: Path) -> Path:
-    parts = list(image.parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
-
-
-def _objects(path: Path, num_classes: int) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """Yield the label and the box (xyxy, in fractions of the image size) of each line."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            first, *values = (float(field) for field in line.split())
-            label = int(first)  # raises for NaN and infinity
-        except (ValueError, OverflowError):
-            first, label, values = 0.5, 0, []
-        outline = len(values) >= 6 and len(values) % 2 == 0
-        if label != first or not (len(values) == 4 or outline):
-            raise AnnotationError(
-                f"{str(path)!r}, line {number}: expected 'class cx cy w h', or a class and the "
-                f"points of an outline, got {shortened(line.strip(), 80)}."
-            )
-        if outline:
-            xs, ys = values[::2], values[1::2]
-            box = (min(xs), min(ys), max(xs), max(ys))
-        else:
-            cx, cy, width, height = values
-            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-        yield (label if 0 <= label < num_classes else -1), box
