@@ -97,7 +97,10 @@ def existing_folder(name: str, path: str | os.PathLike[str]) -> Path:
 
 def shortened(value: object, length: int = 200) -> str:
     """Return the ``repr`` of a value for a message, cut to ``length`` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -47,7 +47,7 @@ class InstanceColumns:
         category_ids: ``[K]``, ascending.
         category_names: Name of each category; its id, as text, where it has none.
         boxes: ``[N, 4]``, x, y, width, height. They may be NaN, infinite or of negative size.
-        areas: ``[N]``; that of the box where the file gives none.
+        areas: ``[N]``; that of the box where the file gives none, or a negative one such as -1.
         crowd: ``[N]``, whether the box is around a crowd.
         annotation_ids: ``[N]``. Missing ones get the lowest unused numbers, from 1.
         image_indices: ``[N]``, index into ``image_ids``.
@@ -221,7 +221,7 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
             for category_id, name in zip(category_ids.tolist(), names, strict=True)
         ),
         boxes=fields.boxes,
-        areas=np.where(np.isnan(fields.areas), box_areas, fields.areas),
+        areas=np.where(fields.areas >= 0, fields.areas, box_areas),
         crowd=fields.crowd,
         annotation_ids=fields.annotation_ids,
         image_indices=image_indices,

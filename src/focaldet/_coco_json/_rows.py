@@ -304,7 +304,9 @@ def _text(value: object) -> str:
 
 
 def _text_or_integer(value: object) -> str:
-    return _text(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(_integer(value))
+    return _text(value)
 
 
 def _box(value: object) -> list[float]:

@@ -121,7 +121,7 @@ def _digest_of_head(path: Path) -> bytes:
 
 def _size_difference(table: AnnotationTable, index: int, scan: _Scan) -> str:
     height, width = (int(side) for side in table.image_sizes[index])
-    if scan.kind or 0 in (height, width) or scan.size == (height, width):
+    if scan.kind or min(height, width) <= 0 or scan.size == (height, width):
         return ""
     message = (
         f"annotated as {width}x{height} (width x height), but the image is "
