@@ -66,7 +66,10 @@ nitpick_ignore_regex = [
     ),
     ("py:.*", r"(collections|typing|typing_extensions)(\..*)?"),
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
-    ("py:class", r"Normalizer|Reduction|Severity|Shape|RuntimeName|Batch"),  # aliases kept inside
+    (
+        "py:class",
+        r"SupportsToCoco|Normalizer|Reduction|Severity|Shape|RuntimeName|Batch",
+    ),  # aliases kept inside
     (
         "py:class",
         r"Tensor|Path|Transform|Mapping|Sequence|Iterable|Iterator|Callable|PathLike|Module|NDArray",

@@ -50,6 +50,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "iscrowd missing": changed("annotations", iscrowd=REMOVED),
     "area null": changed("annotations", area=None),
     "area missing": changed("annotations", area=REMOVED),
+    "area -1": changed("annotations", area=-1),
     "area NaN": changed("annotations", area=math.nan),
     "annotation id missing": changed("annotations", id=REMOVED),
     "annotation id null": changed("annotations", id=None),
@@ -433,6 +434,25 @@ def test_a_file_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
     for function in (read_coco, read_instances, read_detections):
         with pytest.raises(AnnotationError, match=r"deep.json': it is nested too deeply"):
             function(path)
+
+
+@pytest.mark.usefixtures("json_parser")
+@pytest.mark.parametrize("depth", [100, 5000, 100_000])
+def test_a_field_that_is_not_read_may_be_nested_but_not_too_deeply(
+    tmp_path: Path, depth: int
+) -> None:
+    deep = "[" * depth + "]" * depth
+    content = json.dumps(changed("annotations", attributes="DEEP")).replace('"DEEP"', deep)
+    row = f'{{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1, "x": {deep}}}'
+    path, results = tmp_path / "some.json", tmp_path / "results.json"
+    path.write_text(content, encoding="utf-8")
+    results.write_text(f"[{row}]", encoding="utf-8")
+    for file, function in ((path, read_coco), (path, read_instances), (results, read_detections)):
+        if depth == 100:
+            function(file)
+        else:
+            with pytest.raises(AnnotationError, match=rf"{file.name}': it is nested too deeply"):
+                function(file)
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+import random
+import zipfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from focaldet._coco_json import InstanceColumns, read_instances
 from focaldet.datasets import AnnotationTable, read_annotations, read_coco
-from focaldet.datasets._cache import cache_path
+from focaldet.datasets._cache import cache_path, load_cache
+from tests.fuzz.mutations import mutate_bytes
 from tests.helpers.coco_files import coco_content, coco_file, names_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -121,6 +126,103 @@ def test_a_damaged_cache_is_ignored_and_replaced(
     assert_equal_tables(read_coco(path), first)
     forbid_parsing(monkeypatch)
     assert_equal_tables(read_coco(path), first)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_of_a_cache_stops_reading_or_changes_the_table(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    path = coco_file(tmp_path)
+    first = read_coco(path)
+    cache = cache_path(path)
+    content = cache.read_bytes()
+    for _ in range(300):
+        cache.write_bytes(mutate_bytes(content, rng))
+        assert_equal_tables(read_coco(path), first)
+
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def with_metadata(**changes: Any) -> Callable[[Arrays], Arrays]:
+    def change(arrays: Arrays) -> Arrays:
+        metadata = json.loads(arrays["metadata"].tobytes()) | changes
+        return {"metadata": np.frombuffer(json.dumps(metadata).encode(), np.uint8)}
+
+    return change
+
+
+WRONG_VALUES: dict[str, Callable[[Arrays], Arrays]] = {
+    "index of no image": lambda a: {"image_indices": a["image_indices"] + 1},
+    "negative index of an image": lambda a: {"image_indices": a["image_indices"] - 1},
+    "indices in descending order": lambda a: {"image_indices": a["image_indices"][::-1]},
+    "label of no class": lambda a: {"labels": a["labels"] + 1},
+    "label -2": lambda a: {"labels": a["labels"] - 2},
+    "image ids that are equal": lambda a: {"image_ids": a["image_ids"] * 0},
+    "negative size": lambda a: {"image_sizes": -a["image_sizes"]},
+    "sizes as floats with NaN": lambda a: {"image_sizes": a["image_sizes"] * np.nan},
+    "crowd other than 0 and 1": lambda a: {"crowd": (a["labels"] + 2).astype(np.uint8).view(bool)},
+    "other byte order": lambda a: {"boxes": a["boxes"].astype(">f8")},
+    "boxes of three numbers": lambda a: {"boxes": a["boxes"][:, :3]},
+    "one box less": lambda a: {"boxes": a["boxes"][1:]},
+    "arrays swapped": lambda a: {"boxes": a["areas"], "areas": a["boxes"]},
+    "names beyond their bytes": lambda a: {"file_name_ends": a["file_name_ends"] + 1},
+    "names in descending order": lambda a: {"file_name_ends": a["file_name_ends"][::-1]},
+    "names that start before the first byte": lambda a: {
+        "file_name_ends": np.array([-3, len(a["file_names"])])
+    },
+    "names that are not text": lambda a: {"file_names": a["file_names"] | 0x80},
+    "names that split a character": lambda _: {
+        "file_names": np.frombuffer("é".encode(), np.uint8),
+        "file_name_ends": np.array([1, 2]),
+    },
+    "names as numbers": lambda a: {"file_names": a["file_names"].astype(np.int64)},
+    "one class name less": with_metadata(class_names=["dog"]),
+    "a class name as a number": with_metadata(class_names=["dog", 3]),
+    "class names as a string": with_metadata(class_names="ab"),
+    "a category id as a float": with_metadata(category_ids=[2, 9.0]),
+    "a category id twice": with_metadata(category_ids=[9, 9]),
+    "a huge category id": with_metadata(category_ids=[2, 10**30]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_cache_with_wrong_values_is_ignored(
+    tmp_path: Path, wrong: Callable[[Arrays], Arrays]
+) -> None:
+    path = coco_file(tmp_path)
+    first = read_coco(path)
+    with np.load(cache_path(path)) as file:
+        arrays = dict(file)
+    with cache_path(path).open("wb") as file:
+        np.savez(file, **arrays)
+    assert load_cache(path, tmp_path) is not None  # what is written here is not what is wrong
+    with cache_path(path).open("wb") as file:
+        np.savez(file, **{**arrays, **wrong(arrays)})
+    assert load_cache(path, tmp_path) is None
+    assert_equal_tables(read_coco(path), first)
+
+
+def test_a_compressed_cache_is_ignored_because_it_could_be_far_larger_than_its_file(
+    tmp_path: Path,
+) -> None:
+    path = coco_file(tmp_path)
+    read_coco(path)
+    with np.load(cache_path(path)) as file:
+        arrays = dict(file)
+    with cache_path(path).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    assert zipfile.is_zipfile(cache_path(path))
+    assert load_cache(path, tmp_path) is None
+
+
+def test_a_folder_or_a_pipe_in_place_of_the_cache_is_ignored(tmp_path: Path) -> None:
+    path = coco_file(tmp_path)
+    os.mkfifo(cache_path(path))
+    assert len(read_coco(path)) == 2
+    cache_path(path).unlink()
+    cache_path(path).mkdir()
+    assert len(read_coco(path)) == 2
+    assert sorted(names_in(tmp_path)) == ["instances_some.json", cache_path(path).name]
 
 
 def test_a_read_only_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import copy
 import json
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,11 +63,101 @@ def test_arguments_of_unsupported_types_are_an_error() -> None:
         evaluate_coco([ENTRY], [])  # type: ignore[arg-type]
 
 
-def test_a_table_passed_as_annotations_names_the_remedy(tmp_path: Path) -> None:
-    table = read_coco(coco_file(tmp_path))
-    with pytest.raises(TypeError, match=r"got AnnotationTable\. Pass .*to_coco\(\)"):
-        evaluate_coco(table, [])  # type: ignore[arg-type]
-    assert evaluate_coco(table.to_coco(), []).num_images == 2
+def test_a_table_is_evaluated_as_its_file_is(tmp_path: Path) -> None:
+    path = coco_file(tmp_path)
+    results = [{"image_id": 10, "category_id": 9, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    table = read_coco(path)
+    assert evaluate_coco(table, results).stats == evaluate_coco(path, results).stats
+    assert evaluate_coco(table, results).num_images == 2
+
+
+def test_detections_passed_as_annotations_are_an_error() -> None:
+    with pytest.raises(TypeError, match=r"annotations must be .*AnnotationTable, got Detections"):
+        evaluate_coco(found([], [], []), [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("area", [-1, -1.0, -300, math.nan, None])
+def test_an_object_of_unknown_area_counts_with_the_area_of_its_box(
+    tmp_path: Path, area: float | None
+) -> None:
+    content = truth((4, 7, [10, 10, 40, 40]))
+    content["annotations"][0]["area"] = area
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    table = read_coco(path)
+    assert table.areas.tolist() == [1600]
+    unknown = replace(table, areas=np.full(1, np.nan if area is None else area))
+    assert unknown.to_coco()["annotations"][0]["area"] == 1600
+    for given in (content, path, table, unknown):
+        assert evaluate_coco(given, [ENTRY]).ap_medium == pytest.approx(1)
+
+
+@pytest.mark.parametrize("side", [-1, 0, None])
+def test_an_unknown_size_of_an_image_is_compared_with_no_detections(side: int | None) -> None:
+    content = copy.deepcopy(truth((4, 7, [10, 10, 40, 40])))
+    for image in content["images"]:
+        image["width"] = side
+    box = found([[10, 10, 50, 50]], [0.9], [0])
+    assert evaluate_coco(content, {4: box}).ap == pytest.approx(1)  # a warning would be an error
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (4, TypeError, r"image_ids must be a list of integer ids, got 4"),
+        ("49", TypeError, r"image_ids must be a list of integer ids, got '49'"),
+        (["4"], TypeError, r"image_ids must contain only integer ids, got '4'"),
+        ([4.5], TypeError, r"image_ids must contain only integer ids, got 4.5"),
+        ([True], TypeError, r"image_ids must contain only integer ids, got True"),
+        ([10**30], ValueError, r"image_ids: the id 10+ does not fit into 64 bits"),
+        ([10**5000], ValueError, r"image_ids: the id <int> does not fit into 64 bits"),
+    ],
+)
+def test_wrong_image_ids_are_an_error_in_words(
+    ids: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate_coco(truth(), [], image_ids=ids)
+
+
+def test_wrong_category_ids_and_huge_keys_are_an_error_in_words() -> None:
+    with pytest.raises(TypeError, match=r"category_ids must contain only integer ids, got 7.5"):
+        evaluate_coco(truth(), {}, category_ids=[7.5])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"category_ids: the id 10+ does not fit"):
+        evaluate_coco(truth(), {}, category_ids=[10**30])
+    with pytest.raises(ValueError, match=r"results: the id 10+ does not fit into 64 bits"):
+        evaluate_coco(truth(), {10**30: found([], [], [])})
+
+
+def test_ids_of_numpy_and_torch_are_accepted() -> None:
+    ids: Any
+    for ids in (np.array([4]), torch.tensor([4]), [np.int32(4)], iter([4]), {4: "x"}):
+        assert evaluate_coco(truth(), [], image_ids=ids).num_images == 1
+
+
+def test_huge_boxes_are_evaluated_without_a_warning() -> None:
+    huge = [1e300, 1e300, 1e300, 1e300]
+    content = truth((4, 7, huge), (9, 7, [1, 1, 5, 5]))
+    del content["annotations"][0]["area"]
+    result = evaluate_coco(content, [{**ENTRY, "bbox": huge}])
+    assert result.of_class("cat").objects == 2
+
+
+def test_values_that_python_cannot_print_are_named_by_their_type() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    content = truth((4, 7, [1, 1, 5, 5]))
+    for value in (deep, 10**5000):
+        content["annotations"][0]["bbox"] = value
+        with pytest.raises(AnnotationError, match=r"annotations\[0\] \(id 1\).* got <(list|int)>"):
+            evaluate_coco(content, [])
+    content = copy.deepcopy(truth())
+    content["categories"][0]["name"] = 10**5000
+    with pytest.raises(AnnotationError, match=r"categories\[0\] \(id 30\).*got <int>"):
+        evaluate_coco(content, [])
 
 
 @pytest.mark.usefixtures("json_parser")

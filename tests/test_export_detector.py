@@ -16,6 +16,7 @@ import focaldet
 from focaldet import RetinaNet, RetinaNetConfig, export
 from focaldet.errors import CheckpointError
 from focaldet.export import ExportError, ExportMetadata, OnnxDetector, export_onnx
+from focaldet.retinanet import OptimizedRetinaNet
 from tests.helpers.tiny_export import (
     SHAPES,
     assert_same,
@@ -394,7 +395,7 @@ def test_openvino_matches_the_model(
 def test_several_threads_may_use_one_detector(
     model: RetinaNet, which: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    detector: RetinaNet | OnnxDetector
+    detector: RetinaNet | OptimizedRetinaNet | OnnxDetector
     if which in ("model", "optimized"):
         detector = model if which == "model" else model.optimize_for_inference()
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from focaldet._checks import existing_file, shortened
 from focaldet._coco_json._file import decode_quickly, open_bytes, parse
-from focaldet._coco_json._rows import Rows, as_boxes, usable_boxes
+from focaldet._coco_json._rows import Rows, as_boxes, field_column, usable_boxes
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def _quick_columns(data: memoryview) -> DetectionColumns | None:
         return None
     try:
         columns = DetectionColumns(
-            image_ids=np.array([entry.image_id for entry in entries], np.int64),
-            category_ids=np.array([entry.category_id for entry in entries], np.int64),
-            boxes=as_boxes([entry.bbox for entry in entries]),
-            scores=np.array([entry.score for entry in entries], np.float64),
+            image_ids=field_column(entries, "image_id", np.int64),
+            category_ids=field_column(entries, "category_id", np.int64),
+            boxes=as_boxes(map(attrgetter("bbox"), entries), len(entries)),
+            scores=field_column(entries, "score", np.float64),
         )
     except OverflowError:
         return None

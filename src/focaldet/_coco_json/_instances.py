@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from focaldet._coco_json._rows import (
     as_boxes,
     as_sizes,
     describe_row,
+    field_column,
     numbered,
 )
 from focaldet._coco_json._sound_rows import sound_rows
@@ -46,7 +48,7 @@ class InstanceColumns:
         category_ids: ``[K]``, ascending.
         category_names: Name of each category; its id, as text, where it has none.
         boxes: ``[N, 4]``, x, y, width, height. They may be NaN, infinite or of negative size.
-        areas: ``[N]``; that of the box where the file gives none.
+        areas: ``[N]``; that of the box where the file gives none, or a negative one such as -1.
         crowd: ``[N]``, whether the box is around a crowd.
         annotation_ids: ``[N]``. Missing ones get the lowest unused numbers, from 1.
         image_indices: ``[N]``, index into ``image_ids``.
@@ -145,26 +147,27 @@ def _quick_fields(data: memoryview) -> _Fields | None:
     heights = [image.height for image in images]
     widths = [image.width for image in images]
     crowd = [annotation.iscrowd for annotation in annotations]
+    annotation_ids: list[int | None] = [annotation.id for annotation in annotations]
     known_sides = {*heights, *widths} - {None}
     if not set(crowd) <= FLAGS:
         return None
     if known_sides and not (min(known_sides) >= -1 and max(known_sides) <= MAX_SIDE):
         return None
     try:
-        annotation_ids, has_annotation_ids = numbered([one.id for one in annotations])
+        numbers, has_annotation_ids = numbered(annotation_ids)
         return _Fields(
             file_names=[image.file_name for image in images],
-            image_ids=np.array([image.id for image in images], np.int64),
+            image_ids=field_column(images, "id", np.int64),
             image_sizes=as_sizes(heights, widths),
-            category_ids=np.array([category.id for category in categories], np.int64),
+            category_ids=field_column(categories, "id", np.int64),
             category_names=[category.name for category in categories],
-            boxes=as_boxes([annotation.bbox for annotation in annotations]),
-            areas=np.array([annotation.area for annotation in annotations], np.float64),
+            boxes=as_boxes(map(attrgetter("bbox"), annotations), len(annotations)),
+            areas=field_column(annotations, "area", np.float64),
             crowd=np.array(crowd, np.bool_),
-            annotation_ids=annotation_ids,
+            annotation_ids=numbers,
             has_annotation_ids=has_annotation_ids,
-            annotation_image_ids=np.array([one.image_id for one in annotations], np.int64),
-            annotation_category_ids=np.array([one.category_id for one in annotations], np.int64),
+            annotation_image_ids=field_column(annotations, "image_id", np.int64),
+            annotation_category_ids=field_column(annotations, "category_id", np.int64),
         )
     except OverflowError:
         return None
@@ -257,7 +260,7 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
             for category_id, name in zip(category_ids.tolist(), names, strict=True)
         ),
         boxes=fields.boxes,
-        areas=np.where(np.isnan(fields.areas), box_areas, fields.areas),
+        areas=np.where(fields.areas >= 0, fields.areas, box_areas),
         crowd=fields.crowd,
         annotation_ids=fields.annotation_ids,
         image_indices=image_indices,

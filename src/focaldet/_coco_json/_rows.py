@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from focaldet._checks import shortened
 from focaldet.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy.typing as npt
 
@@ -25,6 +26,7 @@ __all__ = [
     "as_boxes",
     "as_sizes",
     "describe_row",
+    "field_column",
     "numbered",
     "usable_boxes",
 ]
@@ -36,6 +38,7 @@ _INT64 = np.iinfo(np.int64)
 _EXACT_BELOW = 2**53  # a float of this size may be a rounded integer
 
 Value = TypeVar("Value")
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 class _FieldError(Exception):
@@ -172,8 +175,8 @@ class Rows:
             and set(map(type, itertools.chain.from_iterable(values))) <= {int, float}
         ):
             with contextlib.suppress(OverflowError):  # the row is found below
-                return as_boxes(values)
-        return as_boxes(self._convert("bbox", values, _box))
+                return as_boxes(values, len(values))
+        return as_boxes(self._convert("bbox", values, _box), len(values))
 
     def _values(self, key: str) -> list[Any]:
         return [row.get(key) for row in self.rows]
@@ -222,10 +225,15 @@ def numbered(ids: list[int | None]) -> tuple[npt.NDArray[np.int64], bool]:
     return np.array([next(unused) if one is None else one for one in ids], np.int64), False
 
 
-def as_boxes(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    """Return boxes, each a list or tuple of four numbers, as an array ``[N, 4]``."""
+def field_column(rows: Sequence[Any], name: str, dtype: type[_Number]) -> npt.NDArray[_Number]:
+    """Return a numeric attribute of each row, ``[N]``; None becomes NaN where that exists."""
+    return np.fromiter(map(attrgetter(name), rows), dtype, len(rows))
+
+
+def as_boxes(boxes: Iterable[Sequence[float]], number: int) -> npt.NDArray[np.float64]:
+    """Return N boxes, each a list or tuple of four numbers, as an array ``[N, 4]``."""
     values = itertools.chain.from_iterable(boxes)
-    return np.fromiter(values, np.float64, 4 * len(boxes)).reshape(-1, 4)
+    return np.fromiter(values, np.float64, 4 * number).reshape(-1, 4)
 
 
 def usable_boxes(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -304,7 +312,9 @@ def _text(value: object) -> str:
 
 
 def _text_or_integer(value: object) -> str:
-    return _text(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(_integer(value))
+    return _text(value)
 
 
 def _box(value: object) -> list[float]:

@@ -3,14 +3,17 @@
 The cache is used only if the annotations still have the size, modification time and content that they
 had when it was written. The content is compared by the CRC-32 of each of its chunks. That detects
 accidental changes, not deliberate ones, and it is the only checksum in the standard library that
-takes less time than the cache saves. The cache holds numbers and text, never pickled objects.
+takes less time than the cache saves. The cache holds numbers and text, never pickled objects. Its
+values are checked, and if there is anything wrong with it, the annotations are read instead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
+import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_path", "fingerprint", "load_cache", "save_cache"]
 
-_VERSION = 2
+_VERSION = 3
 _CHUNK = 2**24
 _ARRAYS = {
     "image_ids": (np.int64, ()),
@@ -41,6 +44,8 @@ _ARRAYS = {
     "image_indices": (np.int64, ()),
 }
 _PER_IMAGE = ("image_ids", "image_sizes")
+_INT64 = np.iinfo(np.int64)
+_CONTINUATION = 0b10  # the first two bits of every byte in UTF-8 but the first of a character
 
 
 def cache_path(path: Path) -> Path:
@@ -72,8 +77,16 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 def load_cache(path: Path, image_folder: Path) -> AnnotationTable | None:
     """Return the cached table; None if there is none, it is outdated, or it is damaged."""
+    cache = cache_path(path)
+    if not cache.is_file():  # a named pipe would wait for a writer
+        return None
     try:
-        with cache_path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            cache.open("rb") as file,
+            np.load(file, allow_pickle=False) as content,
+        ):
+            _check_members(content.zip, cache.stat().st_size)
             metadata = json.loads(content["metadata"].tobytes())
             with ThreadPoolExecutor(max_workers=1) as pool:
                 current = pool.submit(fingerprint, path)  # while the arrays are read
@@ -81,7 +94,10 @@ def load_cache(path: Path, image_folder: Path) -> AnnotationTable | None:
                 names = PackedStrings(content["file_names"], content["file_name_ends"])
             if metadata["fingerprint"] != current.result():
                 return None
-            _check(arrays, names)
+            _check_names(names)
+            _check_shapes(arrays, len(names))
+            _check_classes(metadata["class_names"], metadata["category_ids"])
+            _check_values(arrays, len(names), len(metadata["class_names"]))
             return AnnotationTable(
                 source=path,
                 image_folder=image_folder,
@@ -90,21 +106,65 @@ def load_cache(path: Path, image_folder: Path) -> AnnotationTable | None:
                 category_ids=tuple(metadata["category_ids"]),
                 **arrays,
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # noqa: BLE001  # zipfile, zlib, json and numpy raise a dozen kinds
         return None
 
 
-def _check(arrays: dict[str, npt.NDArray[Any]], names: PackedStrings) -> None:
-    boxes, images = len(arrays["boxes"]), len(names)
+def _require(condition: object, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Check that reading cannot take much more memory than the file has bytes."""
+    members = archive.infolist()
+    _require(all(one.compress_type == zipfile.ZIP_STORED for one in members), "compressed")
+    _require(sum(one.file_size for one in members) <= size, "members larger than the file")
+
+
+def _check_names(names: PackedStrings) -> None:
+    data, ends = names.data, names.ends
+    _require(data.dtype == np.uint8 and data.ndim == 1, "file_names")
+    _require(ends.dtype == np.int64 and ends.ndim == 1, "file_name_ends")
+    starts = np.concatenate([np.zeros(1, np.int64), ends])
+    _require((starts[1:] >= starts[:-1]).all() and starts[-1] == len(data), "file_name_ends")
+    data.tobytes().decode("utf-8", "surrogatepass")
+    _require((data[starts[starts < len(data)]] >> 6 != _CONTINUATION).all(), "file_name_ends")
+
+
+def _check_shapes(arrays: dict[str, npt.NDArray[Any]], images: int) -> None:
+    boxes = len(arrays["boxes"])
     for name, (dtype, shape) in _ARRAYS.items():
         number = images if name in _PER_IMAGE else boxes
-        if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
-            raise ValueError(name)
+        _require(arrays[name].dtype == dtype and arrays[name].shape == (number, *shape), name)
+
+
+def _check_classes(names: object, ids: object) -> None:
+    if not isinstance(names, list) or not isinstance(ids, list) or len(names) != len(ids):
+        raise TypeError("class_names")
+    _require({*map(type, names)} <= {str} and {*map(type, ids)} <= {int}, "class_names")
+    _require(all(a < b for a, b in itertools.pairwise(ids)), "category_ids")
+    _require(not ids or (ids[0] >= _INT64.min and ids[-1] <= _INT64.max), "category_ids")
+
+
+def _check_values(arrays: dict[str, npt.NDArray[Any]], images: int, classes: int) -> None:
+    """Check the values that other values refer to, or that have few possibilities."""
+    indices, labels = arrays["image_indices"], arrays["labels"]
+    if len(indices):
+        _require(indices[0] >= 0 and indices[-1] < images, "image_indices")
+        _require((indices[1:] >= indices[:-1]).all(), "image_indices")
+        _require(labels.min() >= -1 and labels.max() < classes, "labels")
+    _require(len(np.unique(arrays["image_ids"])) == images, "image_ids")
+    _require((arrays["image_sizes"] >= 0).all(), "image_sizes")
+    _require((arrays["crowd"].view(np.uint8) <= 1).all(), "crowd")
 
 
 def save_cache(table: AnnotationTable, path: Path, state: dict[str, Any]) -> None:
     """Write the cache, unless the folder is read-only or the annotations changed meanwhile."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # it was removed
+        return
     if (status.st_size, status.st_mtime_ns) != (state["size"], state["time"]):
         return
     metadata = {

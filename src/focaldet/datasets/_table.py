@@ -63,13 +63,13 @@ class AnnotationTable:
         image_folder: The folder to which ``file_names`` are relative.
         file_names: File name of each image.
         image_ids: ``[I]``, int64; the ids that evaluation uses.
-        image_sizes: ``[I, 2]``, int32; annotated ``(height, width)``, 0 if not annotated.
+        image_sizes: ``[I, 2]``, int32; annotated ``(height, width)``, 0 (or -1) if not annotated.
         class_names: Names of the labels.
         category_ids: Category ids of the labels in the annotation files.
         boxes: ``[N, 4]``, float64; xyxy in pixels of the image.
         labels: ``[N]``, int64; -1 for a category that is not declared.
         areas: ``[N]``, float64; area of the object's outline if the file contains it, otherwise of
-            the box.
+            the box. Negative numbers and NaN also stand for the area of the box.
         crowd: ``[N]``, bool; whether a box surrounds a group of objects, which evaluation ignores.
         annotation_ids: ``[N]``, int64; the ids in the file, or the position of the box within its
             image, from 0.
@@ -157,6 +157,7 @@ class AnnotationTable:
         valid: npt.NDArray[np.bool] = np.logical_and(np.isfinite(self.boxes).all(axis=1), positive)
         return valid
 
+    @np.errstate(invalid="ignore", over="ignore")  # boxes may be NaN, infinite or huge
     def to_coco(self) -> dict[str, Any]:
         """Return the ground truth in COCO format, for :func:`focaldet.evaluation.evaluate_coco`.
 
@@ -169,6 +170,7 @@ class AnnotationTable:
         ids = self.annotation_ids[rows]
         if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
             ids = np.arange(1, len(rows) + 1)
+        areas = self.areas[rows]
         corners_sizes = np.concatenate([self.boxes[rows, :2], widths_heights[rows]], axis=1)
         columns = {
             "id": ids.tolist(),
@@ -177,7 +179,7 @@ class AnnotationTable:
             if len(rows)
             else [],
             "bbox": corners_sizes.tolist(),
-            "area": self.areas[rows].tolist(),
+            "area": np.where(areas >= 0, areas, widths_heights[rows].prod(1)).tolist(),
             "iscrowd": self.crowd[rows].astype(int).tolist(),
         }
         images = zip(

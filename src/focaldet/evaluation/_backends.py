@@ -189,7 +189,8 @@ def _datasets(
             start=1,
         )
     ]
-    areas = detections.boxes[:, 2] * detections.boxes[:, 3]
+    with np.errstate(over="ignore"):  # a huge box may have an infinite area
+        areas = detections.boxes[:, 2] * detections.boxes[:, 3]
     entries = [
         {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": area, "score": s}
         for i, (image, category, box, area, s) in enumerate(

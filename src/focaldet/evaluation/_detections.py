@@ -15,7 +15,7 @@ from focaldet._checks import shortened
 from focaldet._coco_json import read_detections
 from focaldet.boxes import xyxy_to_xywh
 from focaldet.detections import Detections
-from focaldet.evaluation._ground_truth import check_known
+from focaldet.evaluation._ground_truth import check_known, checked_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +112,7 @@ def _from_detections(
 ) -> DetectionTable:
     _check_types(results)
     _warn_of_sizes(results, truth)
-    image_ids = np.array(list(results), np.int64).reshape(-1)
+    image_ids = checked_ids("results", results)
     boxes = [xyxy_to_xywh(found.boxes.detach()).cpu().double() for found in results.values()]
     scores = [found.scores.detach().cpu().double() for found in results.values()]
     labels = [found.labels.cpu() for found in results.values()]
@@ -170,7 +170,7 @@ def _categories(
         ids, owner = truth.category_ids, "the annotations have"
         _check_names(results, truth)
     else:
-        ids, owner = np.array(category_ids, np.int64).reshape(-1), "category_ids has"
+        ids, owner = checked_ids("category_ids", category_ids), "category_ids has"
         check_known("category_ids", ids, truth.category_ids, "category")
     beyond = labels >= len(ids)
     if beyond.any():

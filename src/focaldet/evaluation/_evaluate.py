@@ -9,7 +9,7 @@ import numpy as np
 from focaldet.evaluation._backends import compute_curves, resolve
 from focaldet.evaluation._detections import join, read_results
 from focaldet.evaluation._distributed import gather_and_compute
-from focaldet.evaluation._ground_truth import read_ground_truth
+from focaldet.evaluation._ground_truth import checked_ids, read_ground_truth
 from focaldet.evaluation._result import ClassResult, CocoResult
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from focaldet.detections import Detections
     from focaldet.evaluation._backends import Backend
     from focaldet.evaluation._detections import DetectionTable
-    from focaldet.evaluation._ground_truth import GroundTruth
+    from focaldet.evaluation._ground_truth import GroundTruth, SupportsToCoco
 
 __all__ = ["evaluate_coco"]
 
 
 def evaluate_coco(
-    annotations: str | os.PathLike[str] | Mapping[str, Any],
+    annotations: str | os.PathLike[str] | Mapping[str, Any] | SupportsToCoco,
     results: (str | os.PathLike[str] | Mapping[int, Detections] | Sequence[Mapping[str, Any]]),
     *,
     backend: Literal["pycocotools", "hotcoco", "faster-coco-eval", "auto"] = "pycocotools",
@@ -44,8 +44,13 @@ def evaluate_coco(
     passes None, all images count. An error on one rank is raised on all.
 
     Args:
-        annotations: Ground truth in COCO format: the path of a JSON file, or its content. It is
-            checked as in :func:`focaldet.datasets.read_coco`; file names are not needed.
+        annotations: Ground truth: the path of a COCO JSON file, its content, or an
+            :class:`~focaldet.datasets.AnnotationTable`, whose ``to_coco()`` is used. It is checked as
+            in :func:`focaldet.datasets.read_coco`; file names are not needed. A missing or negative
+            ``area`` means the area of the box.
+
+            .. versionchanged:: 0.3.0
+               Tables are accepted. A negative ``area`` used to drop the object from the evaluation.
         results: Detections by image id; the path of a COCO results file, which is a JSON list of
             objects with ``image_id``, ``category_id``, ``bbox`` as x, y, width, height, and
             ``score``; or such a list.
@@ -60,7 +65,8 @@ def evaluate_coco(
     Raises:
         FileNotFoundError: If a file does not exist.
         ImportError: If the backend is not installed.
-        TypeError: If ``annotations`` or ``results`` has an unsupported type.
+        TypeError: If ``annotations`` or ``results`` has an unsupported type, or an id is not an
+            integer.
         AnnotationError: If the annotations or the results are not in COCO format,
             or a result has a number that is not finite or a negative width or height.
         ValueError: If the results have images or categories that are not in the annotations, or
@@ -95,10 +101,10 @@ def evaluate_coco(
     >>> round(result.ap, 3), result.of_class("cat").objects
     (1.0, 1)
     """
-    wanted = None if image_ids is None else list(image_ids)
 
     def read() -> tuple[Backend, GroundTruth, DetectionTable, list[int] | None]:
         resolved = resolve(backend)
+        wanted = None if image_ids is None else checked_ids("image_ids", image_ids).tolist()
         truth = read_ground_truth(annotations)
         return resolved, truth, read_results(results, truth, category_ids), wanted
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
+from focaldet._checks import shortened
 from focaldet._coco_json import InstanceColumns, read_instances, usable_boxes
+from focaldet.detections import Detections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy.typing as npt
 
 _MAX_IDS_SHOWN = 5
+_INT64 = np.iinfo(np.int64)
+
+
+@runtime_checkable
+class SupportsToCoco(Protocol):
+    """Annotations that can be written in COCO format, such as an ``AnnotationTable``."""
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the annotations as the content of a COCO file."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,7 +62,7 @@ class GroundTruth:
         Raises:
             ValueError: If an id is not in the annotations.
         """
-        kept = np.unique(np.array(list(image_ids), np.int64))
+        kept = np.unique(checked_ids("image_ids", image_ids))
         check_known("image_ids", kept, self.image_ids, "image")
         new_index = np.full(len(self.image_ids), -1)
         new_index[np.searchsorted(self.image_ids, kept)] = np.arange(len(kept))
@@ -68,25 +78,28 @@ class GroundTruth:
         )
 
 
-def read_ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> GroundTruth:
-    """Read annotations in COCO format from a file or its content.
+def read_ground_truth(
+    annotations: str | os.PathLike[str] | Mapping[str, Any] | SupportsToCoco,
+) -> GroundTruth:
+    """Read annotations in COCO format from a file, its content or an ``AnnotationTable``.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        TypeError: If ``annotations`` is neither a path nor a mapping.
+        TypeError: If ``annotations`` is neither a path, a mapping nor a table.
         AnnotationError: If the annotations are not in COCO format.
 
     Warns:
         UserWarning: If annotations cannot be evaluated and are left out.
     """
-    given: object = annotations
-    if not isinstance(given, str | os.PathLike | Mapping):
-        remedy = " Pass the result of its to_coco()." if hasattr(given, "to_coco") else ""
+    content: Any = annotations
+    if hasattr(content, "to_coco") and not isinstance(content, Detections):
+        content = content.to_coco()
+    elif not isinstance(content, str | os.PathLike | Mapping):
         raise TypeError(
-            "annotations must be the path of a COCO file or its content as a dictionary, "
-            f"got {type(given).__name__}.{remedy}"
+            "annotations must be the path of a COCO file, its content as a dictionary or an "
+            f"AnnotationTable, got {type(content).__name__}."
         )
-    columns = read_instances(annotations)
+    columns = read_instances(content)
     rows = _usable_rows(columns)
     ascending = np.argsort(columns.image_ids)
     new_index = np.empty_like(ascending)
@@ -125,6 +138,26 @@ def _usable_rows(columns: InstanceColumns) -> npt.NDArray[np.int64]:
         message = f"{total} {columns.describe_annotation(first)}, whose {fault}."
         warnings.warn(message, UserWarning, stacklevel=6)
     return np.flatnonzero(valid_box & declared)
+
+
+def checked_ids(name: str, ids: Iterable[object]) -> npt.NDArray[np.int64]:
+    """Return the ids passed as argument ``name`` as an array.
+
+    Raises:
+        TypeError: If they are not integers.
+        ValueError: If one does not fit into 64 bits.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise TypeError(f"{name} must be a list of integer ids, got {shortened(ids)}.")
+    checked = []
+    for one in ids:
+        value = one.item() if isinstance(one, Tensor) and one.numel() == 1 else one
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must contain only integer ids, got {shortened(value)}.")
+        if not _INT64.min <= value <= _INT64.max:
+            raise ValueError(f"{name}: the id {shortened(value)} does not fit into 64 bits.")
+        checked.append(int(value))
+    return np.array(checked, np.int64)
 
 
 def check_known(

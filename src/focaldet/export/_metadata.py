@@ -61,7 +61,7 @@ class ExportMetadata:
         """Return the metadata of a file exported from a model."""
         c3, c4, c5 = model.anchor_generator.strides[:3]
         return cls(
-            config=model.config,
+            config=model.current_config(),
             kind=kind,
             strides=(c3, c4, c5),
             fixed_shape=fixed_shape,
@@ -171,7 +171,8 @@ class ExportMetadata:
             CheckpointError: If the file was not exported by focaldet, was exported by a version with a
                 different format, or its metadata is damaged. This is a ``ValueError``.
         """
-        values = {key: value for key, value in values.items() if isinstance(value, str)}
+        given: Mapping[str, object] = values
+        values = {key: value for key, value in given.items() if isinstance(value, str)}
         found = values.get(_PREFIX + "format")
         if found is None:
             raise CheckpointError(

@@ -232,7 +232,7 @@ def size_bins(table: AnnotationTable, rows: npt.NDArray[np.int64]) -> npt.NDArra
     """Return 0, 1 or 2 for objects that are small, medium or large by COCO's definition."""
     areas = table.areas[rows]
     sides = table.boxes[rows, 2:] - table.boxes[rows, :2]
-    areas = np.where(np.isfinite(areas), areas, sides.prod(1))
+    areas = np.where(np.isfinite(areas) & (areas >= 0), areas, sides.prod(1))
     return (areas >= _SMALL).astype(np.int64) + (areas > _MEDIUM)
 
 

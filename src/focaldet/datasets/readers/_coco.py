@@ -41,7 +41,8 @@ def read_coco(
 
     The file is checked as in :func:`focaldet.evaluation.evaluate_coco`: what changes a result must be
     right, but integers may be written as ``1.0``, and ``id``, ``area``, ``iscrowd``, the size of an
-    image and the name of a category may be missing. Only ``file_name`` is required here and not
+    image and the name of a category may be missing. A width or height of 0 or -1 and a negative
+    ``area`` also count as missing. Only ``file_name`` is required here and not
     there. Boxes are not judged; use :func:`check_dataset` to find those that are empty or outside
     their image.
 

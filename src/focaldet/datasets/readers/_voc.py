@@ -235,7 +235,7 @@ def _side(size: ET.Element | None, key: str, where: str) -> int:
     side = _number(size, key, where, 0)
     if not -_SIZE_LIMIT < side < _SIZE_LIMIT:
         raise AnnotationError(f"{where}: {key} must be a number of pixels, got {side}.")
-    return int(side)
+    return max(int(side), 0)  # some programs write -1 for an unknown size
 
 
 def _number(item: ET.Element | None, key: str, where: str, default: float | None = None) -> float:
