@@ -16,7 +16,6 @@ import focaldet
 from focaldet import RetinaNet, RetinaNetConfig, export
 from focaldet.errors import CheckpointError
 from focaldet.export import ExportError, ExportMetadata, OnnxDetector, export_onnx
-from focaldet.retinanet import OptimizedRetinaNet
 from tests.helpers.tiny_export import (
     SHAPES,
     assert_same,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet import Detections
+    from focaldet.retinanet import OptimizedRetinaNet
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
