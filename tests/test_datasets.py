@@ -186,6 +186,24 @@ def test_transforms_get_tv_tensors_and_items_are_plain_tensors(tmp_path: Path) -
     assert float(image[0, 0, 29]) == 1
 
 
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (lambda image: image, "transform must accept an image and its target"),
+        (lambda image, _: image, "transform must return an image and its target, got Image"),
+        (lambda image, target: (image, [target]), "the target as a dictionary, got list"),
+        (v2.ToPILImage(), "the image as a tensor, got Image.*ToImage"),
+        (lambda *_: None, "got NoneType"),
+    ],
+)
+def test_a_transform_that_gives_something_else_is_named(
+    transform: Any, message: str, tmp_path: Path
+) -> None:
+    table = table_with_photos(tmp_path, [[[1, 2, 3, 4]]])
+    with pytest.raises(TypeError, match=message):
+        DetectionDataset(table, transform)[0]
+
+
 def test_a_transform_may_return_floats(tmp_path: Path) -> None:
     transform = v2.ToDtype(torch.float32, scale=True)
     table = table_with_photos(tmp_path, [[[1, 2, 6, 8]]])

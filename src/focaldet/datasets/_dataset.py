@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from focaldet._checks import check_choice, printable
+from focaldet._checks import check_choice, printable, shortened
 from focaldet.boxes import as_xyxy
 from focaldet.errors import AnnotationError
 from focaldet.images import load_image, read_image_size
@@ -240,7 +241,9 @@ def _transformed(
 
     size = (int(image.shape[1]), int(image.shape[2]))
     boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-    image, target = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
+    _check_takes_a_target(transform)
+    result: Any = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
+    image, target = _checked_pair(result)
     plain = {
         key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
         for key, value in target.items()
@@ -248,3 +251,36 @@ def _transformed(
     if "boxes" in target:
         plain["boxes"] = as_xyxy(target["boxes"], "the boxes of the transformed target")
     return image.as_subclass(Tensor), plain
+
+
+def _check_takes_a_target(transform: Transform) -> None:
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"transform must accept an image and its target, but {shortened(transform)} does not "
+            f"({error}). To transform only images, ignore and return the target."
+        ) from error
+
+
+def _checked_pair(result: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Return what a transform returned, or raise unless it is an image and a target."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise TypeError(
+            f"transform must return an image and its target, got {type(result).__name__}."
+        )
+    image, target = result
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"transform must return the image as a tensor, got {type(image).__name__}. Convert it "
+            "with torchvision.transforms.v2.ToImage()."
+        )
+    if not isinstance(target, dict):
+        raise TypeError(
+            f"transform must return the target as a dictionary, got {type(target).__name__}."
+        )
+    return image, target
