@@ -70,6 +70,17 @@ def test_a_wrong_size_says_if_the_exif_orientation_explains_it(folder: Path, ima
     assert small.message == "annotated as 100x80 (width x height), but the image is 50x40"
 
 
+@pytest.mark.parametrize("size", [[-1, -1], [0, 0], [-1, 100]])
+def test_an_unknown_size_or_area_is_taken_from_the_image_and_the_box(
+    folder: Path, size: list[int]
+) -> None:
+    unknown = {"image_sizes": np.array([size] * 2, np.int32), "areas": np.full(2, -1.0)}
+    annotated = check_dataset(table_of_rows(*GOOD_ROWS, folder=folder))
+    report = check_dataset(table_of_rows(*GOOD_ROWS, folder=folder, **unknown))
+    assert report.findings == annotated.findings
+    assert report.box_sizes == annotated.box_sizes
+
+
 def test_equal_files_with_different_names_are_found(folder: Path) -> None:
     content = (folder / "a.png").read_bytes()
     (folder / "copy.png").write_bytes(content)
