@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -68,6 +68,20 @@ def test_a_wrong_size_says_if_the_exif_orientation_explains_it(folder: Path, ima
     )
     assert swapped.message.endswith("the image is 80x100: width and height are swapped")
     assert small.message == "annotated as 100x80 (width x height), but the image is 50x40"
+
+
+@pytest.mark.parametrize("size", [[-1, -1], [0, 0], [-1, 100]])
+def test_an_unknown_size_or_area_is_taken_from_the_image_and_the_box(
+    folder: Path, size: list[int]
+) -> None:
+    unknown: dict[str, Any] = {
+        "image_sizes": np.array([size] * 2, np.int32),
+        "areas": np.full(2, -1.0),
+    }
+    annotated = check_dataset(table_of_rows(*GOOD_ROWS, folder=folder))
+    report = check_dataset(table_of_rows(*GOOD_ROWS, folder=folder, **unknown))
+    assert report.findings == annotated.findings
+    assert report.box_sizes == annotated.box_sizes
 
 
 def test_equal_files_with_different_names_are_found(folder: Path) -> None:

@@ -47,6 +47,12 @@ def test_a_voc_folder_worked_by_hand(tmp_path: Path) -> None:
     assert one_based.areas[0] == 121
 
 
+def test_a_size_of_minus_one_is_unknown(tmp_path: Path) -> None:
+    size = "<size><width>-1</width><height>-1</height></size>"
+    root = write_voc_folder(tmp_path, a=size + voc_object("cat", (1, 2, 3, 4)))
+    assert read_voc(root, "all").image_sizes.tolist() == [[0, 0]]
+
+
 def test_class_names_come_from_all_splits_unless_given(tmp_path: Path) -> None:
     root = write_voc_folder(
         tmp_path, a=voc_object("dog", (1, 2, 3, 4)), b=voc_object("cat", (1, 2, 3, 4))

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,6 @@ _MAX_IDS_SHOWN = 5
 _INT64 = np.iinfo(np.int64)
 
 
-@runtime_checkable
 class SupportsToCoco(Protocol):
     """Annotations that can be written in COCO format, such as an ``AnnotationTable``."""
 
@@ -91,15 +90,15 @@ def read_ground_truth(
     Warns:
         UserWarning: If annotations cannot be evaluated and are left out.
     """
-    content: Any = annotations
-    if hasattr(content, "to_coco") and not isinstance(content, Detections):
-        content = content.to_coco()
-    elif not isinstance(content, str | os.PathLike | Mapping):
+    given: Any = annotations
+    if hasattr(given, "to_coco") and not isinstance(given, Detections):
+        given = given.to_coco()
+    if not isinstance(given, str | os.PathLike | Mapping):
         raise TypeError(
             "annotations must be the path of a COCO file, its content as a dictionary or an "
-            f"AnnotationTable, got {type(content).__name__}."
+            f"AnnotationTable, got {type(given).__name__}."
         )
-    columns = read_instances(content)
+    columns = read_instances(given)
     rows = _usable_rows(columns)
     ascending = np.argsort(columns.image_ids)
     new_index = np.empty_like(ascending)
