@@ -171,7 +171,6 @@ class ExportMetadata:
             CheckpointError: If the file was not exported by focaldet, was exported by a version with a
                 different format, or its metadata is damaged. This is a ``ValueError``.
         """
-        values = {key: value for key, value in values.items() if isinstance(value, str)}
         found = values.get(_PREFIX + "format")
         if found is None:
             raise CheckpointError(
