@@ -15,7 +15,7 @@ import torch
 import focaldet
 from focaldet import RetinaNet, RetinaNetConfig, export
 from focaldet.errors import CheckpointError
-from focaldet.export import ExportError, ExportMetadata, OnnxDetector, export_onnx
+from focaldet.export import ExportError, ExportMetadata, OnnxDetector, export_onnx, export_program
 from tests.helpers.tiny_export import (
     SHAPES,
     assert_same,
@@ -23,6 +23,7 @@ from tests.helpers.tiny_export import (
     batch_of,
     make_model,
     photo,
+    with_many_detections,
 )
 
 if TYPE_CHECKING:
@@ -416,6 +417,31 @@ def test_several_threads_may_use_one_detector(
     for run, once in zip(runs, expected, strict=True):
         for found in run:
             assert_same(found, once)
+
+
+@pytest.mark.parametrize("postprocess", [True, False])
+def test_a_model_of_four_channels_is_exported(postprocess: bool, tmp_path: Path) -> None:
+    config = RetinaNetConfig(
+        num_classes=2,
+        backbone="resnet18",
+        backbone_norm="batch",
+        in_channels=4,
+        image_mean=(0.5,) * 4,
+        image_std=(0.25,) * 4,
+        fpn_channels=32,
+        head_depth=1,
+        min_size=64,
+        max_size=96,
+    )
+    model = with_many_detections(RetinaNet.from_config(config))
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 4), dtype=np.uint8)
+
+    export_program(model, tmp_path / "four.pt2", postprocess=postprocess, check_image=image)
+    export_onnx(model, tmp_path / "four.onnx", postprocess=postprocess, check_image=image)
+
+    [found] = OnnxDetector(tmp_path / "four.onnx").predict(image)
+    [expected] = model.predict(image)
+    assert_same(found, expected)
 
 
 def test_an_error_of_the_runtime_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,10 @@ def compare(
     Raises:
         ExportError: If the results differ by more than the tolerances.
     """
-    pixels = _noise(metadata.num_channels) if image is None else load_image(image, "check_image")
+    channels = metadata.num_channels
+    pixels = (
+        _noise(channels) if image is None else load_image(image, "check_image", channels=channels)
+    )
     pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
     found = tuple(
         _compare_batch(model, metadata, batch, run)

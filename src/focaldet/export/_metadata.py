@@ -171,8 +171,6 @@ class ExportMetadata:
             CheckpointError: If the file was not exported by focaldet, was exported by a version with a
                 different format, or its metadata is damaged. This is a ``ValueError``.
         """
-        given: Mapping[str, object] = values
-        values = {key: value for key, value in given.items() if isinstance(value, str)}
         found = values.get(_PREFIX + "format")
         if found is None:
             raise CheckpointError(
