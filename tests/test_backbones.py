@@ -253,7 +253,7 @@ def test_seeds_give_the_weights_they_gave_before() -> None:
             "image_std has 3 values, but in_channels is 1",
         ),
         ({"image_mean": (0.5,)}, "image_mean has 1 value, but in_channels is 3"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"in_channels": 0}, r"in_channels must be in \[1, 65536\], got 0"),
     ],
 )
 def test_mean_and_std_need_a_value_for_each_channel(changes: dict[str, Any], message: str) -> None:

@@ -120,5 +120,5 @@ def test_threads_do_not_change_findings_and_progress_is_reported(folder: Path) -
 
 def test_an_empty_dataset_is_reported(folder: Path) -> None:
     report = check_dataset(table_of_rows(files=(), folder=folder))
-    assert report.counts == {"category-unused": 2}
+    assert report.counts == {"nothing-to-learn": 1, "category-unused": 2}
     assert "0 images, 0 boxes" in str(report)

@@ -327,12 +327,12 @@ def test_a_detector_does_not_build_the_head_of_the_metadata(file: Path, tmp_path
     for entry in loaded.metadata_props:
         if entry.key == "focaldet.config":
             config = json.loads(entry.value)
-            entry.value = json.dumps({**config, "num_classes": 10**12, "class_names": None})
+            entry.value = json.dumps({**config, "num_classes": 10**6, "class_names": None})
     onnx.save(loaded, tmp_path / "many.onnx")
 
-    detector = OnnxDetector(tmp_path / "many.onnx")  # would need terabytes
+    detector = OnnxDetector(tmp_path / "many.onnx")  # the head would have 83 GB
 
-    assert detector.config.num_classes == 10**12
+    assert detector.config.num_classes == 10**6
 
 
 def test_damaged_files_are_named(tmp_path: Path, file: Path) -> None:

@@ -211,7 +211,9 @@ def test_datasets_must_have_images_and_the_same_classes(tmp_path: Path) -> None:
         DetectionDataModule(data, read_data(path))
     with pytest.raises(ValueError, match="batch_size.*1.*0"):
         DetectionDataModule(data, batch_size=0)
-    empty = read_data(write_data(tmp_path / "none", 0))
+    path = write_data(tmp_path / "none", 0)
+    with pytest.warns(UserWarning, match="There are no images"):
+        empty = read_data(path)
     with pytest.raises(ValueError, match="train_data is empty"):
         DetectionDataModule(empty)
 

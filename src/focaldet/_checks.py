@@ -136,8 +136,8 @@ def shortened(value: object, length: int = 200) -> str:
     """Return the ``repr`` of a value for a message, cut to ``length`` characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # as for integers of more than 4,300 digits
-        text = f"a value of type {type(value).__name__} that is too long to print"
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, or deep nesting
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

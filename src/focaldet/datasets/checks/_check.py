@@ -89,7 +89,7 @@ def check_dataset(
     ...     annotation_ids=np.array([7]),
     ...     image_indices=np.array([0]),
     ... )
-    >>> print(check_dataset(table, images="none").findings[0])
+    >>> print(check_dataset(table, images="none").findings[-1])
     a.jpg, image 1, annotation 7: x1 y1 x2 y2 = 10 20 10 50, width 0, height 30
     """
     check_choice("images", images, ("decode", "headers", "none"))
