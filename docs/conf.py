@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     (
         "py:class",
-        r"SupportsToCoco|Normalizer|Reduction|Severity|Shape|RuntimeName|Batch",
+        r"SupportsToCoco|Normalizer|Reduction|Report|Severity|Shape|RuntimeName|Batch",
     ),  # aliases kept inside
     (
         "py:class",
