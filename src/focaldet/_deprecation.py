@@ -28,11 +28,7 @@ def moved(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
-        warnings.warn(
-            f"{module}.{name} is deprecated and will be removed in focaldet 1.0; use {new}.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(f"{module}.{name}", new)
         home, _, attribute = new.rpartition(".")
         value: object = getattr(importlib.import_module(home), attribute)
         return value

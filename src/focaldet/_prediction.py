@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, overload
@@ -57,7 +58,7 @@ class DetectionModel(Protocol[Output]):
         """Return the objects in each image of the batch, in pixels of the input image."""
 
 
-class Predictor:
+class Predictor(ABC):
     """Base class that adds :meth:`predict` to a detector.
 
     A subclass implements :meth:`_choose_model`.
@@ -140,6 +141,7 @@ class Predictor:
             progress=progress,
         )
 
+    @abstractmethod
     def _choose_model(
         self, batch_size: int | None, score_threshold: float | None
     ) -> tuple[DetectionModel[Any], int]:
@@ -152,7 +154,6 @@ class Predictor:
         Raises:
             ValueError: If the model does not support these values.
         """
-        raise NotImplementedError
 
 
 class _Prepared(NamedTuple):

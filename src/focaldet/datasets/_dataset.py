@@ -62,6 +62,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         AnnotationError: If boxes belong to undeclared categories, or are invalid and
             ``invalid_boxes`` is "raise". This is a ``ValueError``.
         ValueError: If ``invalid_boxes`` is unknown.
+        TypeError: If the transform does not accept an image and its target.
         FileNotFoundError: If an image whose size is not annotated does not exist.
         UnreadableImageError: If the size of such an image cannot be read.
 
@@ -77,6 +78,8 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         invalid_boxes: Literal["drop", "raise"] = "drop",
     ) -> None:
         check_choice("invalid_boxes", invalid_boxes, ("drop", "raise"))
+        if transform is not None:
+            _check_takes_a_target(transform)
         self.table = table
         self.transform = transform
         self.sizes = _complete_sizes(table)
@@ -129,6 +132,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         Raises:
             FileNotFoundError: If the image does not exist. The message names the file and the image id.
             UnreadableImageError: If the image cannot be decoded.
+            TypeError: If the transform does not return an image and its target.
             AnnotationError: If its size differs from the annotated size. This is a ``ValueError``.
         """
         index = range(len(self))[index]
@@ -241,7 +245,6 @@ def _transformed(
 
     size = (int(image.shape[1]), int(image.shape[2]))
     boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-    _check_takes_a_target(transform)
     result: Any = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
     image, target = _checked_pair(result)
     plain = {
