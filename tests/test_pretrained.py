@@ -16,6 +16,7 @@ from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.errors import CheckpointError
 from focaldet.pretrained import CheckpointFile, _folder, read_tensors
+from focaldet.pretrained._loading import convert
 from focaldet.pretrained.families import _torchvision
 from tests.helpers.checkpoint_files import Bomb, write_checkpoint
 
@@ -166,7 +167,7 @@ def test_torchvisions_other_resnets_are_recognised(name: str) -> None:
         )
         generator = detection.retinanet._default_anchorgen()
         peer = detection.RetinaNet(backbone, num_classes=4, anchor_generator=generator)
-    checkpoint = _torchvision.convert(CheckpointFile(peer.state_dict()))
+    checkpoint = convert(CheckpointFile(peer.state_dict()), _torchvision)
     assert checkpoint.config.backbone == name
     assert checkpoint.config.num_classes == 4
     assert checkpoint.config.backbone_norm == "frozen"

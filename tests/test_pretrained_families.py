@@ -17,6 +17,7 @@ from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.class_names import COCO_CLASS_NAMES
 from focaldet.errors import CheckpointError
 from focaldet.pretrained import FAMILIES, CheckpointFile, check_fit
+from focaldet.pretrained._loading import convert
 from focaldet.pretrained.families import _detectron2, _mmdet, _odtk, _yhenon
 from focaldet.pretrained.families._conversion import (
     fold_bgr_input,
@@ -97,17 +98,17 @@ def test_every_published_architecture_is_recognised_and_fits(
     recognised = [one.NAME for one in FAMILIES if not one.missing(tensors)]
     assert recognised == [FAMILY[family].NAME]
     file = CheckpointFile(tensors, name=file_name)
-    config = FAMILY[family].convert(file).config
+    config = convert(file, FAMILY[family]).config
     assert (config.backbone, config.stride_in_1x1) == (backbone, stride_in_1x1)
     assert (config.num_classes, config.class_names) == (80, COCO_CLASS_NAMES)
     config = config.replace(backbone_norm=norm)
-    assert_fits(config, FAMILY[family].convert(file, config).tensors)
+    assert_fits(config, convert(file, FAMILY[family], config).tensors)
 
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_numbers_of_classes_and_channels_are_read_from_the_tensors(family: str) -> None:
     tensors = state(family, plain.Body(50), classes=3, channels=64)
-    checkpoint = FAMILY[family].convert(CheckpointFile(tensors))
+    checkpoint = convert(CheckpointFile(tensors), FAMILY[family])
     config = checkpoint.config
     assert (config.num_classes, config.class_names) == (3, None)
     assert (config.fpn_channels, config.head_depth) == (64, 4)
@@ -120,11 +121,11 @@ def test_the_error_for_unknown_keys_names_them(family: str) -> None:
     tensors = state(family, plain.Body(50)) | {"mask_head.weight": torch.zeros(1)}
     message = f"1 unknown tensor .*{FAMILY[family].NAME}.*'mask_head.weight'"
     with pytest.raises(CheckpointError, match=message):
-        FAMILY[family].convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), FAMILY[family])
     tensors |= {f"mask_head.{i}": torch.zeros(1) for i in range(3)}
     message = r"4 unknown tensors .*'mask_head\.0', 'mask_head\.1', 'mask_head\.2', …"
     with pytest.raises(CheckpointError, match=message):
-        FAMILY[family].convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), FAMILY[family])
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -133,7 +134,7 @@ def test_the_error_for_other_anchors_gives_the_channels(family: str) -> None:
     tensors[f"{NAMES[family].boxes}.weight"] = torch.zeros(12, 32, 3, 3)
     message = f"{FAMILY[family].NAME}.* 9 anchors per cell.* 720 class channels and 12 box channels"
     with pytest.raises(CheckpointError, match=message):
-        FAMILY[family].convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), FAMILY[family])
 
 
 @pytest.mark.parametrize("family", ["mmdet", "yhenon"])
@@ -143,9 +144,9 @@ def test_other_anchors_are_supported_with_a_config(family: str) -> None:
         tensors[f"{layer}.weight"] = torch.zeros(channels, 32, 3, 3)
         tensors[f"{layer}.bias"] = torch.zeros(channels)
     with pytest.raises(CheckpointError, match="pass config= with their octave_scales"):
-        FAMILY[family].convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), FAMILY[family])
     config = RetinaNetConfig(num_classes=80, fpn_channels=32, octave_scales=(1.0,))
-    assert_fits(config, FAMILY[family].convert(CheckpointFile(tensors), config).tensors)
+    assert_fits(config, convert(CheckpointFile(tensors), FAMILY[family], config).tensors)
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -156,7 +157,7 @@ def test_the_error_for_an_unknown_backbone_gives_its_blocks(family: str) -> None
     tensors = {key: value for key, value in whole.items() if not key.startswith(block)}
     assert len(tensors) < len(whole)
     with pytest.raises(CheckpointError, match="not a known ResNet.* 3, 4, 6, 2 blocks"):
-        FAMILY[family].convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), FAMILY[family])
 
 
 def test_the_error_for_an_unsupported_file_gives_a_missing_key_per_family(tmp_path: Path) -> None:
@@ -193,35 +194,35 @@ def test_detectron2_models_for_other_pixel_values_are_errors(
 ) -> None:
     tensors = state("detectron2", plain.Body(50)) | {key: torch.tensor(value).view(-1, 1, 1)}
     with pytest.raises(CheckpointError, match=message):
-        _detectron2.convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), _detectron2)
 
 
 def test_detectron2_models_with_other_anchors_are_errors_unless_a_config_is_given() -> None:
     tensors = state("detectron2", plain.Body(50))
     cell = reference_detectron2.Detectron2.anchors(2, 1, 1).float()
     key = "anchor_generator.cell_anchors.2"
-    config = _detectron2.convert(CheckpointFile(tensors | {key: cell})).config
+    config = convert(CheckpointFile(tensors | {key: cell}), _detectron2).config
     message = f"{key} is .* anchors of 128 pixels.* Pass config="
     for wrong in (cell + 4, cell[:3], cell.flip(0)):
         file = CheckpointFile(tensors | {key: wrong})
         with pytest.raises(CheckpointError, match=message):
-            _detectron2.convert(file)
-        assert _detectron2.convert(file, config).config is config
+            convert(file, _detectron2)
+        assert convert(file, _detectron2, config).config is config
 
 
 def test_detectron2_backbones_whose_strides_are_unknown_are_errors() -> None:
     tensors = state("detectron2", plain.Body(18))
     message = "resnet18.* resnet50, resnet101, resnet152.* config="
     with pytest.raises(CheckpointError, match=message):
-        _detectron2.convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), _detectron2)
 
 
 @pytest.mark.parametrize("family", ["detectron2", "mmdet"])
 def test_the_source_of_p6_is_recognised_by_its_channels(family: str) -> None:
     tensors = state(family, plain.Body(50))
-    assert FAMILY[family].convert(CheckpointFile(tensors)).config.p6_from == "c5"
+    assert convert(CheckpointFile(tensors), FAMILY[family]).config.p6_from == "c5"
     tensors[f"{NAMES[family].p6}.weight"] = torch.empty(32, 32, 3, 3, device="meta")
-    checkpoint = FAMILY[family].convert(CheckpointFile(tensors))
+    checkpoint = convert(CheckpointFile(tensors), FAMILY[family])
     assert checkpoint.config.p6_from == "p5"
     assert_fits(checkpoint.config, checkpoint.tensors)
 
@@ -247,15 +248,15 @@ def test_mmdet_styles_are_recognised_by_the_configuration_or_the_file_name(
     extras = {} if meta is None else {"meta": meta}
     file = CheckpointFile(state("mmdet", plain.Body(50)), extras, name)
     assert _mmdet.is_caffe_style(file) is caffe
-    assert _mmdet.convert(file).config.stride_in_1x1 is caffe
+    assert convert(file, _mmdet).config.stride_in_1x1 is caffe
 
 
 def test_a_config_decides_the_style_of_an_mmdet_file() -> None:
     file = CheckpointFile(state("mmdet", plain.Body(50), numbers=True), name="mine.pth")
     key = "backbone.conv1.weight"
-    pytorch = _mmdet.convert(file)
+    pytorch = convert(file, _mmdet)
     assert torch.equal(pytorch.tensors[key], file.tensors[key])
-    caffe = _mmdet.convert(file, pytorch.config.replace(stride_in_1x1=True))
+    caffe = convert(file, _mmdet, pytorch.config.replace(stride_in_1x1=True))
     assert_close(caffe.tensors[key][:, 0], file.tensors[key][:, 2] * 255 * 0.229, rtol=1e-6, atol=0)
 
 
@@ -269,7 +270,7 @@ def test_odtk_files_with_ratios_and_scales_define_their_anchors() -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (count, 32, 3, 3), (count,)
     tensors = plain.filled(shapes)
     file = CheckpointFile(tensors, {"ratios": ratios, "scales": scales})
-    config, converted, *_ = _odtk.convert(file)
+    config, converted, *_ = convert(file, _odtk)
     assert (config.aspect_ratios, config.octave_scales) == ((0.25, 4.0), (2.0, 3.0, 5.0))
     assert (config.anchor_mode, config.anchor_plus_one) == ("exact", True)
     theirs = tensors["box_head.8.bias"].view(3, 2, 4)  # scale, ratio
@@ -278,7 +279,7 @@ def test_odtk_files_with_ratios_and_scales_define_their_anchors() -> None:
 
 
 def test_odtk_files_without_ratios_have_the_rounded_anchors_of_older_versions() -> None:
-    config = _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)))).config
+    config = convert(CheckpointFile(state("odtk", plain.Body(18))), _odtk).config
     assert (config.anchor_mode, config.anchor_plus_one) == ("rounded", False)
 
 
@@ -293,14 +294,14 @@ def test_odtk_files_without_ratios_have_the_rounded_anchors_of_older_versions() 
 )
 def test_the_error_for_an_unsupported_odtk_file_gives_the_reason(extras: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        _odtk.convert(CheckpointFile(state("odtk", plain.Body(18)), extras))
+        convert(CheckpointFile(state("odtk", plain.Body(18)), extras), _odtk)
 
 
 def test_the_error_for_an_odtk_file_with_two_backbones_names_them() -> None:
     tensors = state("odtk", plain.Body(18))
     tensors["backbones.OtherFPN.lateral3.weight"] = torch.zeros(1)
     with pytest.raises(CheckpointError, match=r"2 backbones \(AnyFPN, OtherFPN\)"):
-        _odtk.convert(CheckpointFile(tensors))
+        convert(CheckpointFile(tensors), _odtk)
 
 
 # --- Folds ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the functions here are the steps. The formats of other projects are in
 from __future__ import annotations
 
 from focaldet.errors import DownloadError
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile, SuggestedConfig
 from focaldet.pretrained._downloads import cache_folder
 from focaldet.pretrained._fitting import LoadingReport, check_fit, load_into
 from focaldet.pretrained._folder import save_checkpoint
@@ -28,6 +28,7 @@ __all__ = [
     "LoadingReport",
     "PublishedTable",
     "PublishedWeights",
+    "SuggestedConfig",
     "cache_folder",
     "check_fit",
     "for_other_classes",

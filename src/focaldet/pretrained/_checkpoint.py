@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from focaldet.config import RetinaNetConfig
 
-__all__ = ["Checkpoint", "CheckpointFile", "Family"]
+__all__ = ["Checkpoint", "CheckpointFile", "Family", "SuggestedConfig"]
 
 
 class CheckpointFile(NamedTuple):
@@ -22,11 +22,27 @@ class CheckpointFile(NamedTuple):
         tensors: The state dict, with the file's own key names.
         extras: The other entries of the file, next to the state dict.
         name: The file's name. Some projects record there what the tensors don't show.
+        beside: The texts of the files that lie next to it and may describe the model, such as
+            ``config.json``, by name.
     """
 
     tensors: Mapping[str, Tensor]
     extras: Mapping[str, Any] = MappingProxyType({})
     name: str = ""
+    beside: Mapping[str, str] = MappingProxyType({})
+
+
+class SuggestedConfig(NamedTuple):
+    """The configuration that a file suggests.
+
+    Attributes:
+        config: The configuration.
+        assumed: The fields that the file says nothing about, so that they have the values that are
+            usual in its project.
+    """
+
+    config: RetinaNetConfig
+    assumed: tuple[str, ...] = ()
 
 
 class Checkpoint(NamedTuple):
@@ -54,5 +70,8 @@ class Family(Protocol):
     def missing(self, tensors: Mapping[str, Tensor], /) -> list[str]:
         """Return the characteristic keys that a file lacks. If none, the family can convert it."""
 
-    def convert(self, file: CheckpointFile, config: RetinaNetConfig | None = None, /) -> Checkpoint:
-        """Convert a file of the family, with the given config or the one that the file suggests."""
+    def suggest(self, file: CheckpointFile, /) -> SuggestedConfig:
+        """Return the configuration that a file of the family suggests."""
+
+    def convert(self, file: CheckpointFile, config: RetinaNetConfig, /) -> dict[str, Tensor]:
+        """Convert the tensors of a file to those of the model that the config describes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from focaldet.errors import CheckpointError
+from focaldet.pretrained._checkpoint import Checkpoint
 from focaldet.pretrained._folder import load_folder
 from focaldet.pretrained._other_classes import for_other_classes
 from focaldet.pretrained._reading import read_checkpoint
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.config import RetinaNetConfig
-    from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile, Family
+    from focaldet.pretrained._checkpoint import CheckpointFile, Family
 
-__all__ = ["load_checkpoint"]
+__all__ = ["convert", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -59,7 +60,7 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
     file = read_checkpoint(path)
     family = _family_of(file, path)
     try:
-        return family.convert(file, config)
+        return convert(file, family, config)
     except KeyError as error:  # a key that the family's files always have
         raise CheckpointError(
             f"Cannot load {str(path)!r}: it looks like a RetinaNet of {family.NAME}, but has no tensor "
@@ -72,6 +73,15 @@ def _read(path: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"Cannot load {str(path)!r}. {error}") from error
+
+
+def convert(
+    file: CheckpointFile, family: Family, config: RetinaNetConfig | None = None
+) -> Checkpoint:
+    """Convert a file of a family, with the given config or the one that the file suggests."""
+    if config is None:
+        config = family.suggest(file).config
+    return Checkpoint(config, family.convert(file, config))
 
 
 def _family_of(file: CheckpointFile, path: Path) -> Family:

@@ -2,8 +2,9 @@
 
 A family (:class:`~focaldet.pretrained.Family`) is a module with a ``NAME``, a function
 ``missing(tensors)`` that returns the characteristic keys a file lacks (none: the file belongs to the
-family), and a function ``convert(file, config)`` that returns a
-:class:`~focaldet.pretrained.Checkpoint`. To add a family, write its module and list it in ``FAMILIES``.
+family), a function ``suggest(file)`` that returns the :class:`~focaldet.pretrained.SuggestedConfig` of
+a file, and a function ``convert(file, config)`` that returns the tensors of the model that a config
+describes. To add a family, write its module and list it in ``FAMILIES``.
 """
 
 from __future__ import annotations

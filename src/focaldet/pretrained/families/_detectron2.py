@@ -16,7 +16,7 @@ from focaldet._checks import shortened
 from focaldet.anchors import AnchorGenerator
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import (
     class_names_of,
     depth_of_head,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NAME", "convert", "missing"]
+__all__ = ["NAME", "convert", "missing", "suggest"]
 
 NAME = "Detectron2"
 
@@ -109,8 +109,8 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
-def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Convert a Detectron2 RetinaNet.
+def suggest(file: CheckpointFile) -> SuggestedConfig:
+    """Return the configuration of a Detectron2 RetinaNet.
 
     The file does not record where the strides are, nor always the scale of the pixels. As in all three
     published files, strides are assumed to be in the 1x1 convolutions and pixels not to be divided by
@@ -119,23 +119,40 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
     Args:
         file: The state dict. Its pixel mean and standard deviation and its anchors are checked, if it
             has them.
-        config: The configuration to use. None uses the one that the file suggests.
 
     Raises:
         CheckpointError: If tensors belong to a different model, or pixels or anchors differ from the
             model zoo's.
     """
-    _check_input(file.tensors)
-    renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
-    num_classes = num_classes_of(renamed, NAME)
-    if config is None:
-        config = _config_of(renamed, num_classes)
-        _check_anchors(file.tensors, config)
+    renamed = _renamed(file)
+    config = _config_of(renamed, num_classes_of(renamed, NAME))
+    _check_anchors(file.tensors, config)
+    return SuggestedConfig(config)
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
+    """Convert a Detectron2 RetinaNet.
+
+    Args:
+        file: The state dict. Its pixel mean and standard deviation are checked, if it has them.
+        config: The configuration to use.
+
+    Raises:
+        CheckpointError: If tensors belong to a different model, or pixels differ from the model
+            zoo's.
+    """
+    renamed = _renamed(file)
+    num_classes_of(renamed, NAME)
     fold_bgr_input(renamed, config.image_std)
     reorder_anchors(renamed, _ORDER)
     if config.normalizer == "ema":
         renamed["criterion.positives_average"] = torch.tensor(100.0)  # not saved by Detectron2
-    return Checkpoint(config, with_norm_of(renamed, config))
+    return with_norm_of(renamed, config)
+
+
+def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
+    _check_input(file.tensors)
+    return rename(file.tensors, NAME, _RENAMES, _IGNORED)
 
 
 def _config_of(renamed: Mapping[str, Tensor], num_classes: int) -> RetinaNetConfig:

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import (
     OTHER_ANCHORS,
     class_names_of,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NAME", "convert", "is_caffe_style", "missing"]
+__all__ = ["NAME", "convert", "is_caffe_style", "missing", "suggest"]
 
 NAME = "MMDetection"
 
@@ -88,26 +88,35 @@ def is_caffe_style(file: CheckpointFile) -> bool:
     return "caffe" in file.name
 
 
-def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Convert an MMDetection RetinaNet.
+def suggest(file: CheckpointFile) -> SuggestedConfig:
+    """Return the configuration of an MMDetection RetinaNet.
 
     Args:
         file: The state dict, with the ``meta`` entry and the file name, which show the style.
-        config: The configuration to use. None uses the one that the file suggests. Its
-            ``stride_in_1x1`` decides whether the file is treated as caffe style.
 
     Raises:
         CheckpointError: If tensors belong to a different model.
     """
     renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
-    caffe = is_caffe_style(file)
-    if config is None:
-        config = _config_of(renamed, caffe=caffe)
-    elif config.backbone not in _BASIC:
-        caffe = config.stride_in_1x1
-    if caffe:
+    return SuggestedConfig(_config_of(renamed, caffe=is_caffe_style(file)))
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
+    """Convert an MMDetection RetinaNet.
+
+    Args:
+        file: The state dict, with the ``meta`` entry and the file name, which show the style.
+        config: The configuration to use. Its ``stride_in_1x1`` decides whether the file is treated
+            as caffe style.
+
+    Raises:
+        CheckpointError: If tensors belong to a different model.
+    """
+    renamed = rename(file.tensors, NAME, _RENAMES, _IGNORED)
+    basic = config.backbone in _BASIC  # without 1x1 convolutions that could have the stride
+    if is_caffe_style(file) if basic else config.stride_in_1x1:
         fold_bgr_input(renamed, config.image_std)
-    return Checkpoint(config, with_norm_of(renamed, config))
+    return with_norm_of(renamed, config)
 
 
 _BASIC = ("resnet18", "resnet34")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from focaldet._checks import shortened
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import (
     class_names_of,
     depth_of_head,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NAME", "convert", "missing"]
+__all__ = ["NAME", "convert", "missing", "suggest"]
 
 NAME = "ODTK"
 
@@ -89,18 +89,63 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in _CHARACTERISTIC if key not in known]
 
 
-def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Convert an ODTK RetinaNet.
+def suggest(file: CheckpointFile) -> SuggestedConfig:
+    """Return the configuration of an ODTK RetinaNet.
 
     Args:
         file: The state dict, with the entries "ratios" and "scales". A file without these was written
             before the project stopped rounding its anchors, so its anchors are rounded.
-        config: The configuration to use. None uses the one that the file suggests.
 
     Raises:
         CheckpointError: If tensors belong to a different model, or the model has several backbones or
             rotated boxes.
     """
+    renamed = _renamed(file)
+    ratios, scales = _anchor_shapes(file)
+    num_classes = num_classes_of(renamed, NAME, len(ratios) * len(scales))
+    rounded = not {"ratios", "scales"} & file.extras.keys()
+    config = RetinaNetConfig(
+        num_classes=num_classes,
+        class_names=class_names_of(num_classes),
+        backbone=_backbone_of(renamed),
+        fpn_channels=len(renamed["fpn.p7.weight"]),
+        head_depth=depth_of_head(renamed),
+        anchor_sizes=_STRIDES,
+        octave_scales=scales,
+        aspect_ratios=ratios,
+        anchor_mode="rounded" if rounded else "exact",
+        anchor_plus_one=not rounded,
+        log_scale_clamp=None,
+        force_match_floor=None,
+        clip_to="batch",
+        inclusive_corners=True,
+        uniform_rescale=True,
+        size_divisor=128,
+        antialias=True,
+        round_pixels=True,
+    )
+    return SuggestedConfig(config)
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
+    """Convert an ODTK RetinaNet.
+
+    Args:
+        file: The state dict, with the entries "ratios" and "scales".
+        config: The configuration to use.
+
+    Raises:
+        CheckpointError: If tensors belong to a different model, or the model has several backbones or
+            rotated boxes.
+    """
+    renamed = _renamed(file)
+    ratios, scales = _anchor_shapes(file)
+    num_classes_of(renamed, NAME, len(ratios) * len(scales))
+    reorder_anchors(renamed, _anchor_order(len(ratios), len(scales)))
+    return with_norm_of(renamed, config)
+
+
+def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
     if "angles" in file.extras:
         raise CheckpointError(f"This {NAME} model detects rotated boxes, which are not supported.")
     backbones = {match[0] for key in file.tensors if (match := _BACKBONE.match(key))}
@@ -110,34 +155,12 @@ def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Chec
             f"This {NAME} model has {len(backbones)} backbones ({names}), but only one is supported."
         )
     tensors = {_BACKBONE.sub("", key): value for key, value in file.tensors.items()}
-    renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
-    ratios = _numbers(file.extras, "ratios", _RATIOS)
-    scales = _numbers(file.extras, "scales", _SCALES)
-    num_classes = num_classes_of(renamed, NAME, len(ratios) * len(scales))
-    reorder_anchors(renamed, _anchor_order(len(ratios), len(scales)))
-    rounded = not {"ratios", "scales"} & file.extras.keys()
-    if config is None:
-        config = RetinaNetConfig(
-            num_classes=num_classes,
-            class_names=class_names_of(num_classes),
-            backbone=_backbone_of(renamed),
-            fpn_channels=len(renamed["fpn.p7.weight"]),
-            head_depth=depth_of_head(renamed),
-            anchor_sizes=_STRIDES,
-            octave_scales=scales,
-            aspect_ratios=ratios,
-            anchor_mode="rounded" if rounded else "exact",
-            anchor_plus_one=not rounded,
-            log_scale_clamp=None,
-            force_match_floor=None,
-            clip_to="batch",
-            inclusive_corners=True,
-            uniform_rescale=True,
-            size_divisor=128,
-            antialias=True,
-            round_pixels=True,
-        )
-    return Checkpoint(config, with_norm_of(renamed, config))
+    return rename(tensors, NAME, _RENAMES, _IGNORED)
+
+
+def _anchor_shapes(file: CheckpointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the ratios and scales of a file's anchors."""
+    return _numbers(file.extras, "ratios", _RATIOS), _numbers(file.extras, "scales", _SCALES)
 
 
 def _backbone_of(renamed: Mapping[str, Tensor]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import NUM_ANCHORS, OTHER_ANCHORS, resnet_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NAME", "convert", "missing"]
+__all__ = ["NAME", "convert", "missing", "suggest"]
 
 NAME = "torchvision"
 
@@ -56,32 +56,39 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
-def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Convert a torchvision RetinaNet's state dict.
+def suggest(file: CheckpointFile) -> SuggestedConfig:
+    """Return the configuration of a torchvision RetinaNet, as far as its tensors show it.
 
     The file does not record everything. With GroupNorm in the head it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
     need an eps of 0 in their frozen BatchNorm, and every 91-class V1 with frozen BatchNorm is treated
-    as one of them; pass a config to override this.
-
-    Args:
-        file: The state dict.
-        config: The configuration to use. None uses the one that the file suggests. With 91 classes it
-            keeps all channels of a COCO head.
+    as one of them.
 
     Raises:
         CheckpointError: If the backbone or the number of anchors is not one of torchvision's own.
     """
-    renamed = {_rename(key): value for key, value in file.tensors.items()}
+    return SuggestedConfig(_config_of(_renamed(file)))
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
+    """Convert a torchvision RetinaNet's state dict.
+
+    Args:
+        file: The state dict.
+        config: The configuration to use. With 91 classes it keeps all channels of a COCO head.
+    """
+    renamed = _renamed(file)
     channels = len(renamed["head.class_logits.bias"])
-    if config is None:
-        config = _config_of(renamed)
     if config.backbone_norm == "frozen":
         renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
     if channels == NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
             renamed[key] = _coco_rows(renamed[key])
-    return Checkpoint(config, renamed)
+    return renamed
+
+
+def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
+    return {_rename(key): value for key, value in file.tensors.items()}
 
 
 def _rename(key: str) -> str:

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from focaldet.config import RetinaNetConfig
-from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile
+from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import (
     OTHER_ANCHORS,
     class_names_of,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NAME", "convert", "missing"]
+__all__ = ["NAME", "convert", "missing", "suggest"]
 
 NAME = "yhenon/pytorch-retinanet"
 
@@ -73,38 +73,51 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in _CHARACTERISTIC if key not in known]
 
 
-def convert(file: CheckpointFile, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Convert a state dict of yhenon/pytorch-retinanet.
-
-    Args:
-        file: The state dict, with or without the prefix "module." that DataParallel adds.
-        config: The configuration to use. None uses the one that the file suggests.
+def suggest(file: CheckpointFile) -> SuggestedConfig:
+    """Return the configuration of a RetinaNet of yhenon/pytorch-retinanet.
 
     Raises:
         CheckpointError: If tensors belong to a different model.
     """
-    tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
-    renamed = rename(tensors, NAME, _RENAMES, _IGNORED)
+    renamed = _renamed(file)
+    num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
+    config = RetinaNetConfig(
+        num_classes=num_classes,
+        class_names=class_names_of(num_classes),
+        backbone=resnet_of(renamed, NAME),
+        fpn_channels=len(renamed["fpn.p7.weight"]),
+        head_depth=depth_of_head(renamed),
+        log_scale_clamp=None,
+        force_match_floor=None,
+        smooth_l1_beta=1 / 9,
+        normalizer="image",
+        pre_nms_top_k=None,
+        max_detections=None,
+        clip_to="batch",
+        uniform_rescale=True,
+        min_size=608,
+        max_size=1024,
+        size_rounding="round",
+        always_pad=True,
+    )
+    return SuggestedConfig(config)
+
+
+def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
+    """Convert a state dict of yhenon/pytorch-retinanet.
+
+    Args:
+        file: The state dict, with or without the prefix "module." that DataParallel adds.
+        config: The configuration to use.
+
+    Raises:
+        CheckpointError: If tensors belong to a different model.
+    """
+    renamed = _renamed(file)
     fold_delta_scales(renamed, _DELTA_SCALES)
-    if config is None:
-        num_classes = num_classes_of(renamed, NAME, remedy=OTHER_ANCHORS)
-        config = RetinaNetConfig(
-            num_classes=num_classes,
-            class_names=class_names_of(num_classes),
-            backbone=resnet_of(renamed, NAME),
-            fpn_channels=len(renamed["fpn.p7.weight"]),
-            head_depth=depth_of_head(renamed),
-            log_scale_clamp=None,
-            force_match_floor=None,
-            smooth_l1_beta=1 / 9,
-            normalizer="image",
-            pre_nms_top_k=None,
-            max_detections=None,
-            clip_to="batch",
-            uniform_rescale=True,
-            min_size=608,
-            max_size=1024,
-            size_rounding="round",
-            always_pad=True,
-        )
-    return Checkpoint(config, with_norm_of(renamed, config))
+    return with_norm_of(renamed, config)
+
+
+def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
+    tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    return rename(tensors, NAME, _RENAMES, _IGNORED)
