@@ -240,7 +240,8 @@ class CocoResult:
 
     def to_json(self) -> str:
         """Return the content of `to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be UTF-8
 
     def __str__(self) -> str:
         return "  ".join(
