@@ -186,8 +186,8 @@ class AnnotationTable:
 
     def _to_coco(self) -> dict[str, Any]:
         widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
-        usable = np.isfinite(self.boxes).all(axis=1) & np.isfinite(widths_heights).all(axis=1)
-        usable &= (widths_heights >= 0).all(axis=1)
+        finite = np.isfinite(np.concatenate([self.boxes, widths_heights], axis=1)).all(axis=1)
+        usable: npt.NDArray[np.bool] = np.logical_and(finite, (widths_heights >= 0).all(axis=1))
         declared = self.labels >= 0
         (rows,) = (usable & declared).nonzero()
         if len(rows) < len(self.boxes):
