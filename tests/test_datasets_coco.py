@@ -172,13 +172,21 @@ def test_to_coco_is_evaluated_like_the_file() -> None:
 def test_to_coco_leaves_out_unusable_boxes_and_replaces_unusable_ids(
     tmp_path: Path,
 ) -> None:
-    boxes = [[0, 0, 5, 5], [0, 0, 0, 5], [math.nan, 0, 1, 1], [1, 1, 2, 2]]
+    boxes = [[0, 0, 5, 5], [0, 0, 0, 5], [math.nan, 0, 1, 1], [1, 1, 2, 2], [5, 5, -1, 2]]
     annotations = [annotation(i, 10, bbox=box) for i, box in enumerate(boxes)]
+    annotations.append(annotation(9, 30, category_id=77))
     table = read_coco(coco_file(tmp_path, annotations=annotations), cache=False)
-    truth = table.to_coco()
+    message = (
+        r"leaves out 3 of 6 annotations in '.*some.json': 2 not finite or of negative size, 1 of an "
+        r"undeclared category. The first is annotation 9 of b.png, .*\[1.0, 2.0, 4.0, 6.0\]"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        truth = table.to_coco()
+    assert caught[0].filename == __file__
     assert [(one["id"], one["bbox"]) for one in truth["annotations"]] == [
         (1, [0, 0, 5, 5]),  # pycocotools cannot handle the id 0
-        (2, [1, 1, 2, 2]),
+        (2, [0, 0, 0, 5]),
+        (3, [1, 1, 2, 2]),
     ]
     assert truth["images"][1] == {"id": 10, "file_name": "a.png", "height": 20, "width": 30}
     assert truth["categories"] == [{"id": 2, "name": "dog"}, {"id": 9, "name": "cat"}]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from focaldet.datasets import (
@@ -28,6 +32,9 @@ from tests.helpers.annotation_files import (
     write_voc_folder,
     write_yolo_folder,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 GOOD = voc_object("cat", (1, 2, 11, 12))
 BOX = "0 0.5 0.5 0.4 0.4"
@@ -179,6 +186,91 @@ def test_every_reader_warns_about_a_dataset_without_objects(tmp_path: Path, form
         table = read_without_objects(form, tmp_path)
     assert len(caught) == 1
     assert check_dataset(table, images="none").counts["nothing-to-learn"] == 1
+
+
+def read_with_empty_images(
+    form: str, root: Path, empty: int, report: Callable[[Exception], object] | None = None
+) -> AnnotationTable:
+    """Read three images, of which the first ones have no objects."""
+    names = ["a", "b", "c"]
+    if form == "coco":
+        for name in names:
+            write_photo(root / f"{name}.png")
+        images = [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate(names)]
+        annotations = [
+            {"image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in range(empty, 3)
+        ]
+        path = coco_file(root / "c.json", images=images, annotations=annotations)
+        return read_coco(path, report=report)
+    if form == "csv":
+        objects = [",,,,," if i < empty else ",1,2,3,4,cat" for i in range(3)]
+        rows = "\n".join(f"{name}.png{rest}" for name, rest in zip(names, objects, strict=True))
+        return read_csv(write_text(root / "t.csv", rows), report=report)
+    contents = {name: "" if i < empty else GOOD for i, name in enumerate(names)}
+    return read_voc(write_voc_folder(root, **contents), "all", report=report)
+
+
+@pytest.mark.parametrize("form", ["coco", "csv", "voc"])
+def test_images_without_objects_are_counted_in_the_log(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_with_empty_images(form, tmp_path / "all", 0)
+    assert caplog.messages == []
+    read_with_empty_images(form, tmp_path / "some", 1)
+    [record] = caplog.records
+    assert record.name.startswith("focaldet.")
+    expected = rf"{re.escape(str(tmp_path))}.*: Some images have no objects \(1 of 3\).* a\.[jp]"
+    assert re.match(expected, record.getMessage())
+    caplog.clear()
+    problems: list[Exception] = []
+    read_with_empty_images(form, tmp_path / "reported", 1, problems.append)
+    assert (problems, caplog.messages) == ([], [])  # the checker lists these images
+
+
+@pytest.mark.parametrize("form", ["coco", "csv", "voc"])
+def test_most_images_without_objects_are_a_warning(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = r"Most images have no objects \(2 of 3\) and .*If they should have objects, "
+    with pytest.warns(UserWarning, match=expected):
+        read_with_empty_images(form, tmp_path / "warned", 2)
+    problems: list[Exception] = []
+    table = read_with_empty_images(form, tmp_path / "reported", 2, problems.append)
+    [problem] = problems
+    assert re.search(expected, str(problem))
+    counts = check_dataset(table, images="none", problems=problems).counts
+    assert (counts["annotation-doubtful"], counts["image-empty"]) == (1, 2)
+    assert caplog.messages == []
+
+
+def test_images_listed_twice_are_reported(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write_photo(tmp_path / "a.png")
+    path = coco_file(tmp_path / "c.json", images=[{"id": 1, "file_name": "a.png"}] * 2)
+    problems: list[Exception] = []
+    read_coco(path, report=problems.append)
+    [problem] = problems
+    assert isinstance(problem, UserWarning)
+    assert "images[1] (id 1)" in str(problem)
+    assert not recwarn.list
+
+
+def test_objects_outside_images_of_unannotated_size_cannot_be_learned_from(
+    tmp_path: Path,
+) -> None:
+    write_photo(tmp_path / "a.png")
+    table = read_csv(write_text(tmp_path / "t.csv", "a.png,50,2,60,4,cat\na.png,1,1,1,9,cat\n"))
+    assert table.why_nothing_to_learn() == ""
+    expected = r"None of 2 .*\(1 not finite or without area, 1 outside their image\)"
+    assert re.match(expected, table.why_nothing_to_learn(np.array([[20, 40]], np.int32)))
+
+
+@pytest.mark.filterwarnings("ignore:Dropped")
+def test_a_box_without_area_in_single_precision_cannot_be_learned_from(tmp_path: Path) -> None:
+    write_photo(tmp_path / "a.png")
+    thin = [{"image_id": 1, "category_id": 1, "bbox": [10, 2, 1e-9, 4]}]
+    with pytest.warns(UserWarning, match=r"None of 1 object .*\(1 not finite or without area\)"):
+        table = read_coco(coco_file(tmp_path / "c.json", annotations=thin))
+    assert DetectionDataset(table).num_objects == 0
 
 
 def test_images_without_label_files_are_counted_and_the_first_is_explained(tmp_path: Path) -> None:
@@ -334,11 +426,157 @@ def test_escape_sequences_of_names_never_reach_the_terminal(
         annotations=[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 0, 4]}],
         categories=[{"id": 1, "name": name}],
     )
-    assert main([str(path)]) == 1
+    assert main([str(path), "--json", str(tmp_path / "report.json")]) == 1
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["classes"][0]["name"] == name
     assert main([str(tmp_path / "\x1b[2J.json")]) == 2
     printed = capsys.readouterr()
     assert r"\x1b[2J\x9b1m\n\u202e\ud800" in printed.out
     assert not {"\x1b", "\x9b", "\u202e", "\ud800"} & set(printed.out + printed.err)
+
+
+ODD = "\x1b[31m\n\u202e"
+
+
+def coco_with_odd_names(root: Path, **changes: Any) -> Path:
+    """Write a COCO file with an odd name in every place that has one."""
+    write_photo(root / f"{ODD}.png")
+    content = {
+        "images": [{"id": 1, "file_name": f"{ODD}.png", "width": 40, "height": 20}],
+        "categories": [{"id": 1, "name": ODD}],
+    }
+    return coco_file(root / f"{ODD}.json", **{**content, **changes})
+
+
+def wrong_coco(root: Path) -> Iterator[Callable[[], object]]:
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    images = [{"id": one, "file_name": f"{ODD}{one}.png"} for one in (1, 2, 3)]
+    changes: list[dict[str, Any]] = [
+        {"annotations": []},
+        {"annotations": [{**box, "category_id": 2}]},
+        {"annotations": [{**box, "category_id": 2}, box]},
+        {"annotations": [box, {**box, "bbox": [1, 2, -1, 4]}]},
+        {"annotations": [{**box, "image_id": ODD, "id": ODD}]},
+        {"annotations": [{**box, ODD: ODD, "bbox": ODD}]},
+        {"categories": [{"id": 1, "name": {ODD: ODD}}]},
+        {"categories": ODD},
+        {"images": [images[0], {**images[0], "file_name": "b"}]},
+        {"images": [images[0], images[0]]},
+        {"images": [{"id": 1}]},
+        {"images": images},
+    ]
+    for number, change in enumerate(changes):
+        folder = root / f"{number}{ODD}"
+
+        def read(folder: Path = folder, change: dict[str, Any] = change) -> None:
+            table = read_coco(coco_with_odd_names(folder, **change))
+            table.to_coco()
+            DetectionDataset(table)[0]
+
+        yield read
+    yield lambda: read_coco(root / f"{ODD}.json")
+    yield lambda: read_coco(coco_with_odd_names(root), root / ODD)
+    yield lambda: DetectionDataset(
+        read_coco(coco_with_odd_names(root / "raise", annotations=[{**box, "bbox": [0, 0, 0, 1]}])),
+        invalid_boxes="raise",
+    )
+
+
+def wrong_csv(root: Path) -> Iterator[Callable[[], object]]:
+    quoted = f'"{ODD}"'
+    for number, row in enumerate(
+        [
+            f"{quoted},1,2",
+            f"{quoted},1,2,{quoted},4,cat",
+            f"{quoted},1,2,3,4,",
+            f"{quoted},,,,,",
+            f"{quoted},,,,,\nb.png,,,,,\nc.png,1,2,3,4,{quoted}",
+            f"{quoted},1,2,3,4,{quoted}",
+        ]
+    ):
+        path = write_text(root / f"{ODD}{number}.csv", f"{row}\n")
+        yield lambda path=path: DetectionDataset(read_csv(path))  # type: ignore[misc]
+    for number, row in enumerate([f"{quoted},x", f"{quoted},0\n{quoted},1", f"{quoted},7"]):
+        names = write_text(root / f"{ODD}names{number}.csv", row)
+        yield lambda path=path, names=names: read_csv(path, class_names=names)  # type: ignore[misc]
+    yield lambda: read_csv(path, class_names=ODD)
+    yield lambda: read_csv(path, root / ODD)
+    write_text(root / f"{ODD}latin.csv", "").write_bytes(b"\xe9")
+    yield lambda: read_csv(root / f"{ODD}latin.csv")
+
+
+def wrong_voc(root: Path) -> Iterator[Callable[[], object]]:
+    name = ODD.replace("\n", "\t").replace("\x1b", "\x7f")  # XML cannot contain the original
+    for number, inside in enumerate(
+        [
+            voc_object(f"{name}x", (1, 2, name, 4)),
+            voc_object(" ", (1, 2, 3, 4)),
+            f"<size><width>{name}</width></size>",
+            f"<{name}",
+            "",
+            voc_object(name, (1, 2, 1, 4)),
+        ]
+    ):
+        folder = write_voc_folder(root / f"{number}{ODD}", a=inside)
+        yield lambda folder=folder: read_voc(folder, "all")  # type: ignore[misc]
+    odd = write_voc_folder(root / ODD, **{name: GOOD, "b": ""})
+    (odd / "Annotations" / "b.xml").unlink()
+    yield lambda: read_voc(odd, "all")
+    yield lambda: read_voc(odd, ODD)
+    yield lambda: read_voc(odd, "all", class_names=ODD)
+    yield lambda: read_annotations(odd)
+    yield lambda: read_annotations(odd, ODD, split="all")
+
+
+def wrong_yolo(root: Path) -> Iterator[Callable[[], object]]:
+    escaped = json.dumps(ODD)
+    for number, (line, yaml) in enumerate(
+        [
+            ("0 \x1b[31m", f"train: images/train\nnames: [{escaped}]"),
+            ("", f"train: images/train\nnames: [{escaped}]"),
+            (BOX, f"train: {escaped}\nnames: [{escaped}]"),
+            (BOX, f"train: images/train\nnames: {{{escaped}: {escaped}}}"),
+            (BOX, f"train: images/train\nnames: {escaped}"),
+            (BOX, f"train: images/train\nnames: [a]\nnc: {escaped}"),
+            (BOX, f"train: images/train\nnames: *{ODD}"),
+            (BOX, f"path: {escaped}\ntrain: images/train\nnames: [a]"),
+            (BOX, "val: images/train\nnames: [a]"),
+            (POSE_2D, "train: images/train\nnames: [a]"),
+            (POSE_3D, "train: images/train\nnames: [a]"),
+        ]
+    ):
+        path = write_yolo_folder(root / f"{number}{ODD}", line, yaml)
+        yield lambda path=path: read_yolo(path, "train")  # type: ignore[misc]
+    path = write_yolo_folder(root / ODD, BOX)
+    write_photo(path.parent / "images" / "train" / f"{ODD}.png")  # without a label file
+    yield lambda: read_yolo(path, "train")
+    write_text(root / "list" / "t.txt", "\x1b[31m.png")
+    listed = write_text(root / "list" / "data.yaml", "train: t.txt\nnames: [a]")
+    yield lambda: read_yolo(listed, "train")
+    damaged = write_yolo_folder(root / "damaged", BOX)
+    write_text(damaged.parent / "images" / "train" / f"{ODD}.png", ODD)
+    yield lambda: read_yolo(damaged, "train")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
+@pytest.mark.parametrize("form", [wrong_coco, wrong_csv, wrong_voc, wrong_yolo])
+def test_errors_warnings_and_log_lines_contain_no_control_characters(
+    tmp_path: Path,
+    form: Callable[[Path], Iterator[Callable[[], object]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for number, read in enumerate(form(tmp_path)):
+        messages: list[str] = []
+        caplog.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                read()
+            except (FileNotFoundError, TypeError, ValueError) as error:
+                messages.append(str(error))
+        messages += [str(one.message) for one in caught] + caplog.messages
+        assert messages, f"number {number} is not wrong"
+        for message in messages:
+            assert message.isprintable(), (number, message)
 
 
 @pytest.mark.parametrize(

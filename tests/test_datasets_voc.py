@@ -64,7 +64,7 @@ def test_class_names_come_from_all_splits_unless_given(tmp_path: Path) -> None:
 
 def test_a_single_string_is_not_a_list_of_class_names(tmp_path: Path) -> None:
     root = write_voc_folder(tmp_path, a="")
-    with pytest.raises(TypeError, match=r"class_names .*the string 'cat'.*\['cat'\]"):
+    with pytest.raises(TypeError, match=r"class_names .*got 'cat'.*\('cat',\)"):
         read_voc(root, "all", class_names="cat")
 
 

@@ -17,7 +17,7 @@ from focaldet import Detections
 from focaldet.datasets import read_coco
 from focaldet.errors import AnnotationError
 from focaldet.evaluation import evaluate_coco
-from tests.helpers.coco_files import coco_file
+from tests.helpers.coco_files import annotation, coco_content, coco_file
 from tests.helpers.evaluation import found, truth
 
 if TYPE_CHECKING:
@@ -69,6 +69,63 @@ def test_a_table_is_evaluated_as_its_file_is(tmp_path: Path) -> None:
     table = read_coco(path)
     assert evaluate_coco(table, results).stats == evaluate_coco(path, results).stats
     assert evaluate_coco(table, results).num_images == 2
+
+
+def test_a_table_with_boxes_that_training_drops_is_evaluated_as_its_file_is(tmp_path: Path) -> None:
+    boxes = ([1, 2, 0, 4], [5, 5, 0, 0], [1, 2, -3, 4], [math.nan, 2, 3, 4], [1, 2, 3, 4])
+    rows = [annotation(i, 10, bbox=box) for i, box in enumerate(boxes, start=1)]
+    path = coco_file(tmp_path, annotations=[*rows, annotation(6, 30, category_id=77)])
+    results = [{"image_id": 10, "category_id": 9, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    table = read_coco(path)
+    with pytest.warns(UserWarning, match="3 annotations are left out"):
+        of_file = evaluate_coco(path, results)
+    with pytest.warns(UserWarning, match="leaves out 3 of 6 annotations"):
+        of_table = evaluate_coco(table, results)
+    assert of_file.of_class("cat").objects == of_table.of_class("cat").objects == 3
+    assert of_file.ap == of_table.ap == pytest.approx(0.337, abs=0.001)
+
+
+def test_escape_sequences_of_names_never_reach_the_terminal(tmp_path: Path) -> None:
+    odd = "\x1b[31m\n\u202e"
+    surrogate = coco_content(categories=[{"id": 9, "name": "\ud800"}], annotations=[])
+    assert r"\ud800" in evaluate_coco(surrogate, []).to_json().encode().decode()
+    categories = [{"id": 9, "name": odd}, {"id": 2, "name": "dog"}]
+    path = coco_file(tmp_path, categories=categories).rename(tmp_path / f"{odd}.json")
+    result = evaluate_coco(path, [])
+    assert all(line.isprintable() for line in result.table().splitlines())
+    assert r"\x1b[31m\n\u202e " in result.table()
+    box = found([[1, 1, 5, 5]], [0.5], [0])
+    assert json.loads(result.to_json())["classes"][1]["name"] == odd
+    swapped = replace(box, class_names=(odd, "dog"), image_size=(20, 30))
+    wrong: list[tuple[Any, Any]] = [
+        (path, {10: swapped}),
+        (path, path),
+        (path, tmp_path / odd),
+        (path, {odd: box}),
+        (path, {10: odd}),
+        (path, [{**ENTRY, "image_id": odd}]),
+        (path, [{"image_id": 10, odd: odd}, odd]),
+        ({**coco_content(), "annotations": [{odd: odd, "id": odd}]}, []),
+        ({**coco_content(), "images": [{"id": 1, "file_name": [odd]}]}, []),
+        ({**coco_content(), "categories": [{"id": 1, "name": {odd: odd}}]}, []),
+        ({**coco_content(), "categories": odd}, []),
+        (tmp_path / f"{odd}.txt", []),
+    ]
+    (tmp_path / f"{odd}.txt").write_text(odd)
+    for given, results in wrong:
+        with pytest.raises((ValueError, TypeError, FileNotFoundError)) as raised:
+            evaluate_coco(given, results)
+        assert str(raised.value).isprintable(), raised.value
+    with pytest.raises(ValueError, match="No category has the name") as raised:
+        result.of_class(f"{odd}!")
+    assert str(raised.value).isprintable()
+    images = [*coco_content()["images"], coco_content()["images"][0]]
+    content = coco_content(images=images, annotations=[annotation(1, 10, category_id=77)])
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.warns(UserWarning, match="left out|kept once") as caught:
+        evaluate_coco(path, [])
+    assert len(caught) == 2
+    assert all(str(one.message).isprintable() for one in caught)
 
 
 def test_detections_passed_as_annotations_are_an_error() -> None:
@@ -297,8 +354,8 @@ def test_optional_fields_may_be_missing() -> None:
 @pytest.mark.parametrize("ids", [(0, 1), (5, 5)])
 def test_annotation_ids_do_not_change_the_result(ids: tuple[int, int]) -> None:
     annotations = truth(*OBJECTS)
-    for annotation, one in zip(annotations["annotations"], ids, strict=True):
-        annotation["id"] = one
+    for row, one in zip(annotations["annotations"], ids, strict=True):
+        row["id"] = one
     other = {**ENTRY, "image_id": 9, "category_id": 30, "bbox": [20, 20, 50, 50]}
     assert evaluate_coco(annotations, [ENTRY, other]).ap == pytest.approx(1)
 

@@ -66,6 +66,8 @@ def _outcome(path: Path) -> str:
     try:
         table = read_coco(path)
     except AnnotationError as error:
+        if not str(error).isprintable():
+            raise AssertionError(f"the error contains control characters: {error!r}") from error
         return str(error)
     evaluate_coco(table, [])
     return _text(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -54,7 +53,8 @@ class InstanceColumns:
         image_indices: ``[N]``, index into ``image_ids``.
         labels: ``[N]``, index into ``category_ids``; -1 for a category that is not declared.
         annotation_category_ids: ``[N]``, the category id that the file gives.
-        num_repeated_images: How many entries of ``images`` were left out as repetitions.
+        repetitions: A sentence that counts the entries of ``images`` that repeat earlier ones and were
+            left out; "" if there are none. Whoever reads the file gives it as a warning.
         has_annotation_ids: Whether the file gives all annotation ids.
     """
 
@@ -71,7 +71,7 @@ class InstanceColumns:
     image_indices: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     annotation_category_ids: npt.NDArray[np.int64]
-    num_repeated_images: int
+    repetitions: str
     has_annotation_ids: bool
 
     def describe_annotation(self, index: int) -> str:
@@ -114,9 +114,6 @@ def read_instances(
         FileNotFoundError: If the file does not exist.
         AnnotationError: If the annotations are not in COCO format. The message names the file, the
             item, its id and the value.
-
-    Warns:
-        UserWarning: If images are listed more than once, each time alike.
     """
     if isinstance(annotations, Mapping):
         return _connected(_checked_fields(annotations, None, valid_text=True), None)
@@ -233,7 +230,7 @@ def _section(content: object, name: str, source: str | None) -> Sequence[Any]:
 
 def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
     """Check ids against each other, and return annotations with the index of image and category."""
-    kept = _kept_images(fields, source)
+    kept, repetitions = _kept_images(fields, source)
     image_ids = fields.image_ids[kept]
     image_indices = _indices(fields.annotation_image_ids, image_ids)
     if (image_indices < 0).any():
@@ -266,13 +263,13 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
         image_indices=image_indices,
         labels=_indices(fields.annotation_category_ids, category_ids),
         annotation_category_ids=fields.annotation_category_ids,
-        num_repeated_images=len(fields.image_ids) - len(kept),
+        repetitions=repetitions,
         has_annotation_ids=fields.has_annotation_ids,
     )
 
 
-def _kept_images(fields: _Fields, source: str | None) -> npt.NDArray[np.int64]:
-    """Return the indices of the images without repetitions, which are warned about.
+def _kept_images(fields: _Fields, source: str | None) -> tuple[npt.NDArray[np.int64], str]:
+    """Return the indices of the images without repetitions, and a sentence about these, or "".
 
     Raises:
         AnnotationError: If two images have the same id but a different file name or size.
@@ -281,7 +278,7 @@ def _kept_images(fields: _Fields, source: str | None) -> npt.NDArray[np.int64]:
     indices = np.arange(len(first))
     repeated = np.flatnonzero(first != indices)
     if not len(repeated):
-        return indices
+        return indices, ""
     for index in repeated.tolist():
         earlier = int(first[index])
         if (
@@ -301,8 +298,7 @@ def _kept_images(fields: _Fields, source: str | None) -> npt.NDArray[np.int64]:
             f"{len(repeated)} entries of images repeat an earlier one and are ignored. "
             f"The first is {where}."
         )
-    warnings.warn(message, UserWarning, stacklevel=5)
-    return np.flatnonzero(first == indices)
+    return np.flatnonzero(first == indices), message
 
 
 def _category_order(ids: npt.NDArray[np.int64], source: str | None) -> npt.NDArray[np.int64]:

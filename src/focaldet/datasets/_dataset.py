@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from focaldet._checks import check_choice, printable, shortened
 from focaldet.boxes import as_xyxy
+from focaldet.datasets._table import clipped, have_area_inside
 from focaldet.errors import AnnotationError
 from focaldet.images import load_image, read_image_size
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     Transform: TypeAlias = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 
 __all__ = ["DetectionDataset"]
-
-_BLOCK = 2**15  # boxes per block, so that its temporary arrays stay in the CPU cache
 
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -85,7 +84,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.sizes = _complete_sizes(table)
         objects = ~table.crowd
         _check_labels(table, objects)
-        self._used = objects & _valid(table, self.sizes)
+        self._used = objects & have_area_inside(table, self.sizes)
         if (self._used < objects).any():
             self._report(self._used < objects, invalid_boxes)
 
@@ -139,7 +138,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         image = self._load(index)
         span = self.table.boxes_of(index)
         used = self._used[span]
-        boxes = _clipped(self.table.boxes[span][used], self.sizes[index])
+        boxes = clipped(self.table.boxes[span][used], self.sizes[index])
         target = {
             "boxes": torch.from_numpy(boxes),
             "labels": torch.from_numpy(self.table.labels[span][used]),
@@ -204,27 +203,6 @@ def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} {table.describe_folder()}") from error
     return sizes
-
-
-def _clipped(
-    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float32]:
-    """Clip boxes to images, given one size for all boxes or one per box."""
-    limits = np.concatenate([sizes[..., ::-1]] * 2, axis=-1, dtype=np.float32)
-    return np.clip(boxes.astype(np.float32), 0, limits)
-
-
-def _valid(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Return which boxes are finite and have an area inside their image."""
-    valid = np.empty(len(table.boxes), np.bool_)
-    for start in range(0, len(valid), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        boxes = table.boxes[rows]
-        with np.errstate(invalid="ignore", over="ignore"):
-            finite = np.isfinite(boxes @ np.ones(4))  # row sums, which pass on NaN and infinity
-            x1, y1, x2, y2 = _clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
-            valid[rows] = finite & (x2 > x1) & (y2 > y1)
-    return valid
 
 
 def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+
+from focaldet._checks import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["AnnotationTable", "PackedStrings"]
+__all__ = ["AnnotationTable", "PackedStrings", "clipped", "have_area_inside"]
+
+_BLOCK = 2**15  # boxes per block, so that its temporary arrays stay in the CPU cache
+_MAX_SIDE = 2**31 - 1  # image sizes are int32
 
 
 class PackedStrings(Sequence[str]):
@@ -120,26 +126,35 @@ class AnnotationTable:
         first, last = np.searchsorted(self.image_indices, [index, index + 1])
         return slice(int(first), int(last))
 
-    def why_nothing_to_learn(self) -> str:
-        """Return why training has no object to learn from, as a sentence; "" if it has one.
+    def why_nothing_to_learn(self, sizes: npt.NDArray[np.int32] | None = None) -> str:
+        """Return why training has no object to learn from, and what to do; "" if it has one.
 
         An object can be learned from if it is not a crowd, its category is declared, and its box is
-        finite and has an area inside its image, as far as the size of the image is annotated.
+        finite and has an area inside its image, as far as the size of the image is known.
+
+        Args:
+            sizes: ``[I, 2]``, ``(height, width)`` of each image, 0 where it is unknown. None uses the
+                annotated sizes.
 
         .. versionadded:: 0.3.0
         """
         if not len(self):
             return "There are no images."
-        num_boxes, images = len(self.boxes), _counted(len(self), "image")
-        if not num_boxes:
-            return f"There are no objects in {images}."
-        sizes = self.image_sizes[self.image_indices]
-        limits = np.where((sizes > 0).all(axis=1, keepdims=True), sizes[:, ::-1], np.inf)
-        valid = self._has_area()
-        with np.errstate(invalid="ignore"):
-            inside = (self.boxes[:, 2:] > 0).all(axis=1) & (self.boxes[:, :2] < limits).all(axis=1)
-        if (valid & inside & (self.labels >= 0) & ~self.crowd).any():
+        images = _counted(len(self), "image")
+        if not len(self.boxes):
+            return (
+                f"There are no objects in {images}. Check that the annotations are complete and "
+                "belong to these images."
+            )
+        sizes = self.image_sizes if sizes is None else sizes
+        known = (sizes > 0).all(axis=1, keepdims=True)
+        inside = have_area_inside(self, np.where(known, sizes, np.int32(_MAX_SIDE)))
+        if (inside & (self.labels >= 0) & ~self.crowd).any():
             return ""
+        with np.errstate(invalid="ignore", over="ignore"):
+            boxes = self.boxes.astype(np.float32)  # as in targets
+            finite = np.isfinite(self.boxes).all(axis=1)
+            valid = finite & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         faults = {
             "crowd or difficult": self.crowd,
             "of an undeclared category": self.labels < 0,
@@ -147,26 +162,36 @@ class AnnotationTable:
             "outside their image": valid & ~inside,
         }
         counts = ", ".join(f"{fault.sum()} {name}" for name, fault in faults.items() if fault.any())
-        objects = _counted(num_boxes, "object")
-        return f"None of {objects} in {images} can be learned from ({counts})."
+        objects = _counted(len(self.boxes), "object")
+        return f"None of {objects} in {images} can be learned from ({counts}). Correct the annotations."
 
-    def _has_area(self) -> npt.NDArray[np.bool]:
-        """Return which boxes are finite and have a width and a height, ``[N]``."""
-        with np.errstate(invalid="ignore"):
-            positive = (self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1)
-        valid: npt.NDArray[np.bool] = np.logical_and(np.isfinite(self.boxes).all(axis=1), positive)
-        return valid
-
-    @np.errstate(invalid="ignore", over="ignore")  # boxes may be NaN, infinite or huge
     def to_coco(self) -> dict[str, Any]:
         """Return the ground truth in COCO format, for :func:`focaldet.evaluation.evaluate_coco`.
 
-        Crowds are included. Boxes that are not finite or have no area, and boxes of undeclared
-        categories, are left out. Annotations keep their ids if these are positive and unique, as
-        pycocotools requires. Otherwise, they are numbered from 1.
+        Crowds are included. Boxes without a width or height count as objects, as in pycocotools.
+        Boxes that are not finite or have a negative size, and boxes of undeclared categories, are left
+        out with a warning, as :func:`~focaldet.evaluation.evaluate_coco` does when it reads a file.
+        Annotations keep their ids if these are positive and unique, as pycocotools requires.
+        Otherwise, they are numbered from 1.
+
+        .. versionchanged:: 0.3.0
+           Boxes without a width or height are included. They used to be left out silently, as were
+           the boxes that now cause a warning.
+
+        Warns:
+            UserWarning: If boxes are left out.
         """
+        with np.errstate(invalid="ignore", over="ignore"):  # boxes may be NaN, infinite or huge
+            return self._to_coco()
+
+    def _to_coco(self) -> dict[str, Any]:
         widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
-        (rows,) = (self._has_area() & (self.labels >= 0)).nonzero()
+        finite = np.isfinite(np.concatenate([self.boxes, widths_heights], axis=1)).all(axis=1)
+        usable: npt.NDArray[np.bool] = np.logical_and(finite, (widths_heights >= 0).all(axis=1))
+        declared = self.labels >= 0
+        (rows,) = (usable & declared).nonzero()
+        if len(rows) < len(self.boxes):
+            self._warn_of_left_out(~usable, ~declared)
         ids = self.annotation_ids[rows]
         if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
             ids = np.arange(1, len(rows) + 1)
@@ -198,6 +223,52 @@ class AnnotationTable:
                 for category_id, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
+
+    def _warn_of_left_out(
+        self, unusable: npt.NDArray[np.bool], undeclared: npt.NDArray[np.bool]
+    ) -> None:
+        """Warn about boxes that are left out of the ground truth."""
+        left_out = unusable | undeclared
+        row = int(left_out.argmax())
+        faults = {
+            "not finite or of negative size": unusable,
+            "of an undeclared category": undeclared & ~unusable,
+        }
+        counts = ", ".join(f"{fault.sum()} {name}" for name, fault in faults.items() if fault.any())
+        warnings.warn(
+            f"The ground truth leaves out {left_out.sum()} of {len(left_out)} annotations in "
+            f"{str(self.source)!r}: {counts}. The first is annotation {self.annotation_ids[row]} of "
+            f"{printable(self.file_names[self.image_indices[row]])}, with the box "
+            f"{self.boxes[row].tolist()} (x1, y1, x2, y2).",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def clipped(
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Clip boxes to images, given one size for all boxes or one per box."""
+    limits = np.concatenate([sizes[..., ::-1]] * 2, axis=-1, dtype=np.float32)
+    return np.clip(boxes.astype(np.float32), 0, limits)
+
+
+def have_area_inside(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool]:
+    """Return which boxes are finite and have an area inside their image, ``[N]``.
+
+    Args:
+        table: The annotations.
+        sizes: ``[I, 2]``, ``(height, width)`` of each image.
+    """
+    valid = np.empty(len(table.boxes), np.bool_)
+    for start in range(0, len(valid), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        boxes = table.boxes[rows]
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(boxes @ np.ones(4))  # row sums, which pass on NaN and infinity
+            x1, y1, x2, y2 = clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
+            valid[rows] = finite & (x2 > x1) & (y2 > y1)
+    return valid
 
 
 def _counted(count: int, what: str) -> str:

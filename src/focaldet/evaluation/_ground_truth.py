@@ -88,7 +88,7 @@ def read_ground_truth(
         AnnotationError: If the annotations are not in COCO format.
 
     Warns:
-        UserWarning: If annotations cannot be evaluated and are left out.
+        UserWarning: If annotations cannot be evaluated and are left out, or images are listed twice.
     """
     given: Any = annotations
     if hasattr(given, "to_coco") and not isinstance(given, Detections):
@@ -99,6 +99,8 @@ def read_ground_truth(
             f"AnnotationTable, got {type(given).__name__}."
         )
     columns = read_instances(given)
+    if columns.repetitions:
+        warnings.warn(columns.repetitions, UserWarning, stacklevel=5)
     rows = _usable_rows(columns)
     ascending = np.argsort(columns.image_ids)
     new_index = np.empty_like(ascending)

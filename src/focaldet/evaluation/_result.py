@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from focaldet._checks import check_choice, shortened
+from focaldet._checks import check_choice, printable, shortened
 from focaldet.evaluation._curve import PrecisionRecall
 
 if TYPE_CHECKING:
@@ -205,13 +205,14 @@ class CocoResult:
 
     def table(self) -> str:
         """Return a printable table with a row per class and one for all classes."""
-        width = max([len("class"), *(len(one.name) for one in self.classes)])
+        names = [printable(one.name) for one in self.classes]
+        width = max(len("class"), *map(len, names)) if names else len("class")
         head = f"{'class':{width}}  objects  detections     AP   AP50   AP75  AR100"
         objects = sum(one.objects for one in self.classes)
         detections = sum(one.detections for one in self.classes)
         rows = [
-            (one.name, one.objects, one.detections, (one.ap, one.ap50, one.ap75, one.ar100))
-            for one in self.classes
+            (name, one.objects, one.detections, (one.ap, one.ap50, one.ap75, one.ar100))
+            for name, one in zip(names, self.classes, strict=True)
         ]
         rows.append(("all", objects, detections, (self.ap, self.ap50, self.ap75, self.ar100)))
         return "\n".join(
@@ -239,7 +240,8 @@ class CocoResult:
 
     def to_json(self) -> str:
         """Return the content of `to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be UTF-8
 
     def __str__(self) -> str:
         return "  ".join(

@@ -123,8 +123,11 @@ class DetectionDataModule(pl.LightningDataModule):
         for name, data in (("train_data", train_data), ("val_data", val_data)):
             if data is not None and not len(data):
                 raise ValueError(f"{name} is empty; pass a dataset with at least one image.")
-            if data is not None:
-                _check_has_objects(name, data)
+            if data is not None and (reason := data.table.why_nothing_to_learn(data.sizes)):
+                remedy = " val_data=None skips validation." if name == "val_data" else ""
+                raise ValueError(
+                    f"{name} from {str(data.table.source)!r} cannot be used. {reason}{remedy}"
+                )
         if val_data is not None and val_data.class_names != train_data.class_names:
             raise ValueError(
                 "train_data and val_data must have the same classes in the same order. train_data "
@@ -209,26 +212,6 @@ class DetectionDataModule(pl.LightningDataModule):
         if self.on_error == "raise":
             return "none"
         return "other" if shuffle else "black"
-
-
-def _check_has_objects(name: str, data: DetectionDataset) -> None:
-    """Raise if there is nothing to learn from, or to compute the AP from."""
-    if data.num_objects:
-        return
-    table = data.table
-    crowds = int(table.crowd.sum())
-    dropped = len(table.boxes) - crowds
-    counts = f"{len(data)} images from {str(table.source)!r}"
-    remedy = "Check that the annotation files were found and belong to these images."
-    if len(table.boxes):
-        counts += (
-            f" with {len(table.boxes)} boxes, of which {crowds} are crowds and {dropped} are not "
-            "finite or have no area inside their image"
-        )
-        remedy = "Correct the annotations."
-    if name == "val_data":
-        remedy += " val_data=None skips validation."
-    raise ValueError(f"{name} contains no objects: it has {counts}. {remedy}")
 
 
 class _Epochs(Protocol):

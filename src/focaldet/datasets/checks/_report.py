@@ -191,7 +191,8 @@ class DatasetReport:
             "box_sizes": self.box_sizes._asdict(),
             "anchors": None if self.anchors is None else asdict(self.anchors),
         }
-        return json.dumps(values, indent=1, ensure_ascii=False)
+        text = json.dumps(values, indent=1, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be UTF-8
 
     def __str__(self) -> str:
         parts = [

@@ -13,7 +13,7 @@ from focaldet._checks import existing_file, existing_folder
 from focaldet._coco_json import InstanceColumns, describe_row, read_instances
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._table import AnnotationTable, PackedStrings
-from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
+from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.errors import AnnotationError
 
@@ -28,6 +28,7 @@ __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_coco", "recognises", "spli
 
 _TRIED_NAMES = 16  # images that are looked for in each folder
 _CACHED_FROM = 2**23  # bytes; smaller files are read quickly enough without a cache
+_IF_MISSING = "If they should have objects, check that the file is complete."
 
 
 def read_coco(
@@ -73,7 +74,8 @@ def read_coco(
 
     Warns:
         UserWarning: If images are listed more than once, each time alike; each is kept once. If there
-            is no object that training could learn from.
+            is no object that training could learn from, or most images have no objects. Fewer images
+            without objects are counted in the log.
     """
     path = existing_file("annotations", annotations)
     folder = None if images is None else existing_folder("images", images)
@@ -83,16 +85,18 @@ def read_coco(
         state = fingerprint(path) if cache else None
         noted: list[Exception] = []
         columns = read_instances(path, report=None if report is None else noted.append)
-        table = _table(columns, path, raise_or_warn if report is None else noted.append)
-        if state is not None and not (noted or columns.num_repeated_images):
+        say = raise_or_warn if report is None else noted.append
+        table = _table(columns, path, say)
+        if columns.repetitions:
+            say(UserWarning(columns.repetitions))
+        if state is not None and not (noted or columns.repetitions):
             save_cache(table, path, state)  # otherwise, the next reading must report again
         if report is not None:
             for problem in noted:
                 report(problem)
     table = _with_images(table, folder)
-    if report is None:
-        warn_if_nothing_to_learn(table)
-    elif table.tried_folders:
+    tell_of_missing_objects(table, report, remedy=_IF_MISSING)
+    if report is not None and table.tried_folders:
         report(UserWarning(table.describe_folder()))
     return table
 

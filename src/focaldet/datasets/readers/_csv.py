@@ -7,9 +7,9 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from focaldet._checks import existing_file, existing_folder, shortened
+from focaldet._checks import check_names, existing_file, existing_folder, shortened
 from focaldet.datasets.readers._builder import TableBuilder
-from focaldet.datasets.readers._problems import warn_if_nothing_to_learn
+from focaldet.datasets.readers._problems import tell_of_missing_objects
 from focaldet.datasets.readers._text import read_text
 from focaldet.errors import AnnotationError
 
@@ -29,6 +29,7 @@ OPTIONS = frozenset({"images", "class_names"})
 
 _COLUMNS = "path,x1,y1,x2,y2,class"
 _NUM_COLUMNS = 6
+_IF_MISSING = "If they should have objects, replace their rows, which have only a path."
 
 
 def recognises(path: Path) -> bool:
@@ -77,9 +78,11 @@ def read_csv(
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         AnnotationError: If a row is in a different format. The message names the file and the line.
+        TypeError: If ``class_names`` is neither a path nor a sequence of strings.
 
     Warns:
-        UserWarning: If there is no object that training could learn from.
+        UserWarning: If there is no object that training could learn from, or most images have no
+            objects. Fewer images without objects are counted in the log.
     """
     path = existing_file("annotations", annotations)
     folder = path.parent if images is None else existing_folder("images", images)
@@ -88,6 +91,8 @@ def read_csv(
         class_names = sorted({row[5] for _, row in lines if len(row) == _NUM_COLUMNS and row[5]})
     elif isinstance(class_names, (str, os.PathLike)):
         class_names = _class_names(existing_file("class_names", class_names))
+    else:
+        class_names = check_names("class_names", class_names)
     labels = {name: label for label, name in enumerate(class_names)}
     builder = TableBuilder()
     indices: dict[str, int] = {}
@@ -99,8 +104,7 @@ def read_csv(
                 raise
             report(error)
     table = builder.build(path, folder, class_names)
-    if report is None:
-        warn_if_nothing_to_learn(table)
+    tell_of_missing_objects(table, report, remedy=_IF_MISSING)
     return table
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from focaldet._checks import existing_folder, shortened
+from focaldet._checks import check_names, existing_folder, printable, shortened
 from focaldet._files import list_files
 from focaldet.datasets.readers._builder import TableBuilder
-from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
+from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.datasets.readers._text import read_text
 from focaldet.errors import AnnotationError
@@ -31,6 +31,7 @@ OPTIONS = frozenset({"class_names"})
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SIZE_LIMIT = 2**31
+_IF_MISSING = "If they should have objects, add them to their XML files as <object> elements."
 
 
 def recognises(path: Path) -> bool:
@@ -94,16 +95,14 @@ def read_voc(
         FileNotFoundError: If the list of the split, the XML file of an image in it, or a folder does
             not exist.
         AnnotationError: If an XML file cannot be read. The message names the file and the object.
-        TypeError: If ``class_names`` is a single string.
+        TypeError: If ``class_names`` is not a sequence of strings.
 
     Warns:
-        UserWarning: If there is no object that training could learn from.
+        UserWarning: If there is no object that training could learn from, or most images have no
+            objects. Fewer images without objects are counted in the log.
     """
-    if isinstance(class_names, str):
-        raise TypeError(
-            f"class_names must be a list of names, got the string {class_names!r}. "
-            f"For a single class, pass [{class_names!r}]."
-        )
+    if class_names is not None:
+        class_names = check_names("class_names", class_names)
     root = existing_folder("root", root)
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
@@ -122,8 +121,7 @@ def read_voc(
             file_name = f"{name}.jpg" if image is None else image.name
             parser.add(builder, name, tree, file_name, labels, one_based=one_based)
     table = builder.build(listing, root / "JPEGImages", class_names)
-    if report is None:
-        warn_if_nothing_to_learn(table)
+    tell_of_missing_objects(table, report, remedy=_IF_MISSING)
     return table
 
 
@@ -182,7 +180,9 @@ class _Parser:
                 "without objects."
             ) from error
         except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: unknown encoding
-            raise AnnotationError(f"Cannot read {str(path)!r} as XML ({error}).") from error
+            raise AnnotationError(
+                f"Cannot read {str(path)!r} as XML ({printable(str(error))})."
+            ) from error
 
     def path(self, stem: str) -> Path:
         """Return the path of the XML file of an image, whether it exists or not."""

@@ -8,7 +8,7 @@ from focaldet._checks import existing_file, printable, shortened
 from focaldet._extras import import_extra
 from focaldet._files import list_files
 from focaldet.datasets.readers._builder import TableBuilder
-from focaldet.datasets.readers._problems import raise_or_warn, warn_if_nothing_to_learn
+from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.datasets.readers._text import read_text
 from focaldet.datasets.readers._yolo_labels import KeypointShape, LabelFolders, LineReader
@@ -134,8 +134,7 @@ def read_yolo(
     for warning in _warnings(path, lines, unlabelled, folders):
         say(UserWarning(warning))
     table = builder.build(path, base, names)
-    if report is None:
-        warn_if_nothing_to_learn(table)
+    tell_of_missing_objects(table, report, remedy=None)  # missing label files are counted above
     return table
 
 
