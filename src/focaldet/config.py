@@ -89,6 +89,7 @@ class RetinaNetConfig:
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
             :class:`focaldet.postprocess.PostProcess`.
+        scale_before_nms: See :class:`focaldet.postprocess.PostProcess`.
         min_size, max_size, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
         size_rounding, antialias, round_pixels, always_pad: See
@@ -101,8 +102,8 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``,
-        ``classification_loss`` and the anchor mode "inclusive_rounded". The ranges of all numbers are
+        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``,
+        ``scale_before_nms`` and the anchor mode "inclusive_rounded". The ranges of all numbers are
         checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
@@ -160,6 +161,7 @@ class RetinaNetConfig:
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
+    scale_before_nms: bool = False
 
     min_size: int = 800
     max_size: int = 1333
