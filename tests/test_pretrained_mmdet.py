@@ -387,6 +387,7 @@ def test_buffers_of_the_ghm_loss_are_dropped_and_named(caplog: pytest.LogCapture
         (None, "retinanet_x101_32x4d_fpn_1x_20190501-967812ba.pth", False, True),
         (None, PUBLISHED, False, False),
         ({"mmdet_version": "1.0rc0+6a64abf"}, PUBLISHED, False, False),
+        ({"mmdet_version": "1.1"}, "pisa_retinanet_r50_fpn_1x_coco-76409952.pth", False, False),
         ({"mmdet_version": "1.2.0"}, "mine.pth", False, True),
         ({"mmdet_version": "0.6.0"}, "mine.pth", False, True),
         ({"mmdet_version": "2.0.0"}, "retinanet_r50_fpn_1x_20181125-7b0c2548.pth", False, False),

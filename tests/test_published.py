@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from focaldet.pretrained import PublishedWeights
 
 PAGE = Path(__file__).parents[1] / "docs" / "pretrained.md"
+MMDET = "https://download.openmmlab.com/mmdetection/v2.0/"
 BEGIN, END = "<!-- table: python -m tests.test_published -->\n", "<!-- end of the table -->\n"
 
 
@@ -49,7 +50,7 @@ def test_the_table_has_every_checkpoint_of_the_projects_once() -> None:
     assert counts == {
         "torchvision": 2,
         "detectron2": 3,
-        "mmdet": 17,
+        "mmdet": 39,
         "odtk": 6,
         "yhenon": 1,
         "mlperf": 1,
@@ -107,6 +108,26 @@ def test_torchvisions_entries_agree_with_the_installed_package() -> None:
             "mmdet/retinanet_x101_64x4d_fpn_2x_coco",
             "https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_x101_64x4d_fpn_2x_coco",
             "retinanet_x101_64x4d_fpn_2x_coco_20200131-bca068ab.pth",
+        ),
+        (
+            "mmdet/pisa_retinanet_x101_32x4d_fpn_1x_coco",
+            MMDET + "pisa/pisa_retinanet_x101_32x4d_fpn_1x_coco",
+            "pisa_retinanet_x101_32x4d_fpn_1x_coco-a0c13c73.pth",
+        ),
+        (
+            "mmdet/retinanet_r50_fpn_32x2_1x_openimages",
+            MMDET + "openimages/retinanet_r50_fpn_32x2_1x_openimages",
+            "retinanet_r50_fpn_32x2_1x_openimages_20211223_071954-d2ae5462.pth",
+        ),
+        (
+            "mmdet/v1_retinanet_r50_fpn_2x",
+            "https://open-mmlab.s3.ap-northeast-2.amazonaws.com/mmdetection/models",
+            "retinanet_r50_fpn_2x_20190616-75574209.pth",
+        ),
+        (
+            "mmdet/v1_retinanet_r101_fpn_2x",
+            "https://s3.ap-northeast-2.amazonaws.com/open-mmlab/mmdetection/models",
+            "retinanet_r101_fpn_2x_20181129-72c14526.pth",
         ),
         (
             "detectron2/retinanet_R_101_FPN_3x",

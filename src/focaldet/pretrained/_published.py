@@ -184,7 +184,8 @@ def _detectron2() -> list[PublishedWeights]:
 
 def _mmdet() -> list[PublishedWeights]:
     base = "https://download.openmmlab.com/mmdetection/v2.0"
-    return [
+    licence = "Apache-2.0 for the code; none stated for the weights"
+    plain = [
         PublishedWeights(
             name=f"mmdet/retinanet_{name}_coco",
             ap=ap,
@@ -194,7 +195,7 @@ def _mmdet() -> list[PublishedWeights]:
             sha256_prefix=sha256,
             megabytes=megabytes,
             input="800/1333, rounded to the nearest",
-            licence="Apache-2.0 for the code; none stated for the weights",
+            licence=licence,
         )
         for name, date, sha256, ap, megabytes in (
             ("r18_fpn_1x", "20220407_171055", "614fd399", 31.7, 86),
@@ -216,6 +217,98 @@ def _mmdet() -> list[PublishedWeights]:
             ("x101_64x4d_fpn_mstrain_3x", "20210719_051838", "022c2187", 41.6, 384),
         )
     ]
+    of_papers = [
+        PublishedWeights(
+            name=f"mmdet/{name}",
+            ap=ap,
+            url=f"{base}/{folder}/{name}/{name}{suffix}.pth",
+            file_name=f"{name}{suffix}.pth",
+            sha256_prefix=suffix[-8:],
+            megabytes=megabytes,
+            input="800/1333, rounded to the nearest",
+            licence=licence,
+        )
+        for folder, name, suffix, ap, megabytes in (
+            ("ghm", "retinanet_ghm_r50_fpn_1x_coco", "_20200130-a437fda3", 37.0, 152),
+            ("ghm", "retinanet_ghm_r101_fpn_1x_coco", "_20200130-c148ee8f", 39.1, 228),
+            ("ghm", "retinanet_ghm_x101_32x4d_fpn_1x_coco", "_20200131-e4333bd0", 40.7, 227),
+            ("ghm", "retinanet_ghm_x101_64x4d_fpn_1x_coco", "_20200131-dd381cef", 41.4, 384),
+            ("pisa", "pisa_retinanet_r50_fpn_1x_coco", "-76409952", 36.9, 152),
+            ("pisa", "pisa_retinanet_x101_32x4d_fpn_1x_coco", "-a0c13c73", 40.7, 227),
+            *(
+                ("free_anchor", f"retinanet_free_anchor_{body}_fpn_1x_coco", suffix, ap, megabytes)
+                for body, suffix, ap, megabytes in (
+                    ("r50", "_20200130-0f67375f", 38.7, 152),
+                    ("r101", "_20200130-358324e6", 40.3, 228),
+                    ("x101_32x4d", "_20200130-d4846968", 41.9, 227),
+                )
+            ),
+            (
+                *("resnet_strikes_back", "retinanet_r50_fpn_rsb-pretrain_1x_coco"),
+                *("_20220113_175432-bd24aae9", 39.0, 152),
+            ),
+        )
+    ]
+    of_other_data = [
+        PublishedWeights(
+            name=f"mmdet/{name}",
+            ap=ap,
+            url=f"{base}/{folder}/{name}/{name}_{suffix}.pth",
+            file_name=f"{name}_{suffix}.pth",
+            sha256_prefix=suffix[-8:],
+            megabytes=megabytes,
+            input=f"800/{limit}, rounded to the nearest",
+            licence=licence,
+            data=data,
+            num_classes=num_classes,
+            metric=metric,
+        )
+        for folder, name, suffix, ap, megabytes, limit, data, num_classes, metric in (
+            (
+                *("objects365", "retinanet_r50_fpn_1x_obj365v1", "20221219_181859-ba3e3dd5"),
+                *(14.8, 176, 1333, "Objects365 v1", 365, "AP"),
+            ),
+            (
+                *("objects365", "retinanet_r50_fpn_syncbn_1350k_obj365v1"),
+                *("20220513_111237-7517c576", 18.0, 176, 1333, "Objects365 v1", 365, "AP"),
+            ),
+            (
+                *("objects365", "retinanet_r50_fpn_1x_obj365v2", "20221223_122105-d9b191f1"),
+                *(16.7, 176, 1333, "Objects365 v2", 365, "AP"),
+            ),
+            (
+                *("openimages", "retinanet_r50_fpn_32x2_1x_openimages"),
+                *("20211223_071954-d2ae5462", 61.5, 195, 1024, "OpenImages v6", 601, "AP50"),
+            ),
+        )
+    ]
+    amazon = "ap-northeast-2.amazonaws.com"
+    version_1 = [
+        PublishedWeights(
+            name=f"mmdet/v1_retinanet_{name}",
+            ap=ap,
+            url=f"https://{host}/mmdetection/models/retinanet_{name}_{date}-{sha256}.pth",
+            file_name=f"retinanet_{name}_{date}-{sha256}.pth",
+            sha256_prefix=sha256,
+            megabytes=megabytes,
+            input="800/1333, rounded to the nearest",
+            licence=licence,
+        )
+        for name, date, sha256, ap, megabytes in (
+            ("r50_fpn_1x", "20181125", "7b0c2548", 35.6, 152),
+            ("r50_fpn_2x", "20190616", "75574209", 36.4, 152),
+            ("r101_fpn_1x", "20181129", "f016f384", 37.7, 228),
+            ("r101_fpn_2x", "20181129", "72c14526", 38.1, 228),
+            ("x101_32x4d_fpn_1x", "20190501", "967812ba", 39.0, 227),
+            ("x101_32x4d_fpn_2x", "20181218", "8596452d", 39.3, 227),
+            ("x101_64x4d_fpn_1x", "20181218", "a0a22662", 40.0, 384),
+            ("x101_64x4d_fpn_2x", "20181218", "5e88d045", 39.6, 384),
+        )
+        for host in (
+            f"open-mmlab.s3.{amazon}" if date == "20190616" else f"s3.{amazon}/open-mmlab",
+        )
+    ]
+    return [*plain, *of_papers, *of_other_data, *version_1]
 
 
 def _odtk() -> list[PublishedWeights]:

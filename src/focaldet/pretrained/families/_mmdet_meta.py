@@ -24,7 +24,7 @@ __all__ = ["Meta", "Pixels"]
 _logger = logging.getLogger(__name__)
 
 _STYLE = re.compile(r"style\s*=\s*['\"](caffe|pytorch)['\"]")
-_OF_VERSION_2 = re.compile(r"_coco_20\d{6}")  # in the names of the model zoo's files
+_OF_VERSION_2 = re.compile(r"_coco(_20\d{6}|-[0-9a-f]{8})")  # in the names of the model zoo's files
 _OF_VERSION_1 = re.compile(r"_201[89]\d{4}-")
 _PATHS_OF_TEST_PIPELINE = (
     "test_dataloader.dataset.pipeline",
