@@ -14,6 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from focaldet import transforms
+from focaldet._opencv_resizing import resize_as_opencv
 from focaldet.transforms import Preprocess, resize_factor, resized_size
 from tests.helpers.reference_mmdet import opencv_bilinear
 
@@ -119,6 +120,17 @@ def test_bytes_are_resized_as_by_opencv(channels: int, values: Any, resize: Any)
     for old, new in resizings():
         pixels = random.choice(np.array(values, dtype=np.uint8), (*old, channels))
         assert (levels_of(pixels, *new) == resize(pixels, *new)).all(), f"{old} to {new}"
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.3, 0.96, 1.0, 1.7, 800 / 427])
+@pytest.mark.parametrize("size", [(427, 640), (101, 7), (2, 9)])
+def test_bytes_are_resized_by_a_factor_as_by_opencv(size: tuple[int, int], factor: float) -> None:
+    cv2 = pytest.importorskip("cv2")
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    ours = resize_as_opencv(image, theirs.shape[:2], factor=factor)
+    assert torch.equal(ours.permute(1, 2, 0), torch.from_numpy(theirs).to(ours.dtype))
 
 
 def test_opencvs_arithmetic_by_hand() -> None:

@@ -176,7 +176,7 @@ def opencv_bilinear(image: np.ndarray[Any, Any], height: int, width: int) -> np.
         return image
     if old == (2 * height, 2 * width):
         blocks = pixels.reshape(height, 2, width, 2, -1).sum((1, 3))
-        return ((blocks + 2) // 4).astype(np.uint8)
+        return np.asarray((blocks + 2) // 4, dtype=np.uint8)
 
     def ends(old_side: int, side: int) -> tuple[Any, Any]:
         place = np.float32((np.arange(side) + 0.5) * (1 / (side / old_side)) - 0.5)
@@ -194,7 +194,7 @@ def opencv_bilinear(image: np.ndarray[Any, Any], height: int, width: int) -> np.
     below, above = share(dy)[:, None, None], share(1 - dy)[:, None, None]
     y0, y1 = y.clip(0, old[0] - 1), (y + 1).clip(0, old[0] - 1)
     total = lines[y0] * above // 2**16 + lines[y1] * below // 2**16
-    return ((total + 2) // 4).astype(np.uint8)
+    return np.asarray((total + 2) // 4, dtype=np.uint8)
 
 
 def make_reference(
