@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,7 +90,8 @@ def levels_of(pixels: np.ndarray[Any, Any], height: int, width: int) -> np.ndarr
 
 
 SIDES = (1, 2, 3, 7, 16, 33, 100, 101)
-SPECIAL = [  # halves, thirds, one side only, the same size, and a photo
+# Halves, thirds, one side only, the same size, and a photo.
+SPECIAL: list[tuple[tuple[int, int], tuple[int, int]]] = [
     *(((2 * height, 2 * width), (height, width)) for height, width in ((1, 1), (9, 40), (40, 9))),
     *(((27, 120), (9, 40)), ((18, 40), (9, 40)), ((9, 80), (9, 40)), ((9, 40), (9, 40))),
     ((240, 321), (300, 401)),
@@ -101,9 +101,9 @@ SPECIAL = [  # halves, thirds, one side only, the same size, and a photo
 def resizings() -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return old and new sizes: two random new ones for each old one, and special pairs."""
     random = np.random.default_rng(0)
-    sizes = list(itertools.product(SIDES, repeat=2))
+    sizes = [(height, width) for height in SIDES for width in SIDES]
     chosen = [(old, sizes[i]) for old in sizes for i in random.choice(len(sizes), 2, replace=False)]
-    return chosen + SPECIAL
+    return [*chosen, *SPECIAL]
 
 
 def by_opencv(pixels: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:

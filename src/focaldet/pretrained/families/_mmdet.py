@@ -125,8 +125,8 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     said = _anchors_said(meta)
     num_anchors = NUM_ANCHORS
     if "octave_scales" in said or "aspect_ratios" in said:
-        fields = RetinaNetConfig(num_classes=1).replace(**said)
-        num_anchors = len(fields.octave_scales) * len(fields.aspect_ratios)
+        scales = said.get("octave_scales", RetinaNetConfig.octave_scales)
+        num_anchors = len(scales) * len(said.get("aspect_ratios", RetinaNetConfig.aspect_ratios))
     num_classes = num_classes_of(renamed, NAME, num_anchors, remedy=OTHER_ANCHORS)
     depth = depth_of_head(renamed)
     _check_counts(meta, num_classes, depth)
@@ -137,7 +137,7 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     backbone = resnet_of(renamed, NAME)
     if meta.style is not None or backbone in _BASIC:
         said["stride_in_1x1"] = meta.style == "caffe" and backbone not in _BASIC
-    fields = {
+    fields: dict[str, Any] = {
         "num_classes": num_classes,
         "class_names": class_names_of(num_classes),
         "backbone": backbone,
@@ -189,6 +189,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
     if buffers:
         _logger.info("Dropped %d buffers of the loss: %s.", len(buffers), ", ".join(buffers))
     meta = Meta(file)
+    meta.warn_if_unreadable()
     pixels = meta.pixels
     if pixels is None and (
         _is_caffe(meta, file) if config.backbone in _BASIC else config.stride_in_1x1
@@ -244,7 +245,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
 """The values of options that can be represented. Other options are read, or only matter in training."""
 
 _REASONS = {
-    # Version 1 itself has neither; see Meta.is_version_1.
+    # Files of version 1 itself name neither; see Meta.is_version_1.
     "LegacyAnchorGenerator": "Boxes of version 1 in later versions of MMDetection cannot be loaded, "
     "because they are half a pixel off those of version 1.",
     "LegacyDeltaXYWHBBoxCoder": "Boxes of version 1 in later versions of MMDetection cannot be loaded, "

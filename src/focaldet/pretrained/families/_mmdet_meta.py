@@ -66,14 +66,20 @@ class Meta:
         texts = (self._meta.get(key) for key in ("cfg", "config"))
         self._text = next((text for text in texts if isinstance(text, str) and text), "")
         self._settings: dict[str, Any] = {}
+        self._unreadable = ""
         try:
             self._settings = evaluate(self._text)
         except ValueError as error:
+            self._unreadable = str(error)
+
+    def warn_if_unreadable(self) -> None:
+        """Log a warning if the configuration cannot be read."""
+        if self._unreadable:
             _logger.warning(
                 "The configuration in %r cannot be read, because %s. The model is assumed to be like "
                 "MMDetection's published ones.",
-                file.name or "the file",
-                error,
+                self._name or "the file",
+                self._unreadable,
             )
 
     def get(self, path: str, *alternatives: str) -> Any:
