@@ -225,6 +225,8 @@ def test_wrong_arguments_are_named(tmp_path: Path, export: Any, name: str) -> No
         export(model, tmp_path / name, fixed_shape=(1, 64.0, 64))
     with pytest.raises(ValueError, match="pre_nms_top_k=None"):
         export(make_model(pre_nms_top_k=None), tmp_path / name)
+    with pytest.raises(ValueError, match=r"scale_before_nms=True.* maps \(postprocess=False\)"):
+        export(make_model(scale_before_nms=True), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -196,6 +196,20 @@ def test_boxes_are_scaled_back_by_each_side_or_by_the_intended_factor() -> None:
     assert_close(pixels, torch.tensor([2, 2, 8 / 1.5 + 1, 14 / 1.5 + 1]))
 
 
+def test_boxes_with_their_last_pixels_may_be_compared_in_either_image() -> None:
+    # Resized, the areas are 8 * 8 and 4 * 8, an IoU of 0.5. In the input image, at half the size, last
+    # pixels are at 3.5 and 1.5, so that areas are 4.5 * 4.5 and 2.5 * 4.5, an IoU of 0.56.
+    def found(**options: Any) -> int:
+        case = one_cell([[0.0, 0, 8, 8], [0.0, 0, 4, 8]], [0.9, 0.8])
+        [detections] = PostProcess(BoxCoder(), **options)(*case, [(16, 16)], [(8, 8)])
+        return len(detections)
+
+    assert found(inclusive_corners=True) == 2
+    assert found(inclusive_corners=True, scale_before_nms=True) == 1
+    assert found(scale_before_nms=True) == 2  # an IoU of 0.5 in both
+    assert "scale_before_nms=True" in repr(PostProcess(BoxCoder(), scale_before_nms=True))
+
+
 def test_no_limit_keeps_every_candidate() -> None:
     logits, deltas, anchors = head_output(bias=4)
     process = PostProcess(BoxCoder(), pre_nms_top_k=None, max_detections=None, nms_threshold=1.0)

@@ -115,6 +115,7 @@ def build_parts(
             drop_empty=config.drop_empty,
             inclusive_corners=config.inclusive_corners,
             resize_limits=(config.min_size, config.max_size) if config.uniform_rescale else None,
+            scale_before_nms=config.scale_before_nms,
             first_stride=strides[0],
         ),
     )
@@ -325,7 +326,7 @@ _FIELDS: dict[type, dict[str, str]] = {
     ),
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
-        *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners"),
+        *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners", "scale_before_nms"),
     ),
     RetinaNetCriterion: _same("box_loss", "smooth_l1_beta", "box_loss_weight", "normalizer"),
     Matcher: _same("positive_threshold", "negative_threshold", "force_match_floor"),

@@ -89,6 +89,7 @@ class RetinaNetConfig:
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
             :class:`focaldet.postprocess.PostProcess`.
+        scale_before_nms: See :class:`focaldet.postprocess.PostProcess`.
         min_size, max_size, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
         size_rounding, antialias, round_pixels, always_pad: See
@@ -101,8 +102,9 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k`` and
-        ``classification_loss``. The ranges of all numbers are checked.
+        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``,
+        ``scale_before_nms`` and the anchor mode "inclusive_rounded". The ranges of all numbers are
+        checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -131,7 +133,7 @@ class RetinaNetConfig:
     octave_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_offset: float = 0.5
-    anchor_mode: Literal["exact", "rounded", "torchvision"] = "exact"
+    anchor_mode: Literal["exact", "rounded", "torchvision", "inclusive_rounded"] = "exact"
     anchor_plus_one: bool = False
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     log_scale_clamp: Literal["above", "both"] | None = "above"
@@ -159,6 +161,7 @@ class RetinaNetConfig:
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
+    scale_before_nms: bool = False
 
     min_size: int = 800
     max_size: int = 1333
@@ -220,10 +223,17 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
-        if self.anchor_mode == "torchvision" and self.anchor_offset != 0:
+        required = {"torchvision": 0, "inclusive_rounded": 0.5}
+        offset = required.get(self.anchor_mode, self.anchor_offset)
+        if self.anchor_offset != offset:
             raise ValueError(
-                "anchor_mode='torchvision' requires anchor_offset=0, got "
+                f"anchor_mode={self.anchor_mode!r} requires anchor_offset={offset}, got "
                 f"anchor_offset={self.anchor_offset}."
+            )
+        if self.anchor_mode == "inclusive_rounded" and self.anchor_plus_one:
+            raise ValueError(
+                "anchor_mode='inclusive_rounded' requires anchor_plus_one=False, because its anchors "
+                "already include their last pixel."
             )
         if self.criterion == "retinanet" and self.assigner == "iou":
             check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)

@@ -52,6 +52,11 @@ class PostProcess(nn.Module):
         resize_limits: ``(min_size, max_size)`` that images were resized to, to scale boxes back by
             the one intended factor, as in ODTK and yhenon's RetinaNet. None scales each side by its
             actual factor, which differs because sides are rounded to whole pixels.
+        scale_before_nms: Whether to suppress boxes after they are scaled to the input image, as in
+            MMDetection 1.x. This only makes a difference with ``inclusive_corners``, where areas depend
+            on the size of a pixel.
+
+            .. versionadded:: 0.3.0
         first_stride: Stride of the first level in pixels, from which the size of the batch is
             computed.
 
@@ -83,6 +88,7 @@ class PostProcess(nn.Module):
         drop_empty: bool = False,
         inclusive_corners: bool = False,
         resize_limits: tuple[int, int] | None = None,
+        scale_before_nms: bool = False,
         first_stride: int = 8,
     ) -> None:
         super().__init__()
@@ -104,6 +110,7 @@ class PostProcess(nn.Module):
         self.drop_empty = drop_empty
         self.inclusive_corners = inclusive_corners
         self.resize_limits = resize_limits
+        self.scale_before_nms = scale_before_nms
         self.first_stride = first_stride
 
     @torch.no_grad()
@@ -150,22 +157,33 @@ class PostProcess(nn.Module):
                 height, width = logits[0].shape[-2:]
                 canvas = (height * self.first_stride, width * self.first_stride)
             boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            boxes, scores, labels = self._choose(boxes, scores, labels, canvas)
             original = size
+            rescaling = None
             if original_sizes is not None:
                 original = original_sizes[image]
-                boxes = self.scale_to_original(boxes, size, original)
+                rescaling = (size, original)
+            boxes, scores, labels = self._choose(boxes, scores, labels, canvas, rescaling)
+            if rescaling is not None:
+                boxes = self.scale_to_original(boxes, *rescaling)
             found.append(Detections(boxes, scores, labels, original, class_names=class_names))
         return found
 
     def _choose(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        size: tuple[int, int],
+        rescaling: tuple[tuple[int, int], tuple[int, int]] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clip and suppress boxes, in the order that ``clip_to`` requires."""
         clip_last = self.clip_to == "image_after_nms"
         if not clip_last:
             boxes, scores, labels = self._clip(boxes, scores, labels, size)
-        keep = self._suppress(boxes, scores, labels)
+        compared = boxes
+        if self.scale_before_nms and rescaling is not None:
+            compared = self.scale_to_original(boxes, *rescaling)
+        keep = self._suppress(compared, scores, labels)
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
         return self._clip(boxes, scores, labels, size) if clip_last else (boxes, scores, labels)
 
@@ -246,6 +264,7 @@ class PostProcess(nn.Module):
             f"max_detections={self.max_detections}, class_agnostic_nms={self.class_agnostic_nms}, "
             f"clip_to={self.clip_to!r}, drop_empty={self.drop_empty}, "
             f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}"
+            f"{', scale_before_nms=True' if self.scale_before_nms else ''}"
         )
 
 

@@ -35,10 +35,15 @@ NAMES = plain.Names(
 
 
 class MMDetection:
-    """MMDetection's way from an image to detections, for ResNets of either style."""
+    """MMDetection's way from an image to detections, for ResNets of either style.
+
+    Deltas are multiplied by ``stds``, and ``means`` are added.
+    """
 
     min_size, max_size = 160, 256
-    min_share = 0.9
+    min_share = 0.99
+    means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
     def __init__(self, state: plain.State, body: plain.Body, *, caffe: bool) -> None:
         self.state = state
@@ -50,9 +55,7 @@ class MMDetection:
         long, short = max(height, width), min(height, width)
         factor = min(self.max_size / long, self.min_size / short)
         size = (int(height * factor + 0.5), int(width * factor + 0.5))
-        bgr = np.floor(
-            plain.bilinear(image[:, :, ::-1], *size) + 0.5
-        )  # bytes, with halves rounded up
+        bgr = opencv_bilinear(image[:, :, ::-1], *size).astype(np.float64)
         if self.caffe:
             pixels = bgr - np.array([103.530, 116.280, 123.675])
         else:
@@ -93,6 +96,7 @@ class MMDetection:
             best, index = best[:1000], index[order[:1000]]
             anchor = self.anchors(level, *logits.shape[1:])[index[:, 0]]
             delta = plain.rows(deltas, 4)[index[:, 0]]
+            delta = delta * torch.tensor(self.stds) + torch.tensor(self.means)
             centre = (anchor[:, :2] + anchor[:, 2:]) * 0.5 + (
                 anchor[:, 2:] - anchor[:, :2]
             ) * delta[:, :2]
@@ -112,9 +116,92 @@ class MMDetection:
         return plain.Found(box[keep], score[keep], label[keep])
 
 
-def make_reference(body: plain.Body, *, caffe: bool = False) -> MMDetection:
+class MMDetection1(MMDetection):
+    """Version 1, whose boxes include their last pixel: of width ``x2 - x1 + 1``."""
+
+    @staticmethod
+    def anchors(level: int, height: int, width: int) -> Tensor:
+        stride = 8 * 2**level
+        base = []
+        for ratio in (0.5, 1.0, 2.0):
+            for octave in range(3):
+                side = stride * 4 * 2 ** (octave / 3)
+                half = [(side / ratio**0.5 - 1) / 2, (side * ratio**0.5 - 1) / 2]
+                centre = (stride - 1) / 2
+                base.append([round(centre - h) for h in half] + [round(centre + h) for h in half])
+        boxes = [
+            [corner + shift for corner, shift in zip(box, (x, y, x, y), strict=True)]
+            for y in range(0, height * stride, stride)
+            for x in range(0, width * stride, stride)
+            for box in base
+        ]
+        return torch.tensor(boxes, dtype=torch.float64)
+
+    def detect(
+        self, maps: plain.Maps, prepared: plain.Prepared, original: tuple[int, int]
+    ) -> plain.Found:
+        height, width = prepared.size
+        boxes, scores = [], []
+        limit = math.log(1000 / 16)
+        for level, (logits, deltas) in enumerate(zip(*maps, strict=True)):
+            score = plain.rows(logits, len(logits) // 9).sigmoid()
+            anchor = self.anchors(level, *logits.shape[1:])
+            delta = plain.rows(deltas, 4)
+            if len(score) > 1000:  # anchors by their best class
+                best = score.amax(1).topk(1000).indices
+                score, anchor, delta = score[best], anchor[best], delta[best]
+            side = anchor[:, 2:] - anchor[:, :2] + 1
+            centre = (anchor[:, :2] + anchor[:, 2:]) / 2 + side * delta[:, :2]
+            side = side * delta[:, 2:].clamp(-limit, limit).exp()
+            box = torch.cat((centre - side / 2 + 0.5, centre + side / 2 - 0.5), 1)
+            box[:, 0::2] = box[:, 0::2].clamp(0, width - 1)
+            box[:, 1::2] = box[:, 1::2].clamp(0, height - 1)
+            boxes.append(box)
+            scores.append(score)
+        short, long = min(original), max(original)
+        box = torch.cat(boxes) / min(self.min_size / short, self.max_size / long)
+        all_scores = torch.cat(scores)
+        anchor_index, label = (all_scores > 0.05).nonzero(as_tuple=True)
+        score = all_scores[anchor_index, label]
+        continuous = box[anchor_index] + torch.tensor([0.0, 0, 1, 1])  # areas with the last pixels
+        keep = plain.suppress(continuous, score, label, 100)
+        return plain.Found(continuous[keep], score[keep], label[keep])
+
+
+def opencv_bilinear(image: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:
+    """Resize ``[H, W, C]`` bytes as ``cv2.resize`` does, with weights that are multiples of 1/2048."""
+    old = image.shape[:2]
+    pixels = image.astype(np.int64)
+    if old == (height, width):
+        return image
+    if old == (2 * height, 2 * width):
+        blocks = pixels.reshape(height, 2, width, 2, -1).sum((1, 3))
+        return np.asarray((blocks + 2) // 4, dtype=np.uint8)
+
+    def ends(old_side: int, side: int) -> tuple[Any, Any]:
+        place = np.float32((np.arange(side) + 0.5) * (1 / (side / old_side)) - 0.5)
+        return np.floor(place).astype(int), place - np.floor(place)
+
+    def share(fraction: Any) -> Any:
+        return np.rint(np.float32(2048) * fraction).astype(int)
+
+    x, dx = ends(old[1], width)
+    dx[(x < 0) | (x > old[1] - 2)] = 0
+    right, left = share(dx)[:, None], share(1 - dx)[:, None]
+    x0, x1 = x.clip(0, old[1] - 1), (x + 1).clip(0, old[1] - 1)
+    lines = (pixels[:, x0] * left + pixels[:, x1] * right) // 16
+    y, dy = ends(old[0], height)
+    below, above = share(dy)[:, None, None], share(1 - dy)[:, None, None]
+    y0, y1 = y.clip(0, old[0] - 1), (y + 1).clip(0, old[0] - 1)
+    total = lines[y0] * above // 2**16 + lines[y1] * below // 2**16
+    return np.asarray((total + 2) // 4, dtype=np.uint8)
+
+
+def make_reference(
+    body: plain.Body, *, caffe: bool = False, kind: type[MMDetection] = MMDetection
+) -> MMDetection:
     """Build a reference with random weights, scaled to a normal range."""
-    made = MMDetection(plain.filled(plain.layout(NAMES, body)), body, caffe=caffe)
+    made = kind(plain.filled(plain.layout(NAMES, body)), body, caffe=caffe)
     if caffe:
         stem = made.state[f"{NAMES.stem}.weight"]
         stem /= 57  # for pixels that are not divided by their standard deviation
@@ -124,24 +211,41 @@ def make_reference(body: plain.Body, *, caffe: bool = False) -> MMDetection:
 
 
 def write_file(
-    made: MMDetection, path: Path, *, config: str | None = None, old: bool = False
+    made: MMDetection,
+    path: Path,
+    *,
+    config: str | None = None,
+    version: str = "2.22.0",
+    old: bool = False,
+    buffers: bool = False,
 ) -> Path:
-    """Write the file as its training does, with a ``meta`` entry."""
+    """Write the file as training does, with a ``meta`` entry.
+
+    Args:
+        made: The reference.
+        path: The path.
+        config: The configuration in ``meta``.
+        version: The version of MMDetection.
+        old: Whether to use the key names of towers before version 0.6.
+        buffers: Whether to add the buffers of the GHM loss.
+    """
     state = dict(made.state)
     for key in [key for key in state if key.endswith("running_mean")]:
         state[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(5)
-    if old:  # before version 0.6
+    if old:
         state = {
             key.replace(".conv.", ".") if "_convs." in key and "bbox_head" in key else key: value
             for key, value in state.items()
         }
-    meta: Any = {
-        "mmdet_version": "2.22.0",
-        "CLASSES": COCO_CLASS_NAMES,
-        "epoch": 12,
-        "hook_msgs": {},
-    }
+    if buffers:
+        state |= {f"bbox_head.loss_cls.{name}": torch.zeros(31) for name in ("edges", "acc_sum")}
+        state["bbox_head.loss_bbox.edges"] = torch.zeros(11)
+    meta: Any = {"mmdet_version": version, "epoch": 12, "hook_msgs": {}}
+    if version[0] == "3":
+        meta["dataset_meta"] = {"classes": COCO_CLASS_NAMES, "palette": [(220, 20, 60)]}
+    else:
+        meta["CLASSES"] = COCO_CLASS_NAMES
     if config is not None:
-        meta["config"] = config
+        meta["cfg" if version[0] == "3" else "config"] = config
     torch.save({"meta": meta, "state_dict": state}, path, _use_new_zipfile_serialization=not old)
     return path

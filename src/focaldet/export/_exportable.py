@@ -70,7 +70,8 @@ class ExportableDetector(nn.Module):
         model: The model, whose modules are shared. Its maps and boxes should be float32.
 
     Raises:
-        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then.
+        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then, or
+            if ``scale_before_nms`` is True, because the sizes of the input images are no input.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -90,6 +91,12 @@ class ExportableDetector(nn.Module):
                 "A model with pre_nms_top_k=None cannot be exported with post-processing, because the "
                 "number of candidates has no bound. Set pre_nms_top_k in the config to a number, or "
                 "export the maps (postprocess=False)."
+            )
+        if model.postprocess.scale_before_nms:
+            raise ValueError(
+                "A model with scale_before_nms=True cannot be exported with post-processing, because the "
+                "exported file does not get the sizes of the input images. Export the maps "
+                "(postprocess=False)."
             )
         self.model = model
         self.top_k = top_k
