@@ -89,7 +89,7 @@ class RetinaNetConfig:
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
             :class:`focaldet.postprocess.PostProcess`.
-        min_size, max_size, image_mean, image_std, size_divisor: See
+        min_size, max_size, keep_ratio, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
         size_rounding, antialias, round_pixels, always_pad: See
             :class:`focaldet.transforms.Preprocess`.
@@ -101,8 +101,8 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k`` and
-        ``classification_loss``. The ranges of all numbers are checked.
+        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``
+        and ``keep_ratio``. The ranges of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -162,6 +162,7 @@ class RetinaNetConfig:
 
     min_size: int = 800
     max_size: int = 1333
+    keep_ratio: bool = True
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
@@ -220,6 +221,11 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
+        if self.uniform_rescale and not self.keep_ratio:
+            raise ValueError(
+                "uniform_rescale=True scales boxes back by one factor, but keep_ratio=False resizes each "
+                "side by its own. Set one of the two to its default."
+            )
         if self.anchor_mode == "torchvision" and self.anchor_offset != 0:
             raise ValueError(
                 "anchor_mode='torchvision' requires anchor_offset=0, got "

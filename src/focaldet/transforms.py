@@ -37,6 +37,7 @@ def resized_size(
     max_size: int,
     *,
     rounding: Literal["floor", "round"] = "floor",
+    keep_ratio: bool = True,
 ) -> tuple[int, int]:
     """Return the size of an image after its short side is resized to ``min_size``.
 
@@ -49,12 +50,17 @@ def resized_size(
         max_size: Maximum length of the long side, in pixels.
         rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
             Detectron2 and MMDetection.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides become ``min_size``.
+
+            .. versionadded:: 0.3.0
 
     >>> resized_size((480, 640), min_size=800, max_size=1333)
     (800, 1066)
     >>> resized_size((480, 640), min_size=800, max_size=1333, rounding="round")
     (800, 1067)
     """
+    if not keep_ratio:
+        return min_size, min_size
     scale = resize_factor(size, min_size, max_size)
     height, width = (max(1, math.floor(float(side) * scale + _HALF[rounding])) for side in size)
     return height, width
@@ -66,6 +72,10 @@ class Preprocess(nn.Module):
     Args:
         min_size: Length to which the short side is resized, up or down, in pixels.
         max_size: Maximum length of the long side, in pixels.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides are resized to ``min_size``,
+            ``max_size`` has no effect, and no image of a batch needs padding beyond ``size_divisor``.
+
+            .. versionadded:: 0.3.0
         mean: The mean of each channel, which is subtracted from images in [0, 1]. The number of
             values is the number of channels.
         std: The standard deviation of each channel, greater than 0.
@@ -97,6 +107,7 @@ class Preprocess(nn.Module):
         *,
         min_size: int = 800,
         max_size: int = 1333,
+        keep_ratio: bool = True,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         size_divisor: int = 32,
@@ -118,6 +129,7 @@ class Preprocess(nn.Module):
             check_range(f"std[{index}]", value, 0, low_open=True)
         self.min_size = min_size
         self.max_size = max_size
+        self.keep_ratio = keep_ratio
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.size_divisor = size_divisor
@@ -177,7 +189,13 @@ class Preprocess(nn.Module):
         return (image - mean[:, None, None]) / std[:, None, None]
 
     def _resize(self, image: Tensor) -> Tensor:
-        size = resized_size(_size(image), self.min_size, self.max_size, rounding=self.size_rounding)
+        size = resized_size(
+            _size(image),
+            self.min_size,
+            self.max_size,
+            rounding=self.size_rounding,
+            keep_ratio=self.keep_ratio,
+        )
         return F.interpolate(
             image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
@@ -205,7 +223,8 @@ class Preprocess(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
         return (
-            f"min_size={self.min_size}, max_size={self.max_size}, mean={self.mean}, "
+            f"min_size={self.min_size}, max_size={self.max_size}, "
+            f"{'' if self.keep_ratio else 'keep_ratio=False, '}mean={self.mean}, "
             f"std={self.std}, size_divisor={self.size_divisor}, "
             f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
