@@ -220,9 +220,9 @@ def test_other_anchors_and_backbones_in_torchvision_files_are_errors(
 ) -> None:
     key = "head.regression_head.bbox_reg.weight"
     assert_refused(
-        {**v1_tensors, key: torch.zeros(12, 256, 3, 3)},
+        {**v1_tensors, key: torch.zeros(28, 256, 3, 3)},
         tmp_path / "x.pth",
-        "has 3 anchors per cell.* 9.*config=",
+        "has 7 anchors per cell.* 9.*octave_scales=.*config=",
     )
     cut = {k: v for k, v in v1_tensors.items() if not k.startswith("backbone.body.layer4.2")}
     assert_refused(cut, tmp_path / "x.pth", r"torchvision.*ResNet.*3, 4, 6, 2 blocks")
