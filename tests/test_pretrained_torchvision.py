@@ -171,13 +171,6 @@ def test_channels_that_contradict_each_other_are_an_error() -> None:
         suggested(state)
 
 
-def test_frozen_norms_can_be_loaded_to_train() -> None:
-    file = CheckpointFile(meta_state(norm_layer=FrozenBatchNorm2d))
-    config = _torchvision.suggest(file).config.replace(backbone_norm="batch")
-    converted = _torchvision.convert(file, config)
-    assert int(converted["backbone.layer1.0.bn1.num_batches_tracked"]) == 0
-
-
 def replaced_class_head(model: Any) -> None:
     model.head.classification_head = detection.retinanet.RetinaNetClassificationHead(256, 9, 3)
 

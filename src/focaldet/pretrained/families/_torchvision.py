@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import torch
-
 from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
@@ -147,8 +145,6 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
         )
     if config.backbone_norm == "frozen":
         renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
-    else:
-        renamed = _with_counters(renamed)
     channels = len(renamed["head.class_logits.bias"])
     if channels == num_anchors * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
@@ -163,26 +159,29 @@ def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
         CheckpointError: If focaldet has no counterpart of the pyramid or of the head.
     """
     renamed = {_rename(key): value for key, value in file.tensors.items()}
-    _check_pyramid(renamed)
+    _check_pyramid(file, renamed)
     _check_head(renamed)
     return renamed
 
 
-def _check_pyramid(renamed: Mapping[str, Tensor]) -> None:
+def _check_pyramid(file: CheckpointFile, renamed: Mapping[str, Tensor]) -> None:
     if any(re.fullmatch(r"fpn\.(lateral|output)\.\d\.1\.\w+", key) for key in renamed):
         raise CheckpointError(
             f"The pyramid of this {NAME} RetinaNet has norms after its convolutions, which focaldet's "
             "FPN does not have."
         )
-    num_levels = sum(re.fullmatch(r"fpn\.lateral\.\d\.weight", key) is not None for key in renamed)
-    if not num_levels:
+    levels = {key.split(".")[2] for key in renamed if key.startswith("fpn.lateral.")}
+    if not levels:
+        if any(key.startswith("backbone.body.") for key in file.tensors):
+            return  # a damaged file, whose missing tensors are named later
         raise CheckpointError(
             f"This {NAME} RetinaNet has no feature pyramid, but focaldet's detects on P3 to P7."
         )
-    extra = "P6 and P7" if "fpn.p7.weight" in renamed else "a max-pooled one"
-    if num_levels != 3 or "fpn.p7.weight" not in renamed:
+    convolved = any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed)
+    extra = "P6 and P7" if convolved else "a max-pooled one"
+    if len(levels) != 3 or not convolved:
         raise CheckpointError(
-            f"The pyramid of this {NAME} RetinaNet has {num_levels} levels from the backbone and {extra}, "
+            f"The pyramid of this {NAME} RetinaNet has {len(levels)} levels from the backbone and {extra}, "
             "but focaldet's has three (from C3, C4 and C5), P6 and P7. Only models whose backbone was "
             "built with three returned_layers and extra_blocks=LastLevelP6P7(...) can be loaded; these "
             "are not the defaults of resnet_fpn_backbone and mobilenet_backbone."
@@ -259,14 +258,10 @@ def _eps_of(backbone: str, num_classes: int, *, published: bool) -> float | None
 
 def _p6_source_of(renamed: Mapping[str, Tensor]) -> str:
     """Return the source of P6. torchvision takes P5 if the layer has as many inputs as outputs."""
+    if "fpn.p6.weight" not in renamed:
+        return "p5"  # a damaged file, whose missing tensors are named later
     channels_out, channels_in = renamed["fpn.p6.weight"].shape[:2]
     return "p5" if channels_in == channels_out else "c5"
-
-
-def _with_counters(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, with batch counters of 0 for the frozen norms of the backbone."""
-    norms = [key.removesuffix("running_mean") for key in renamed if key.endswith("running_mean")]
-    return {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms} | renamed
 
 
 def _rename(key: str) -> str:
