@@ -75,12 +75,18 @@ def test_grids_match_a_backbone_when_sides_are_not_multiples_of_its_strides() ->
 
 
 @pytest.mark.parametrize("name", ["exact", "torchvision", "a pixel to the right"])
-@pytest.mark.parametrize("rounding", ["floor", "round"])
+@pytest.mark.parametrize(
+    ("rounding", "keep_ratio"), [("floor", True), ("round", True), ("floor", False)]
+)
 def test_the_report_agrees_with_the_resizing_and_anchors_of_the_model(
-    name: str, rounding: Literal["floor", "round"]
+    name: str, rounding: Literal["floor", "round"], *, keep_ratio: bool
 ) -> None:
     config = CONFIGS[name].replace(
-        min_size=191, max_size=300, size_rounding=rounding, always_pad=rounding == "round"
+        min_size=191,
+        max_size=300,
+        keep_ratio=keep_ratio,
+        size_rounding=rounding,
+        always_pad=rounding == "round",
     )
     torch.manual_seed(3)
     boxes = torch.rand(60, 2).repeat(1, 2) * 80
@@ -89,7 +95,7 @@ def test_the_report_agrees_with_the_resizing_and_anchors_of_the_model(
     report = check_dataset(table, config=config, images="none")
     batch = build_preprocess(config)([torch.rand(3, 80, 100)])
     padded = (int(batch.tensor.shape[2]), int(batch.tensor.shape[3]))
-    resized = (191, 238 if rounding == "floor" else 239)
+    resized = (191, (238 if rounding == "floor" else 239) if keep_ratio else 191)
     assert batch.sizes == [resized]
     objects = scale_boxes(clip_boxes(boxes.double(), (80, 100)), (80, 100), resized)
     usable = (objects[:, 2:] > objects[:, :2]).all(1)

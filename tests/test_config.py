@@ -87,6 +87,10 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
             {"num_classes": 2, "anchor_mode": "inclusive_rounded", "anchor_plus_one": True},
             "anchor_plus_one=False.*include their last pixel",
         ),
+        (
+            {"num_classes": 2, "uniform_rescale": True, "keep_ratio": False},
+            "uniform_rescale=True .* one factor, but keep_ratio=False",
+        ),
     ],
 )
 def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:

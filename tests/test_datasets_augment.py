@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         {"min_sizes": [8], "max_size": 8, "color": True},
         {"large_scale_jitter": 32, "scale_range": (0.3, 3.0)},
         {"min_sizes": range(20, 30, 3), "antialias": True, "horizontal_flip": 0},
+        {"min_sizes": [24, 32], "keep_ratio": False},
     ],
 )
 def test_training_transforms_return_valid_images_and_targets(tmp_path: Path, options: Any) -> None:
@@ -54,9 +55,14 @@ def test_boxes_follow_the_pixels_through_the_training_transform(tmp_path: Path) 
         assert float(image.mean()) == pytest.approx(1 / 3, abs=0.01)
 
 
-def test_the_transform_resizes_like_the_model(tmp_path: Path, tiny_config: RetinaNetConfig) -> None:
-    config = tiny_config.replace(min_size=48, max_size=64)
-    transform = train_transform(min_sizes=[48], max_size=64, horizontal_flip=0)
+@pytest.mark.parametrize("keep_ratio", [True, False])
+def test_the_transform_resizes_like_the_model(
+    tmp_path: Path, tiny_config: RetinaNetConfig, *, keep_ratio: bool
+) -> None:
+    config = tiny_config.replace(min_size=48, max_size=64, keep_ratio=keep_ratio)
+    transform = train_transform(
+        min_sizes=[48], max_size=64, keep_ratio=keep_ratio, horizontal_flip=0
+    )
     table = table_with_photos(tmp_path, [[]])
     preprocess = RetinaNet.from_config(config).preprocess
     once = preprocess([DetectionDataset(table, transform)[0][0]], resize=False)
@@ -69,6 +75,7 @@ def test_the_transform_resizes_like_the_model(tmp_path: Path, tiny_config: Retin
     ("options", "message"),
     [
         ({"min_sizes": []}, r"min_sizes.*max_size=1333, got \[\]"),
+        ({"min_sizes": [0], "keep_ratio": False}, r"min_sizes.*from 1, got \[0\]"),
         ({"min_sizes": [800], "max_size": 700}, r"min_sizes.*max_size=700, got \[800\]"),
         ({"horizontal_flip": 2}, "horizontal_flip.*2"),
         ({"large_scale_jitter": 0}, "large_scale_jitter.*0"),

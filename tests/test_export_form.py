@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.export import ExportableDetector, ExportableMaps
+from focaldet.export._metadata import ExportMetadata
 from tests.helpers.tiny_export import assert_rows, batch_of, expected_of, make_model
 
 SHAPES = [(1, 64, 96), (3, 96, 64), (2, 32, 32)]
@@ -181,3 +183,14 @@ def test_infinite_boxes_are_clipped_to_the_image() -> None:
     assert count.item() >= 1
     assert math.isfinite(float(boxes.abs().max()))
     assert_module_matches_model(model, [(1, 64, 64)])
+
+
+def test_the_metadata_of_a_model_with_stretched_images_gives_one_side() -> None:
+    model = make_model()
+    model.preprocess.keep_ratio = False
+    stretched = ExportMetadata.of_model(model, "detections", None, None).to_strings()
+    resize = json.loads(next(v for k, v in stretched.items() if k.endswith("preprocessing")))[
+        "resize"
+    ]
+    assert resize["both_sides"] == model.config.min_size
+    assert "short_side" not in resize

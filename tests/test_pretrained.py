@@ -195,10 +195,11 @@ def test_the_error_for_a_different_architecture_names_keys_and_the_likely_cause(
         ({"head_norm": "group"}, "head_norm or head_depth"),
         ({"head_depth": 5}, "head_norm or head_depth"),
         ({"normalizer": "ema"}, "normalizer"),
-        ({"aspect_ratios": (1.0,)}, "octave_scales or aspect_ratios"),
     ):
         message = rf"v1\.pth'.*do not fit.*Likely cause: .* a different {cause}\."
         assert_refused(v1_tensors, path, message, config=v1.replace(**change))
+    message = r"v1\.pth'.*9 anchors per cell instead of 3 .*octave_scales= and aspect_ratios="
+    assert_refused(v1_tensors, path, message, config=v1.replace(aspect_ratios=(1.0,)))
 
 
 def test_the_error_for_other_files_says_what_they_contain_and_which_formats_were_tried(
@@ -220,9 +221,9 @@ def test_other_anchors_and_backbones_in_torchvision_files_are_errors(
 ) -> None:
     key = "head.regression_head.bbox_reg.weight"
     assert_refused(
-        {**v1_tensors, key: torch.zeros(12, 256, 3, 3)},
+        {**v1_tensors, key: torch.zeros(28, 256, 3, 3)},
         tmp_path / "x.pth",
-        "has 3 anchors per cell.* 9.*config=",
+        "has 7 anchors per cell.* 9.*octave_scales=.*config=",
     )
     cut = {k: v for k, v in v1_tensors.items() if not k.startswith("backbone.body.layer4.2")}
     assert_refused(cut, tmp_path / "x.pth", r"torchvision.*ResNet.*3, 4, 6, 2 blocks")
@@ -301,7 +302,7 @@ def test_tensors_alone_can_be_read(v1_tensors: dict[str, Tensor], tmp_path: Path
 def test_a_tensor_that_conversion_needs_is_named_if_it_is_missing(
     v1_tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    cut = {k: v for k, v in v1_tensors.items() if "extra_blocks" not in k}
+    cut = {k: v for k, v in v1_tensors.items() if "p7.weight" not in k}
     message = r"x\.pth': .*RetinaNet of torchvision.* no tensor for focaldet's 'fpn\.p7\.weight'"
     assert_refused(cut, tmp_path / "x.pth", message)
 

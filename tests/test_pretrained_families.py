@@ -166,7 +166,7 @@ def test_the_error_for_an_unsupported_file_gives_a_missing_key_per_family(tmp_pa
     with pytest.raises(CheckpointError, match="2 tensors: 'conv1.weight', 'fc.weight'") as caught:
         RetinaNet.from_pretrained(path)
     assert str(caught.value).partition("Tried: ")[2] == (
-        "torchvision (no key 'backbone.body.conv1.weight'); "
+        "torchvision (no key 'head.classification_head.cls_logits.weight'); "
         "Detectron2 (no key 'backbone.bottom_up.stem.conv1.weight'); "
         "MMDetection (no key 'backbone.conv1.weight'); "
         "ODTK (no key 'backbones.….lateral3.weight'); "

@@ -41,6 +41,21 @@ def test_batches_equal_torchvisions() -> None:
         assert_close(ours["boxes"], theirs["boxes"])
 
 
+@pytest.mark.parity
+def test_without_the_aspect_ratio_batches_equal_torchvisions_of_a_fixed_size() -> None:
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    peer = GeneralizedRCNNTransform(64, 100, mean, std, fixed_size=(64, 64)).eval()
+    images = [torch.rand(3, 30, 47), torch.rand(3, 90, 20), torch.rand(3, 200, 201)]
+    targets: Any = [{"boxes": torch.tensor([[1.0, 2, 9, 20]]), "labels": torch.tensor([0])}] * 3
+    expected, expected_targets = peer(images, targets)
+    batch = Preprocess(min_size=64, max_size=100, keep_ratio=False)(images)
+    assert batch.tensor.shape == (3, 3, 64, 64)
+    assert_close(batch.tensor, expected.tensors, rtol=0, atol=0)
+    assert batch.sizes == expected.image_sizes == [(64, 64)] * 3
+    for ours, theirs in zip(batch.scale_targets(targets), expected_targets, strict=True):
+        assert_close(ours["boxes"], theirs["boxes"])
+
+
 def test_padding_is_zero_and_to_the_right_and_below() -> None:
     batch = Preprocess(min_size=20, max_size=60, size_divisor=16)(
         [torch.rand(3, 20, 20), torch.rand(3, 20, 40)]

@@ -176,6 +176,7 @@ def build_preprocess(config: RetinaNetConfig) -> Preprocess:
     return Preprocess(
         min_size=config.min_size,
         max_size=config.max_size,
+        keep_ratio=config.keep_ratio,
         mean=config.image_mean,
         std=config.image_std,
         size_divisor=config.size_divisor,
@@ -321,7 +322,7 @@ def _same(*names: str) -> dict[str, str]:
 
 _FIELDS: dict[type, dict[str, str]] = {
     Preprocess: _same(
-        *("min_size", "max_size", "size_divisor", "size_rounding"),
+        *("min_size", "max_size", "keep_ratio", "size_divisor", "size_rounding"),
         *("antialias", "round_pixels", "always_pad"),
     ),
     PostProcess: _same(

@@ -90,7 +90,7 @@ class RetinaNetConfig:
             resized by, instead of by that of each side; see ``resize_limits`` of
             :class:`focaldet.postprocess.PostProcess`.
         scale_before_nms: See :class:`focaldet.postprocess.PostProcess`.
-        min_size, max_size, image_mean, image_std, size_divisor: See
+        min_size, max_size, keep_ratio, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
         size_rounding, antialias, round_pixels, always_pad: See
             :class:`focaldet.transforms.Preprocess`.
@@ -103,8 +103,8 @@ class RetinaNetConfig:
 
     .. versionchanged:: 0.3.0
         Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``,
-        ``scale_before_nms`` and the anchor mode "inclusive_rounded". The ranges of all numbers are
-        checked.
+        ``scale_before_nms``, ``keep_ratio`` and the anchor mode "inclusive_rounded". The ranges of all
+        numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -165,6 +165,7 @@ class RetinaNetConfig:
 
     min_size: int = 800
     max_size: int = 1333
+    keep_ratio: bool = True
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
@@ -223,6 +224,11 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
+        if self.uniform_rescale and not self.keep_ratio:
+            raise ValueError(
+                "uniform_rescale=True scales boxes back by one factor, but keep_ratio=False resizes each "
+                "side by its own. Set one of the two to its default."
+            )
         required = {"torchvision": 0, "inclusive_rounded": 0.5}
         offset = required.get(self.anchor_mode, self.anchor_offset)
         if self.anchor_offset != offset:

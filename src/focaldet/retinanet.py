@@ -17,6 +17,7 @@ from focaldet._assembly import (
 from focaldet._detector import RetinaNetDetector
 from focaldet._optimized import IS_OPTIMIZED_WARNING, OptimizedRetinaNet, optimized_copy
 from focaldet._output import RetinaNetOutput
+from focaldet._to_torchvision import build_torchvision
 from focaldet.backbones import adapt_to_input
 from focaldet.config import RetinaNetConfig
 from focaldet.structures import check_targets
@@ -277,6 +278,34 @@ class RetinaNet(RetinaNetDetector):
         return pretrained.push_checkpoint(
             self._checkpoint(), repository, private=private, commit_message=commit_message
         )
+
+    def to_torchvision(self) -> nn.Module:
+        """Return torchvision's RetinaNet with copies of the weights, which gives the same detections.
+
+        The model is a ``torchvision.models.detection.RetinaNet``, and its state dict has torchvision's
+        key names. Labels are the same: ``0 .. num_classes - 1``, without a background class. It is in
+        the same mode (training or evaluation) and on the same device, and frozen parameters are frozen.
+
+        A state dict does not contain the sizes of anchors and images, the thresholds, or the eps of
+        BatchNorm. To load it in another program, build the model there with those of this one.
+
+        Raises:
+            ValueError: If options that affect the detections have no counterpart in torchvision, such
+                as ``anchor_mode="exact"``. The message names all of them. Also if the config cannot
+                describe the model; see :meth:`current_config`.
+
+        Logs a warning (logger ``focaldet``) if its losses are different.
+
+        .. versionadded:: 0.3.0
+
+        >>> config = RetinaNetConfig.torchvision_v1(2).replace(
+        ...     backbone="resnet18", backbone_norm="batch", fpn_channels=32
+        ... )
+        >>> peer = RetinaNet.from_config(config).to_torchvision()
+        >>> peer.state_dict()["head.classification_head.cls_logits.weight"].shape
+        torch.Size([18, 32, 3, 3])
+        """
+        return build_torchvision(self, self.current_config())
 
     def _checkpoint(self) -> pretrained.Checkpoint:
         return pretrained.Checkpoint(self.current_config(), self.state_dict())

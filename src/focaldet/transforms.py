@@ -38,6 +38,7 @@ def resized_size(
     max_size: int,
     *,
     rounding: Literal["floor", "round"] = "floor",
+    keep_ratio: bool = True,
 ) -> tuple[int, int]:
     """Return the size of an image after its short side is resized to ``min_size``.
 
@@ -50,12 +51,17 @@ def resized_size(
         max_size: Maximum length of the long side, in pixels.
         rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
             Detectron2 and MMDetection.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides become ``min_size``.
+
+            .. versionadded:: 0.3.0
 
     >>> resized_size((480, 640), min_size=800, max_size=1333)
     (800, 1066)
     >>> resized_size((480, 640), min_size=800, max_size=1333, rounding="round")
     (800, 1067)
     """
+    if not keep_ratio:
+        return min_size, min_size
     scale = resize_factor(size, min_size, max_size)
     height, width = (max(1, math.floor(float(side) * scale + _HALF[rounding])) for side in size)
     return height, width
@@ -67,6 +73,10 @@ class Preprocess(nn.Module):
     Args:
         min_size: Length to which the short side is resized, up or down, in pixels.
         max_size: Maximum length of the long side, in pixels.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides are resized to ``min_size``,
+            ``max_size`` has no effect, and no image of a batch needs padding beyond ``size_divisor``.
+
+            .. versionadded:: 0.3.0
         mean: The mean of each channel, which is subtracted from images in [0, 1]. The number of
             values is the number of channels.
         std: The standard deviation of each channel, greater than 0.
@@ -103,6 +113,7 @@ class Preprocess(nn.Module):
         *,
         min_size: int = 800,
         max_size: int = 1333,
+        keep_ratio: bool = True,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         size_divisor: int = 32,
@@ -124,6 +135,7 @@ class Preprocess(nn.Module):
             check_range(f"std[{index}]", value, 0, low_open=True)
         self.min_size = min_size
         self.max_size = max_size
+        self.keep_ratio = keep_ratio
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.size_divisor = size_divisor
@@ -182,19 +194,28 @@ class Preprocess(nn.Module):
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
         return (image - mean[:, None, None]) / std[:, None, None]
 
+    def _new_size(self, image: Tensor) -> tuple[int, int]:
+        return resized_size(
+            _size(image),
+            self.min_size,
+            self.max_size,
+            rounding=self.size_rounding,
+            keep_ratio=self.keep_ratio,
+        )
+
     def _resize(self, image: Tensor) -> Tensor:
-        size = resized_size(_size(image), self.min_size, self.max_size, rounding=self.size_rounding)
         return F.interpolate(
-            image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias
+            image[None],
+            size=self._new_size(image),
+            mode="bilinear",
+            align_corners=False,
+            antialias=self.antialias,
         )[0]
 
     def _resize_levels(self, image: Tensor) -> Tensor:
         levels = (image.float() * 255).round().clamp(0, 255)
         if not self.antialias:
-            size = resized_size(
-                _size(image), self.min_size, self.max_size, rounding=self.size_rounding
-            )
-            levels = resize_as_opencv(levels.byte(), size)
+            levels = resize_as_opencv(levels.byte(), self._new_size(image))
         elif levels.device.type == "cpu":  # torch resizes bytes as Pillow does
             levels = self._resize(levels.byte())
         else:
@@ -216,7 +237,8 @@ class Preprocess(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
         return (
-            f"min_size={self.min_size}, max_size={self.max_size}, mean={self.mean}, "
+            f"min_size={self.min_size}, max_size={self.max_size}, "
+            f"{'' if self.keep_ratio else 'keep_ratio=False, '}mean={self.mean}, "
             f"std={self.std}, size_divisor={self.size_divisor}, "
             f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"

@@ -19,6 +19,7 @@ def train_transform(
     *,
     min_sizes: Sequence[int] = range(640, 801, 32),
     max_size: int = 1333,
+    keep_ratio: bool = True,
     horizontal_flip: float = 0.5,
     color: bool = False,
     large_scale_jitter: int | None = None,
@@ -35,6 +36,11 @@ def train_transform(
         min_sizes: Lengths for the short side, in pixels. One is drawn for each image. A single length
             means training at one scale.
         max_size: Maximum length of the long side, in pixels.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides get the length that is drawn
+            from ``min_sizes``, and ``max_size`` has no effect. Use the value in the config of the
+            model.
+
+            .. versionadded:: 0.3.0
         horizontal_flip: Probability of mirroring an image.
         color: Whether to distort brightness, contrast, saturation, hue and the order of channels, each
             in half of the images.
@@ -65,18 +71,22 @@ def train_transform(
     if color:
         steps.append(v2.RandomPhotometricDistort())
     if large_scale_jitter is None:
-        steps.append(_shortest_size(min_sizes, max_size, antialias=antialias))
+        longest = max_size if keep_ratio else None
+        steps.append(_resize(min_sizes, longest, antialias=antialias))
     else:
         steps += _large_scale_jitter(large_scale_jitter, scale_range, antialias=antialias)
     return v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])
 
 
-def _shortest_size(min_sizes: Sequence[int], max_size: int, *, antialias: bool) -> Any:
-    if not min_sizes or min(min_sizes) < 1 or max(min_sizes) > max_size:
+def _resize(min_sizes: Sequence[int], max_size: int | None, *, antialias: bool) -> Any:
+    """Build the step that resizes images, to squares if ``max_size`` is None."""
+    if not min_sizes or min(min_sizes) < 1 or (max_size is not None and max(min_sizes) > max_size):
+        limit = "" if max_size is None else f" to max_size={max_size}"
         raise ValueError(
-            f"min_sizes must be at least one number from 1 to max_size={max_size}, "
-            f"got {shortened(list(min_sizes))}."
+            f"min_sizes must be at least one number from 1{limit}, got {shortened(list(min_sizes))}."
         )
+    if max_size is None:
+        return v2.RandomChoice([v2.Resize((side, side), antialias=antialias) for side in min_sizes])
     return v2.RandomShortestSize(list(min_sizes), max_size, antialias=antialias)
 
 

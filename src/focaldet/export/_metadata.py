@@ -250,6 +250,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+def _resized_sides(config: RetinaNetConfig) -> dict[str, object]:
+    """Describe the size that images are resized to."""
+    if not config.keep_ratio:
+        return {"both_sides": config.min_size}
+    return {
+        "short_side": config.min_size,
+        "long_side_at_most": config.max_size,
+        "sizes_rounded": config.size_rounding,
+    }
+
+
 def _preprocessing(config: RetinaNetConfig) -> str:
     """Describe in JSON how to turn an image into a row of ``images``."""
     return json.dumps(
@@ -258,9 +269,7 @@ def _preprocessing(config: RetinaNetConfig) -> str:
             if len(config.image_mean) == 3
             else "values from 0 to 1",
             "resize": {
-                "short_side": config.min_size,
-                "long_side_at_most": config.max_size,
-                "sizes_rounded": config.size_rounding,
+                **_resized_sides(config),
                 "filter": "bilinear, half-pixel centres"
                 + (", as cv2.resize" if config.round_pixels and not config.antialias else ""),
                 "antialias": config.antialias,

@@ -110,6 +110,9 @@ def model_card(config: RetinaNetConfig, repository: str) -> str:
     names = config.class_names
     classes = f"{config.num_classes}" + (f": {', '.join(names)}" if names else ", without names")
     num_bands = len(config.image_mean)
+    size = f"shorter side {config.min_size} pixels, longer side at most {config.max_size}"
+    if not config.keep_ratio:
+        size = f"resized to {config.min_size}x{config.min_size} pixels"
     bands = "RGB" if num_bands == 3 else f"{num_bands} channels"
     return f"""\
 ---
@@ -127,7 +130,7 @@ A [RetinaNet](https://arxiv.org/abs/1708.02002), saved by focaldet {__version__}
 | | |
 |---|---|
 | backbone | {config.backbone} |
-| input | {bands}, shorter side {config.min_size} pixels, longer side at most {config.max_size} |
+| input | {bands}, {size} |
 | anchors | {len(config.octave_scales) * len(config.aspect_ratios)} per cell |
 | classes | {classes} |
 

@@ -52,7 +52,7 @@ def measure_anchor_reach(
     reach = AnchorReach(
         iou_threshold=config.positive_threshold,
         min_size=config.min_size,
-        max_size=config.max_size,
+        max_size=config.max_size if config.keep_ratio else config.min_size,
         objects={
             "all": len(rows),
             **{name: int((bins == place).sum()) for place, name in enumerate(_BINS)},
@@ -83,10 +83,15 @@ def _input_sizes(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the sizes of the images after the model's resizing, and after its padding."""
     preprocess = build_preprocess(config)
-    low, high, rounding = preprocess.min_size, preprocess.max_size, preprocess.size_rounding
     resized = np.array(
         [
-            resized_size((height, width), low, high, rounding=rounding)
+            resized_size(
+                (height, width),
+                preprocess.min_size,
+                preprocess.max_size,
+                rounding=preprocess.size_rounding,
+                keep_ratio=preprocess.keep_ratio,
+            )
             if height > 0 and width > 0
             else (0, 0)
             for height, width in sizes.tolist()

@@ -111,9 +111,17 @@ def resnet_of(renamed: Mapping[str, Tensor], family: str) -> str:
     if name is None:
         raise CheckpointError(
             f"The backbone of this {family} RetinaNet is not a known ResNet or ResNeXt: its stages have "
-            f"{', '.join(map(str, blocks))} blocks."
+            f"{', '.join(map(str, blocks))} blocks{_width(second)}. To load it, pass your own module as "
+            "backbone= and config= with backbone='custom'."
         )
     return name
+
+
+def _width(second: Tensor) -> str:
+    """Describe the convolution that tells ResNets with as many blocks apart."""
+    if second.ndim != 4:
+        return ""
+    return f", and their 3x3 convolutions begin with {second.shape[0]} channels"
 
 
 def num_classes_of(
@@ -149,7 +157,9 @@ def class_names_of(num_classes: int) -> tuple[str, ...] | None:
 
 def depth_of_head(renamed: Mapping[str, Tensor]) -> int:
     """Return the number of convolutions of a tower."""
-    return sum(key.startswith("head.class_tower.") and key.endswith("weight") for key in renamed)
+    return sum(
+        key.startswith("head.class_tower.") and key.endswith("conv.weight") for key in renamed
+    )
 
 
 def p6_source_of(renamed: Mapping[str, Tensor]) -> Literal["c5", "p5"]:

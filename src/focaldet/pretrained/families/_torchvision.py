@@ -1,8 +1,9 @@
 """torchvision RetinaNets: state dicts of ``retinanet_resnet50_fpn``, its ``_v2`` and variants.
 
-The backbone can be any ResNet or ResNeXt of torchvision. Both spellings of the keys are supported,
-because the published V1 file predates a renaming in torchvision. A head of 91 classes is COCO's: its
-channels are numbered by category id, and those of the 80 actual classes are kept.
+The backbone can be any ResNet, ResNeXt or MobileNet in :data:`focaldet.backbones.BACKBONES`. Both
+spellings of the keys are supported, because the published V1 file and MLPerf's predate a renaming in
+torchvision. A head of 91 classes is COCO's: its channels are numbered by category id, and those of the
+80 actual classes are kept. A ``config.json`` of DeepForest next to the file gives classes and thresholds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from focaldet.class_names import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
-from focaldet.pretrained.families._conversion import NUM_ANCHORS, OTHER_ANCHORS, resnet_of
+from focaldet.pretrained.families._conversion import depth_of_head, resnet_of
+from focaldet.pretrained.families._deepforest_config import read_description, with_thresholds
+from focaldet.pretrained.families._mlperf_classes import MLPERF_CLASS_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from torch import Tensor
 
@@ -27,14 +31,29 @@ NAME = "torchvision"
 
 _COCO_CHANNELS = 91
 _CHARACTERISTIC = (
-    "backbone.body.conv1.weight",
     "head.classification_head.cls_logits.weight",
     "head.regression_head.bbox_reg.weight",
 )
+_ASSUMED = (
+    *("anchor_sizes", "octave_scales", "aspect_ratios"),
+    *("min_size", "max_size", "keep_ratio", "image_mean", "image_std"),
+    *("score_threshold", "nms_threshold", "pre_nms_top_k", "max_detections"),
+)
+# The usual octave scales and aspect ratios, by the number of anchors per cell.
+_USUAL_SHAPES: dict[int, dict[str, tuple[float, ...]]] = {
+    1: {"octave_scales": (1.0,), "aspect_ratios": (1.0,)},
+    3: {"octave_scales": (1.0,)},
+}
+# (last block, channels of C3 to C5) -> backbone
+_MOBILENETS: dict[tuple[int, tuple[int, ...]], str] = {
+    (17, (32, 96, 320)): "mobilenet_v2",
+    (15, (40, 112, 160)): "mobilenet_v3_large",
+}
 
 _RENAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
+        (r"backbone\.body\.(\d+)\.", r"backbone.features.\1."),  # of a MobileNet
         (r"backbone\.body\.", "backbone."),
         (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"fpn.lateral.\1."),
         (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?", r"fpn.output.\1."),
@@ -61,13 +80,46 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
 
     The file does not record everything. With GroupNorm in the head it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
-    need an eps of 0 in their frozen BatchNorm, and every 91-class V1 with frozen BatchNorm is treated
-    as one of them.
+    need an eps of 0 in their frozen BatchNorm, and every V1 with 91 classes and a frozen ResNet-50 is
+    treated as one of them. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
 
     Raises:
-        CheckpointError: If the backbone or the number of anchors is not one of torchvision's own.
+        CheckpointError: If the backbone is not in ``BACKBONES``, or the ``config.json`` next to the
+            file does not fit.
     """
-    return SuggestedConfig(_config_of(_renamed(file)))
+    renamed = _renamed(file)
+    num_anchors = _num_anchors(renamed)
+    channels = len(renamed["head.class_logits.weight"]) // num_anchors
+    described = read_description(file, channels)
+    names = described.class_names
+    backbone = _backbone_of(renamed)
+    mlperf = _is_mlperfs(file, backbone, channels)
+    if names is None and channels == _COCO_CHANNELS:
+        names = COCO_CLASS_NAMES
+    elif names is None and mlperf:
+        names = MLPERF_CLASS_NAMES
+    second = "head.class_tower.0.norm.weight" in renamed
+    preset = RetinaNetConfig.torchvision_v2 if second else RetinaNetConfig.torchvision_v1
+    frozen = not any(key.endswith("num_batches_tracked") for key in renamed)
+    changes: dict[str, Any] = dict(_USUAL_SHAPES.get(num_anchors, {}))
+    if mlperf:
+        changes |= {"keep_ratio": False, "max_size": 800}
+    config = preset(len(names) if names else channels, names).replace(
+        backbone=backbone,
+        backbone_norm="frozen" if frozen else "batch",
+        backbone_norm_eps=_eps_of(backbone, channels, published=not second) if frozen else None,
+        fpn_channels=len(renamed["fpn.p7.weight"]),
+        p6_from=_p6_source_of(renamed),
+        head_depth=depth_of_head(renamed),
+        **changes,
+    )
+    config, told = with_thresholds(config, file, described.thresholds)
+    assumed = [field for field in _ASSUMED if field not in told]
+    if frozen:
+        assumed.append("backbone_norm_eps")
+    if backbone in _MOBILENETS.values():
+        assumed.append("backbone")  # which of several blocks of one width gives C3 and C4
+    return SuggestedConfig(config, tuple(assumed))
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
@@ -76,19 +128,140 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
     Args:
         file: The state dict.
         config: The configuration to use. With 91 classes it keeps all channels of a COCO head.
+
+    Raises:
+        CheckpointError: If the pyramid or the head is not that of a RetinaNet with P3 to P7, or has a
+            different number of anchors per cell from the config.
     """
     renamed = _renamed(file)
-    channels = len(renamed["head.class_logits.bias"])
+    num_anchors = _num_anchors(renamed)
+    wanted = len(config.octave_scales) * len(config.aspect_ratios)
+    if num_anchors != wanted:
+        raise CheckpointError(
+            f"The head of this {NAME} RetinaNet has {num_anchors} anchors per cell instead of {wanted} "
+            f"({len(config.octave_scales)} octave_scales times {len(config.aspect_ratios)} "
+            "aspect_ratios). Their shapes are not in the file. Pass the octave_scales= and "
+            "aspect_ratios= that it was trained with, or config= with them."
+        )
     if config.backbone_norm == "frozen":
         renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
-    if channels == NUM_ANCHORS * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
+    channels = len(renamed["head.class_logits.bias"])
+    if channels == num_anchors * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
-            renamed[key] = _coco_rows(renamed[key])
+            renamed[key] = _coco_rows(renamed[key], num_anchors)
     return renamed
 
 
 def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
-    return {_rename(key): value for key, value in file.tensors.items()}
+    """Return the tensors by focaldet's key names.
+
+    Raises:
+        CheckpointError: If focaldet has no counterpart of the pyramid or of the head.
+    """
+    renamed = {_rename(key): value for key, value in file.tensors.items()}
+    _check_pyramid(file, renamed)
+    _check_head(renamed)
+    return renamed
+
+
+def _check_pyramid(file: CheckpointFile, renamed: Mapping[str, Tensor]) -> None:
+    if any(re.fullmatch(r"fpn\.(lateral|output)\.\d\.1\.\w+", key) for key in renamed):
+        raise CheckpointError(
+            f"The pyramid of this {NAME} RetinaNet has norms after its convolutions, which focaldet's "
+            "FPN does not have."
+        )
+    levels = {key.split(".")[2] for key in renamed if key.startswith("fpn.lateral.")}
+    if not levels:
+        if any(key.startswith("backbone.body.") for key in file.tensors):
+            return  # a damaged file, whose missing tensors are named later
+        raise CheckpointError(
+            f"This {NAME} RetinaNet has no feature pyramid, but focaldet's detects on P3 to P7."
+        )
+    convolved = any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed)
+    extra = "P6 and P7" if convolved else "a max-pooled one"
+    if len(levels) != 3 or not convolved:
+        raise CheckpointError(
+            f"The pyramid of this {NAME} RetinaNet has {len(levels)} levels from the backbone and {extra}, "
+            "but focaldet's has three (from C3, C4 and C5), P6 and P7. Only models whose backbone was "
+            "built with three returned_layers and extra_blocks=LastLevelP6P7(...) can be loaded; these "
+            "are not the defaults of resnet_fpn_backbone and mobilenet_backbone."
+        )
+
+
+def _check_head(renamed: Mapping[str, Tensor]) -> None:
+    if "head.regression_head.bbox_ctrness.weight" in renamed:
+        raise CheckpointError(f"This {NAME} model is an FCOS, not a RetinaNet.")
+    norms = [f"head.{tower}.0.norm.weight" in renamed for tower in ("class_tower", "box_tower")]
+    if norms[0] != norms[1]:
+        having, lacking = ("class", "box") if norms[0] else ("box", "class")
+        raise CheckpointError(
+            f"The {having} tower of this {NAME} RetinaNet has norms and its {lacking} tower has none, as "
+            "after replacing one of the heads. In focaldet both towers have them, or neither."
+        )
+    if any(key.startswith("head.") and key.endswith("norm.running_mean") for key in renamed):
+        raise CheckpointError(
+            f"The head of this {NAME} RetinaNet has BatchNorm, but focaldet's only supports GroupNorm "
+            "(head_norm='group') or no norm."
+        )
+
+
+def _num_anchors(renamed: Mapping[str, Tensor]) -> int:
+    """Return the number of anchors per cell.
+
+    Raises:
+        CheckpointError: If the channels of the head are not multiples of it.
+    """
+    boxes = len(renamed["head.box_deltas.weight"])
+    classes = len(renamed["head.class_logits.weight"])
+    num_anchors = boxes // 4
+    if not num_anchors or boxes % 4 or not classes or classes % num_anchors:
+        raise CheckpointError(
+            f"The head of this {NAME} RetinaNet has {classes} class channels and {boxes} box channels, "
+            "which do not belong to the same number of anchors per cell."
+        )
+    return num_anchors
+
+
+def _backbone_of(renamed: Mapping[str, Tensor]) -> str:
+    blocks = {int(key.split(".")[2]) for key in renamed if key.startswith("backbone.features.")}
+    if not blocks:
+        return resnet_of(renamed, NAME)
+    widths = tuple(renamed[f"fpn.lateral.{i}.weight"].shape[1] for i in range(3))
+    name = _MOBILENETS.get((max(blocks), widths))
+    if name is None:
+        raise CheckpointError(
+            f"The backbone of this {NAME} RetinaNet is not a known MobileNet: the pyramid takes maps of "
+            f"{widths[0]}, {widths[1]} and {widths[2]} channels, and the last block is {max(blocks)}. "
+            "focaldet's take the last map of each stride (mobilenet_v2: 32, 96 and 320 channels, "
+            "mobilenet_v3_large: 40, 112 and 160), but torchvision's mobilenet_backbone takes the first "
+            "ones. To load it, pass backbone=focaldet.backbones.MobileNet(network, ends), with the "
+            "indices of the blocks in ends, and config= with backbone='custom'."
+        )
+    return name
+
+
+def _is_mlperfs(file: CheckpointFile, backbone: str, num_classes: int) -> bool:
+    return (
+        backbone == "resnext50_32x4d"
+        and num_classes == len(MLPERF_CLASS_NAMES)
+        and "head.classification_head.conv.0.weight" in file.tensors
+    )
+
+
+def _eps_of(backbone: str, num_classes: int, *, published: bool) -> float | None:
+    """Return the eps of frozen BatchNorm, None for the default of the backbone."""
+    if published and backbone == "resnet50" and num_classes == _COCO_CHANNELS:
+        return 0.0
+    # FrozenBatchNorm2d has 1e-5, although MobileNetV3's own BatchNorm has 1e-3.
+    return 1e-5 if backbone == "mobilenet_v3_large" else None
+
+
+def _p6_source_of(renamed: Mapping[str, Tensor]) -> str:
+    """Return the source of P6. torchvision takes P5 if the layer has as many inputs as outputs."""
+    if "fpn.p6.weight" not in renamed:
+        return "p5"  # a damaged file, whose missing tensors are named later
+    channels_out, channels_in = renamed["fpn.p6.weight"].shape[:2]
+    return "p5" if channels_in == channels_out else "c5"
 
 
 def _rename(key: str) -> str:
@@ -102,27 +275,6 @@ def _rename(key: str) -> str:
     return key
 
 
-def _config_of(renamed: Mapping[str, Tensor]) -> RetinaNetConfig:
-    num_anchors = len(renamed["head.box_deltas.weight"]) // 4
-    if num_anchors != NUM_ANCHORS:
-        raise CheckpointError(
-            f"The head of this {NAME} RetinaNet has {num_anchors} anchors per cell instead of "
-            f"{NUM_ANCHORS}. {OTHER_ANCHORS}"
-        )
-    second = "head.class_tower.0.norm.weight" in renamed
-    trains = "backbone.bn1.num_batches_tracked" in renamed
-    num_classes = len(renamed["head.class_logits.weight"]) // num_anchors
-    preset = RetinaNetConfig.torchvision_v2 if second else RetinaNetConfig.torchvision_v1
-    published_v1 = not second and not trains and num_classes == _COCO_CHANNELS
-    names = COCO_CLASS_NAMES if num_classes == _COCO_CHANNELS else None
-    return preset(len(names) if names else num_classes, names).replace(
-        backbone=resnet_of(renamed, NAME),
-        backbone_norm="batch" if trains else "frozen",
-        backbone_norm_eps=0.0 if published_v1 else None,
-        fpn_channels=len(renamed["fpn.p7.weight"]),
-    )
-
-
-def _coco_rows(values: Tensor) -> Tensor:
-    rows = values.view(NUM_ANCHORS, _COCO_CHANNELS, *values.shape[1:])
+def _coco_rows(values: Tensor, num_anchors: int) -> Tensor:
+    rows = values.view(num_anchors, _COCO_CHANNELS, *values.shape[1:])
     return rows[:, list(COCO_CATEGORY_IDS)].flatten(0, 1).clone()
