@@ -222,6 +222,22 @@ def test_an_assigner_with_the_wrong_number_of_matches_is_named() -> None:
         module(*example())
 
 
+def test_maps_anchors_and_targets_that_do_not_fit_are_errors() -> None:
+    logits, deltas, anchors, targets = example()
+    empty = [torch.zeros(3, 36, 0, 1), *deltas[1:]]
+    few = [torch.zeros(3, 3, 8, 8), *deltas[1:]]
+    for call, message in (
+        (([], [], [], targets), "logits is empty"),
+        ((logits, deltas[:-1], anchors, targets), "one tensor per level, got 5, 4 and 5"),
+        ((logits, empty, anchors, targets), r"Level 0 .*\[3, 36, 0, 1\]"),
+        ((logits, few, anchors, targets), r"Level 0 .*\[3, 3, 8, 8\]"),
+        ((logits, deltas, anchors, targets[:1]), "one target per image, got 1 for a batch of 3"),
+        (([m[:0] for m in logits], [m[:0] for m in deltas], anchors, []), "got 0 for a batch of 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            criterion()(*call)
+
+
 def class_targets(rows: int) -> torch.Tensor:
     """Return class targets of two images: mostly background, some classes, some ignored."""
     targets = torch.full((2, rows), BACKGROUND)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -28,7 +27,11 @@ from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="relies on fork and flock")
+if sys.platform != "linux":
+    pytest.skip("relies on fork and flock", allow_module_level=True)
+
+import fcntl  # only on Unix
+
 _FORK = multiprocessing.get_context("fork")
 
 
