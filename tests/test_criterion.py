@@ -323,6 +323,14 @@ def test_the_default_loss_takes_focal_alpha_and_gamma() -> None:
         SoftmaxFocalMapLoss(0.5, -1)
 
 
+@pytest.mark.parametrize("loss", [FocalMapLoss, SoftmaxFocalMapLoss])
+def test_alpha_and_gamma_of_a_wrong_type_are_named(loss: Any) -> None:
+    for name in ("alpha", "gamma"):
+        for value in ("1", True, [0.5], torch.tensor(0.5)):
+            with pytest.raises(TypeError, match=rf"{name} must be a number, got"):
+                loss(**{name: value})
+
+
 def test_old_names_work_with_a_warning() -> None:
     matcher = Matcher(0.6)
     with pytest.warns(DeprecationWarning, match="matcher= of RetinaNetCriterion.*use assigner="):

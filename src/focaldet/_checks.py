@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ import torch
 
 if TYPE_CHECKING:
     import os
-
     from collections.abc import Sequence
 
     from torch import Tensor
@@ -23,10 +23,12 @@ __all__ = [
     "check_integer",
     "check_levels",
     "check_names",
+    "check_number",
     "check_range",
     "check_size",
     "existing_file",
     "existing_folder",
+    "is_number",
     "printable",
     "shortened",
 ]
@@ -67,6 +69,27 @@ def check_integer(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {shortened(value)}.")
+
+
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a real number of Python or NumPy; a bool is not."""
+    if type(value) is float or type(value) is int:  # faster than asking the abstract class
+        return True
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a real number; a bool, an array or a tensor is not.
+
+    >>> check_number("gamma", "2")
+    Traceback (most recent call last):
+    TypeError: gamma must be a number, got '2'.
+    """
+    if not is_number(value):
+        remedy = ""
+        if isinstance(value, torch.Tensor) or type(value).__name__ == "ndarray":
+            remedy = " Convert an array or tensor of one number with .item()."
+        raise TypeError(f"{name} must be a number, got {shortened(value)}.{remedy}")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -223,7 +223,9 @@ def _check_sizes(grids: Sequence[tuple[int, int]], image: tuple[int, int] | None
     """Raise if a feature map has no cells, or has more cells than the image has pixels."""
     for level, (height, width) in enumerate(grids):
         if height < 1 or width < 1:
-            raise ValueError(f"feature_sizes[{level}] must be at least (1, 1), got {height, width}.")
+            raise ValueError(
+                f"feature_sizes[{level}] must be at least (1, 1), got {height, width}."
+            )
         if image is not None and (image[0] < height or image[1] < width):
             raise ValueError(
                 f"image_size {image} is smaller than feature_sizes[{level}] {height, width}, so the "

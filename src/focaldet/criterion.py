@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_levels, check_range
+from focaldet._checks import check_choice, check_levels, check_number, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.boxes import as_xyxy, generalized_box_iou
@@ -215,7 +215,9 @@ class SoftmaxFocalMapLoss:
 
 def _check_focal(alpha_name: str, alpha: float | None, gamma_name: str, gamma: float) -> None:
     if alpha is not None:
+        check_number(alpha_name, alpha)
         check_range(alpha_name, alpha, 0, 1)
+    check_number(gamma_name, gamma)
     check_range(gamma_name, gamma, 0)
 
 
