@@ -19,6 +19,7 @@ from focaldet._checks import check_range
 from focaldet.errors import TrainingError
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
+from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class LastCheckpoint(Checkpoint):
         if ask and self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
         elif self.every is not None and trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any
@@ -178,7 +179,7 @@ class LastCheckpoint(Checkpoint):
         if self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
         else:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Exit if the run is to stop; by now the metrics of the last step have been logged."""
@@ -197,8 +198,14 @@ class LastCheckpoint(Checkpoint):
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         return asked
 
-    def _save_and_leave(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DetectionDataModule):
+            data.collect_skipped()  # only the first rank's state is saved
         trainer.save_checkpoint(self.path)
+
+    def _save_and_leave(self, trainer: pl.Trainer) -> None:
+        self._save(trainer)
         self._leaving = True
         LOG.info(
             "Stopped by %s; saved the state after update %d to %r. Resume the run to continue.",
