@@ -18,8 +18,8 @@ import pytest
 
 from focaldet.datasets import DetectionDataset
 from focaldet.training import AtomicCheckpointIO, TrainingError, train
-from focaldet.training._checkpoints import check_checkpoint
 from focaldet.training._lock import LOCK_NAME, locked_folder
+from focaldet.training._resuming import check_checkpoint
 from focaldet.training._run_folder import prepare_folder
 from tests.helpers import tiny_training
 from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, write_data

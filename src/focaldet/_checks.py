@@ -73,7 +73,7 @@ def check_integer(name: str, value: object) -> None:
 
 def is_number(value: object) -> bool:
     """Return whether ``value`` is a real number of Python or NumPy; a bool is not."""
-    if type(value) is float or type(value) is int:  # faster than asking the abstract class
+    if type(value) in (float, int):  # faster than asking the abstract class
         return True
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

@@ -21,6 +21,7 @@ from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
 from focaldet.errors import TrainingError, UnreadableImageError
 from focaldet.structures import check_targets
+from focaldet.training._resuming import check_count
 from focaldet.training._skipped import SkippedImages
 
 if TYPE_CHECKING:
@@ -138,7 +139,11 @@ class DetectionDataModule(pl.LightningDataModule):
         self.on_error = on_error
         self.seed = seed
         self._position: dict[str, Any] | None = None
-        self._skipped: dict[str, SkippedImages] = {}
+        self._skipped = {
+            part: SkippedImages(data.table.file_names)
+            for part, data in (("train", train_data), ("val", val_data))
+            if data is not None
+        }
         self._train_loader: _Loader | None = None
         self._loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
 
@@ -147,7 +152,6 @@ class DetectionDataModule(pl.LightningDataModule):
         self._train_loader = self._loader(self.train_data, shuffle=True)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
-            # Absent from checkpoints of focaldet 0.2.0.
             self._skipped["train"].restore_pass(self._position.get("skipped", ()))
         return self._train_loader
 
@@ -167,7 +171,16 @@ class DetectionDataModule(pl.LightningDataModule):
         return {**self._train_loader.state_dict(), "skipped": skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position in the training data."""
+        """Restore the position in the training data.
+
+        Raises:
+            ValueError: If a value cannot be right.
+        """
+        if state_dict:
+            _check_position(state_dict)
+            skipped = state_dict.get("skipped", [])  # absent from checkpoints of focaldet 0.2.0
+            if not all(isinstance(name, str) for name in skipped):
+                raise ValueError(f"the skipped images are {shortened(skipped)}")
         self._position = state_dict or None
 
     @property
@@ -216,10 +229,8 @@ class DetectionDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             num_replicas=ranks,
         )
-        skipped = None
-        if self.on_error == "skip":
-            part = "train" if shuffle else "val"
-            skipped = self._skipped.setdefault(part, SkippedImages(data.table.file_names, ranks))
+        skipped = self._skipped["train" if shuffle else "val"]
+        skipped.ranks = ranks if self.on_error == "skip" else 1
         loader = _Loader(
             _Seeded(data, self.seed, stand_in=self._stand_in(shuffle=shuffle)),
             batch_sampler=_Batches(batches),
@@ -257,6 +268,11 @@ def _check_has_objects(name: str, data: DetectionDataset) -> None:
     if name == "val_data":
         remedy += " val_data=None skips validation."
     raise ValueError(f"{name} contains no objects: it has {counts}. {remedy}")
+
+
+def _check_position(state: dict[str, Any]) -> None:
+    for name in ("epoch", "given"):
+        check_count(f"{name} of the position in the data", state[name])
 
 
 class _Epochs(Protocol):
@@ -305,14 +321,14 @@ class _Loader(DataLoader[Any]):
     batch_sampler: _Batches
     given = 0  # batches of this epoch that have been returned
 
-    def __init__(self, *args: Any, skipped: SkippedImages | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, skipped: SkippedImages, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
         self._skipped = skipped
 
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
-        if self._skipped is not None and not self.given:  # not in the rest of a resumed epoch
+        if not self.given:  # not in the rest of a resumed epoch
             self._skipped.start_pass()
         batches = super().__iter__()
         if self.num_workers:
@@ -337,8 +353,6 @@ class _Loader(DataLoader[Any]):
 
     def _count(self, failures: Iterable[_Failure]) -> None:
         """Count the images that were skipped in a batch."""
-        if self._skipped is None:
-            return
         for failure in failures:
             self._skipped.add(failure.item, failure.message)
         if self.given % _COLLECT_EVERY == 0 or self.given == len(self.batch_sampler):
@@ -355,6 +369,7 @@ class _Loader(DataLoader[Any]):
         return {"epoch": self.batch_sampler.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        _check_position(state)
         epoch_done = state["given"] >= len(self.batch_sampler)
         self.batch_sampler.epoch = state["epoch"] + epoch_done
         self.batch_sampler.start = 0 if epoch_done else state["given"]

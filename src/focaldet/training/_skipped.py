@@ -27,17 +27,17 @@ class SkippedImages:
 
     Args:
         file_names: File name of each image.
-        ranks: Number of ranks.
 
     Attributes:
+        ranks: Number of ranks that count together.
         in_pass: Indices of the images that have been skipped in the current pass over the dataset, on
             this rank, and on the others until the last call of `collect`.
     """
 
-    def __init__(self, file_names: Sequence[str], ranks: int) -> None:
+    def __init__(self, file_names: Sequence[str]) -> None:
+        self.ranks = 1
         self.in_pass: set[int] = set()
         self._file_names = file_names
-        self._ranks = ranks
         self._found: set[int] = set()  # in all passes, on all ranks
         self._new: dict[int, str] = {}  # not collected yet, with the error
 
@@ -85,7 +85,7 @@ class SkippedImages:
         self.in_pass = {indices[name] for name in names if name in indices}
 
     def _distributed(self) -> bool:
-        return self._ranks > 1 and dist.is_available() and dist.is_initialized()
+        return self.ranks > 1 and dist.is_available() and dist.is_initialized()
 
     def _report(self) -> None:
         new, self._new = self._new, {}
