@@ -107,7 +107,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     raise ValueError(f"Unknown {name} {shortened(value)}; choose {listed}.")
 
 
-def check_size(name: str, size: tuple[int, int]) -> None:
+def check_size(name: str, size: Sequence[float]) -> None:
     """Raise ``ValueError`` unless the ``(height, width)`` of an image are both above 0.
 
     >>> check_size("old_size", (480, 0))

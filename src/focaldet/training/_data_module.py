@@ -168,7 +168,7 @@ class DetectionDataModule(pl.LightningDataModule):
         if self._train_loader is None:
             return {}
         skipped = self._skipped["train"].names_in_pass()
-        return {**self._train_loader.state_dict(), "skipped": skipped}
+        return self._train_loader.state_dict() | ({"skipped": skipped} if skipped else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position in the training data.
@@ -178,7 +178,7 @@ class DetectionDataModule(pl.LightningDataModule):
         """
         if state_dict:
             _check_position(state_dict)
-            skipped = state_dict.get("skipped", [])  # absent from checkpoints of focaldet 0.2.0
+            skipped = state_dict.get("skipped", [])
             if not all(isinstance(name, str) for name in skipped):
                 raise ValueError(f"the skipped images are {shortened(skipped)}")
         self._position = state_dict or None

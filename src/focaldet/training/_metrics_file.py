@@ -106,7 +106,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
                     raise ValueError("the number of cells is wrong")  # noqa: TRY301
                 rows.append({key: _number(key, value) for key, value in row.items() if value})
                 if rows[-1].get("step", -1) < 0:
-                    raise ValueError(f"step is {row['step']!r}")  # noqa: TRY301
+                    raise ValueError(f"step is {row.get('step')!r}")  # noqa: TRY301
         except (ValueError, csv.Error) as error:
             raise TrainingError(
                 f"Cannot read {str(path)!r}: it is damaged near line {reader.line_num + 1} "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
-from focaldet._checks import is_number, shortened
+from focaldet._checks import is_number, printable, shortened
 from focaldet.errors import FocaldetError, TrainingError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _KINDS = {
     "optimizer_states": list,
     "lr_schedulers": list,
 }
+_LONGEST = 300  # characters of an error in a message
 _MOST = 2**53  # a count that no run reaches
 
 
@@ -111,10 +112,11 @@ def resuming_from(last: Path, state: RestoredState) -> Iterator[None]:
     except Exception as error:
         if state.restored:
             raise
+        what = printable(" ".join(str(error).split()))[:_LONGEST]
         raise TrainingError(
             f"Cannot resume from {str(last)!r}: its state does not fit this run "
-            f"({type(error).__name__}: {shortened(str(error))}). Resume with the model and the options "
-            "of the run, or start a new run in another folder."
+            f"({type(error).__name__}: {what}). Resume with the model and the options of the run, or "
+            "start a new run in another folder."
         ) from error
 
 
@@ -148,7 +150,7 @@ def _fresh_state(optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """Return what an optimiser with these settings stores for a parameter."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.zeros(2)
-    fresh = type(optimizer)([parameter])
+    fresh = type(optimizer)([parameter])  # type: ignore[call-arg]
     fresh.param_groups[0] |= {n: optimizer.param_groups[0][n] for n in optimizer.defaults}
     fresh.step()
     return _kinds(fresh.state[parameter], parameter)
