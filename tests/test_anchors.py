@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -93,6 +94,23 @@ def test_errors_name_wrong_calls() -> None:
         AnchorGenerator()([(1, 1)])
     with pytest.raises(ValueError, match="mode='torchvision'.*image_size is required"):
         AnchorGenerator(mode="torchvision", offset=0)(FEATURES)
+
+
+@pytest.mark.parametrize("mode", ["exact", "rounded", "torchvision"])
+@pytest.mark.parametrize("empty", [(0, 11), (7, 0), (0, 0), (-1, 11)])
+def test_a_feature_map_without_cells_raises_an_error(mode: Any, empty: tuple[int, int]) -> None:
+    generator = AnchorGenerator(mode=mode, offset=0)
+    message = rf"feature_sizes\[4\] must be at least \(1, 1\), got {re.escape(str(empty))}"
+    with pytest.raises(ValueError, match=message):
+        generator([*FEATURES[:4], empty], (800, 1344))
+
+
+@pytest.mark.parametrize("image", [(0, 0), (99, 1344), (800, 167)])
+def test_an_image_smaller_than_its_feature_maps_has_no_strides(image: tuple[int, int]) -> None:
+    message = rf"image_size {re.escape(str(image))} is smaller than feature_sizes\[0\] \(100, 168\)"
+    with pytest.raises(ValueError, match=message):
+        AnchorGenerator(mode="torchvision", offset=0)(FEATURES, image)
+    assert len(AnchorGenerator()(FEATURES, image)) == 5  # the strides are given
 
 
 def test_repr_shows_the_arguments() -> None:

@@ -72,6 +72,8 @@ def test_conversions_are_inverse_to_each_other() -> None:
     assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
     assert_close(xywh_to_xyxy(xyxy_to_xywh(boxes)), boxes)
     assert_close(scale_boxes(scale_boxes(boxes, (7, 9), (70, 30)), (70, 30), (7, 9)), boxes)
+    with pytest.raises(ValueError, match=r"old_size must be .* above 0, got \(0, 9\)"):
+        scale_boxes(boxes, (0, 9), (70, 30))
 
 
 def test_clipping_uses_height_and_width() -> None:

@@ -91,6 +91,10 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
             {"num_classes": 2, "uniform_rescale": True, "keep_ratio": False},
             "uniform_rescale=True .* one factor, but keep_ratio=False",
         ),
+        (
+            {"num_classes": 2, "head_norm": "group", "fpn_channels": 40},
+            r"head_norm='group'.*fpn_channels.* multiple of 32, got 40",
+        ),
     ],
 )
 def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:

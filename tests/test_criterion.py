@@ -222,6 +222,22 @@ def test_an_assigner_with_the_wrong_number_of_matches_is_named() -> None:
         module(*example())
 
 
+def test_maps_anchors_and_targets_that_do_not_fit_are_errors() -> None:
+    logits, deltas, anchors, targets = example()
+    empty = [torch.zeros(3, 36, 0, 1), *deltas[1:]]
+    few = [torch.zeros(3, 3, 8, 8), *deltas[1:]]
+    for call, message in (
+        (([], [], [], targets), "logits is empty"),
+        ((logits, deltas[:-1], anchors, targets), "one tensor per level, got 5, 4 and 5"),
+        ((logits, empty, anchors, targets), r"Level 0 .*\[3, 36, 0, 1\]"),
+        ((logits, few, anchors, targets), r"Level 0 .*\[3, 3, 8, 8\]"),
+        ((logits, deltas, anchors, targets[:1]), "one target per image, got 1 for a batch of 3"),
+        (([m[:0] for m in logits], [m[:0] for m in deltas], anchors, []), "got 0 for a batch of 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            criterion()(*call)
+
+
 def class_targets(rows: int) -> torch.Tensor:
     """Return class targets of two images: mostly background, some classes, some ignored."""
     targets = torch.full((2, rows), BACKGROUND)
@@ -305,6 +321,14 @@ def test_the_default_loss_takes_focal_alpha_and_gamma() -> None:
         FocalMapLoss(2)
     with pytest.raises(ValueError, match="gamma.* -1"):
         SoftmaxFocalMapLoss(0.5, -1)
+
+
+@pytest.mark.parametrize("loss", [FocalMapLoss, SoftmaxFocalMapLoss])
+def test_alpha_and_gamma_of_a_wrong_type_are_named(loss: Any) -> None:
+    for name in ("alpha", "gamma"):
+        for value in ("1", True, [0.5], torch.tensor(0.5)):
+            with pytest.raises(TypeError, match=rf"{name} must be a number, got"):
+                loss(**{name: value})
 
 
 def test_old_names_work_with_a_warning() -> None:

@@ -54,6 +54,16 @@ def test_gathering_rows_agrees_with_flattening(layout: torch.memory_format) -> N
     assert_close(gather_from_map(level, images, anchors, 3), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_anchors", [0, -3, 5])
+def test_the_number_of_anchors_must_divide_the_channels(num_anchors: int) -> None:
+    level, none = torch.randn(2, 12, 3, 4), torch.zeros(0, dtype=torch.int64)
+    message = rf"num_anchors={num_anchors} .*\[2, 12, 3, 4\]"
+    with pytest.raises(ValueError, match=message):
+        flatten_maps([level], num_anchors)
+    with pytest.raises(ValueError, match=message):
+        gather_from_map(level, none, none, num_anchors)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from focaldet.losses import (
     SoftmaxFocalLoss,
     focal_star_loss,
     sigmoid_focal_loss,
+    sigmoid_focal_loss_maps,
     softmax_focal_loss,
 )
 
@@ -24,6 +26,26 @@ if TYPE_CHECKING:
 X, T = torch.zeros(6, 4), torch.tensor([0, 1, 2, 3, 0, -100])
 BIG_X, BIG_T = torch.zeros(2000, 40), torch.zeros(2000, dtype=torch.int64)
 EVERY: list[Callable[..., Tensor]] = [sigmoid_focal_loss, softmax_focal_loss, focal_star_loss]
+
+
+def maps_loss(logits: Any, targets: Any, **options: Any) -> Tensor:
+    """Compute the loss of a single map ``[1, 4, 2, 3]`` that holds six rows of four classes."""
+    if isinstance(logits, torch.Tensor):
+        logits = logits.T.reshape(1, 4, 2, 3)
+    return sigmoid_focal_loss_maps([logits], targets, num_classes=4, **options)
+
+
+# Each with its shape of class indices.
+ENTRY_POINTS: list[Any] = [
+    *(pytest.param(loss, T, id=loss.__name__) for loss in EVERY),
+    pytest.param(maps_loss, T[None], id="sigmoid_focal_loss_maps"),
+    *(
+        pytest.param(
+            lambda x, t, module=module, **options: module(**options)(x, t), T, id=module.__name__
+        )
+        for module in (FocalLoss, SoftmaxFocalLoss)
+    ),
+]
 
 # Messages are matched by what matters in them: the name, the value and the remedy.
 OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -174,3 +196,78 @@ def test_a_list_of_alphas_must_be_a_tensor(loss: Callable[..., Tensor]) -> None:
         loss(X, T, alpha=[0.1, 0.2, 0.3, 0.4])
     with pytest.raises(TypeError, match=r"alpha.*got 'classes'\.$"):
         loss(X, T, alpha="classes")
+
+
+ODD: list[Any] = [
+    *("2", b"2", True, np.True_, [2.0], (2.0,), {}, 2j),
+    *(np.array(2.0), np.array([2.0]), np.array([1.0, 2.0]), object()),
+]
+NUMBER = r"must be (None, )?a number.*"
+INTEGER = "must be an integer"
+
+
+@pytest.mark.parametrize(("loss", "targets"), ENTRY_POINTS)
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("gamma", [*ODD, None, torch.tensor(2.0), torch.ones(1)], NUMBER),
+        ("alpha", ODD, NUMBER),
+        ("normalizer", ODD[1:], NUMBER),
+        ("normalizer", [torch.tensor(True), torch.tensor(1j)], "must have real numbers.*torch"),
+        ("ignore_index", [*ODD, None, 2.0, float("nan"), torch.tensor(2)], INTEGER),
+    ],
+    ids=["gamma", "alpha", "normalizer", "normalizer of a wrong dtype", "ignore_index"],
+)
+def test_options_of_a_wrong_type_raise_and_name_the_option(
+    loss: Any, targets: Tensor, name: str, values: list[Any], message: str
+) -> None:
+    for value in values:
+        with pytest.raises(TypeError, match=rf"{name} {message}"):
+            loss(X, targets, **{name: value})
+
+
+@pytest.mark.parametrize(("loss", "targets"), ENTRY_POINTS)
+def test_numbers_of_numpy_are_numbers(loss: Any, targets: Tensor) -> None:
+    expected = loss(X, targets, alpha=0.5, gamma=2, normalizer=4.0, ignore_index=-100)
+    for real, whole in ((np.float64, np.int64), (np.float32, np.int16)):
+        options = {"alpha": real(0.5), "gamma": whole(2), "normalizer": real(4)}
+        given = loss(X, targets, **options, ignore_index=whole(-100))
+        torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize(("loss", "targets"), ENTRY_POINTS)
+def test_logits_and_targets_of_a_wrong_type_raise_and_name_the_argument(
+    loss: Any, targets: Tensor
+) -> None:
+    for wrong in (None, "logits", 1.0, X.numpy(), X.tolist()):
+        with pytest.raises(TypeError, match=r"(logits|maps\[0\]) must be a tensor, got"):
+            loss(wrong, targets)
+    for wrong in (None, "targets", 1, targets.numpy(), targets.tolist()):
+        with pytest.raises(TypeError, match="targets must be a tensor, got"):
+            loss(X, wrong)
+    for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=rf"targets.*{dtype}"):
+            loss(X, targets.clamp(min=0).to(dtype))
+
+
+def test_the_maps_must_be_a_sequence_of_tensors() -> None:
+    maps, targets = [torch.zeros(1, 4, 2, 3)], T[None]
+    for wrong in (None, 3.0):
+        with pytest.raises(TypeError, match=f"maps must be a sequence of tensors, got {wrong}"):
+            sigmoid_focal_loss_maps(wrong, targets, num_classes=4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"maps\[0\].*ndarray.*torch\.from_numpy"):
+        sigmoid_focal_loss_maps([maps[0].numpy()], targets, num_classes=4)  # type: ignore[list-item]
+    for count in (None, "4", 4.0, True):
+        with pytest.raises(TypeError, match=f"num_classes must be an integer, got {count!r}"):
+            sigmoid_focal_loss_maps(maps, targets, num_classes=count)  # type: ignore[arg-type]
+
+
+def test_the_remaining_options_must_be_numbers() -> None:
+    for value in ("1", True, None, np.ones(2)):
+        with pytest.raises(TypeError, match="beta must be a number"):
+            focal_star_loss(X, T, beta=value)  # type: ignore[arg-type]
+        for loss in (softmax_focal_loss, lambda x, t, **options: SoftmaxFocalLoss(**options)(x, t)):
+            with pytest.raises(TypeError, match="label_smoothing must be a number"):
+                loss(X, T, label_smoothing=value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta must be finite, got nan"):
+        focal_star_loss(X, T, beta=float("nan"))

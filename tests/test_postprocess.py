@@ -149,6 +149,37 @@ def test_errors_name_a_wrong_threshold_of_a_call() -> None:
         PostProcess(BoxCoder())(*head_output(), [SIZE], score_threshold=50)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logits": []}, "logits is empty"),
+        ({"anchors": [torch.zeros(4, 4)]}, "one tensor per level, got 2, 2 and 1"),
+        ({"logits": [(1, 6, 2, 2), (1, 6, 0, 1)]}, r"Level 1 .*at least one cell.*\[1, 6, 0, 1\]"),
+        ({"anchors": [torch.zeros(3, 4), torch.zeros(1, 4)]}, r"Level 0 .* and \[3, 4\]"),
+        ({"anchors": [torch.zeros(4, 4), torch.zeros(0, 4)]}, r"Level 1 .* and \[0, 4\]"),
+        ({"box_deltas": [(1, 4, 2, 2), (1, 3, 1, 1)]}, r"Level 1 .*\[1, 3, 1, 1\]"),
+        ({"logits": [(1, 6, 2, 2), (2, 6, 1, 1)]}, r"Level 1 .*\[2, 6, 1, 1\]"),
+        ({"logits": [(1, 0, 2, 2), (1, 6, 1, 1)]}, r"Level 0 .*\[1, 0, 2, 2\]"),
+        ({"sizes": []}, r"sizes must have one \(height, width\) per image, got 0 for 1"),
+        ({"sizes": [(5, 0)]}, r"sizes\[0\] must be .* above 0, got \(5, 0\)"),
+        ({"original_sizes": [(9, 9)] * 2}, "original_sizes must have one .* got 2 for 1"),
+        ({"original_sizes": [(-1, 9)]}, r"original_sizes\[0\] must be .* got \(-1, 9\)"),
+    ],
+)
+def test_errors_name_maps_and_sizes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    call: dict[str, Any] = {
+        "logits": [(1, 6, 2, 2), (1, 6, 1, 1)],
+        "box_deltas": [(1, 4, 2, 2), (1, 4, 1, 1)],
+        "anchors": [torch.zeros(4, 4), torch.zeros(1, 4)],
+        "sizes": [(16, 16)],
+    }
+    call |= changes
+    for name in ("logits", "box_deltas"):
+        call[name] = [torch.zeros(shape) for shape in call[name]]
+    with pytest.raises(ValueError, match=message):
+        PostProcess(BoxCoder())(**call)
+
+
 def one_cell(boxes: Any, scores: Any) -> tuple[Any, Any, Any]:
     """Return the maps of one class and one cell, whose anchors are the given boxes."""
     logits = torch.tensor(scores, dtype=torch.float64).logit().float().view(1, -1, 1, 1)

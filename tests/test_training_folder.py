@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -19,8 +18,8 @@ import pytest
 
 from focaldet.datasets import DetectionDataset
 from focaldet.training import AtomicCheckpointIO, TrainingError, train
-from focaldet.training._checkpoints import check_checkpoint
 from focaldet.training._lock import LOCK_NAME, locked_folder
+from focaldet.training._resuming import check_checkpoint
 from focaldet.training._run_folder import prepare_folder
 from tests.helpers import tiny_training
 from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, write_data
@@ -28,7 +27,11 @@ from tests.helpers.tiny_training import read_data, tiny_detector, tiny_options, 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="relies on fork and flock")
+if sys.platform != "linux":
+    pytest.skip("relies on fork and flock", allow_module_level=True)
+
+import fcntl  # only on Unix
+
 _FORK = multiprocessing.get_context("fork")
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from focaldet.training import DetectionDataModule, TrainingError, TrainingOptions, _data_module
+from focaldet.training import (
+    DetectionDataModule,
+    RetinaNetModule,
+    TrainingError,
+    TrainingOptions,
+    _skipped,
+)
 from tests.helpers import tiny_training
 from tests.helpers.tiny_training import darken, read_data, write_data
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from focaldet.datasets import DetectionDataset
 
 
@@ -33,6 +44,17 @@ def damage(folder: Path, *numbers: int) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
+def skipped_files(lines: list[str]) -> list[str]:
+    """Return the files that the lines of a log say are skipped, in order of their names."""
+    named = [line for line in lines if line.startswith("Skipping an image: ")]
+    return sorted(re.findall(r"(\w+/\d\.png)'", line)[0] for line in named)
+
+
+def counts(lines: list[str]) -> list[str]:
+    """Return the number of skipped images of each epoch, as the lines of a log give them."""
+    return [number for line in lines for number in re.findall(r"^Epoch .*, (\d+) images sk", line)]
+
+
 def batches(data: DetectionDataset, epoch: int = 0, **options: Any) -> list[Any]:
     module = DetectionDataModule(data, batch_size=4, on_error="skip", **options)
     loader: Any = module.train_dataloader()
@@ -47,13 +69,115 @@ def test_skipped_images_are_replaced_logged_once_and_counted(
     damage(data / "val", 1)
     summary = tiny_training.run(data, tmp_path / "run", on_error="skip", workers=1)
     assert summary.epochs == 2
-    lines = [line for line in caplog.messages if line.startswith("Skipping an image: ")]
-    assert sorted(re.findall(r"(\w+/\d\.png)'", line)[0] for line in lines) == [
-        *("train/2.png", "train/5.png", "val/1.png"),
-    ]
-    epochs = [line for line in caplog.messages if line.startswith("Epoch")]
-    assert len(epochs) == 2
-    assert all(", 3 images skipped, " in line for line in epochs)
+    assert skipped_files(caplog.messages) == ["train/2.png", "train/5.png", "val/1.png"]
+    assert counts(caplog.messages) == ["3", "3"]
+
+
+class CrashError(Exception):
+    """A crash in the middle of an epoch."""
+
+
+def crash_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original_step = RetinaNetModule.training_step
+
+    def step(self: RetinaNetModule, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == number:
+            raise CrashError
+        return original_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(RetinaNetModule, "training_step", step)
+
+
+def run_and_resume(data: Path, folder: Path, **options: Any) -> None:
+    """Train until a crash in the first epoch, then resume."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at_step(2, patch)
+        with pytest.raises(CrashError):
+            tiny_training.run(data, folder, on_error="skip", checkpoint_every=1, **options)
+    tiny_training.run(data, folder, on_error="skip", checkpoint_every=1, resume=True, **options)
+
+
+def check_same_weights(folder: Path, other: Path) -> None:
+    files = [load_file(run / "last" / "model.safetensors") for run in (folder, other)]
+    for key, value in files[0].items():
+        assert torch.equal(value, files[1][key]), key
+
+
+def test_a_resumed_epoch_counts_the_images_skipped_before(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(data / "train", 0, 2, 5, 7)  # in the first two of three batches or their replacements
+    tiny_training.run(data, tmp_path / "whole", on_error="skip")
+    expected = counts(caplog.messages)
+    caplog.clear()
+    run_and_resume(data, tmp_path / "resumed")
+    assert counts(caplog.messages) == expected == ["4", "4"]
+    check_same_weights(tmp_path / "whole", tmp_path / "resumed")
+    resumed = caplog.messages.index(next(one for one in caplog.messages if "Resuming" in one))
+    before, after = caplog.messages[:resumed], caplog.messages[resumed:]
+    for lines in (before, after):
+        assert len(set(skipped_files(lines))) == len(skipped_files(lines)) > 0
+
+
+def test_the_limit_counts_anew_after_files_were_repaired(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_skipped, "_MAX_SKIPPED", 2)
+    whole = {path: path.read_bytes() for path in (data / "train").glob("*.png")}
+    damage(data / "train", *range(6))
+    with pytest.raises(TrainingError, match="3 of 12 images cannot be read"):
+        tiny_training.run(data, tmp_path / "run", on_error="skip", checkpoint_every=1)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    damage(data / "train", 7, 8)
+    tiny_training.run(data, tmp_path / "run", on_error="skip", checkpoint_every=1, resume=True)
+
+
+def test_two_ranks_count_together_log_each_file_once_and_stop_together(tmp_path: Path) -> None:
+    write_data(tmp_path / "train", 12)
+    write_data(tmp_path / "val", 5, seed=1)
+    damage(tmp_path / "train", 2, 5, 7, 9)
+    damage(tmp_path / "val", 0, 1)  # of 5 images, one is validated twice
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--standalone", __file__, str(tmp_path)]
+    root = str(Path(__file__).parents[1])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+    ranks = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert ranks.returncode == 0, ranks.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    files = [*(f"train/{i}.png" for i in (2, 5, 7, 9)), "val/0.png", "val/1.png"]
+    assert skipped_files(first["whole"]) == files
+    assert counts(first["whole"]) == counts(first["resumed"]) == ["6", "6"]
+    assert not skipped_files(second["whole"] + second["resumed"])
+    check_same_weights(tmp_path / "whole", tmp_path / "resumed")
+    assert first["error"] == second["error"]
+    assert re.match(r"\d of 12 images cannot be read", first["error"])
+
+
+def train_on_one_of_two_ranks(folder: Path) -> dict[str, Any]:
+    """Train to the end, with an interruption, and on too many unreadable images."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("focaldet").addHandler(handler)
+    found: dict[str, Any] = {}
+    tiny_training.run(folder, folder / "whole", batch_size=2, on_error="skip")
+    found["whole"] = lines.copy()
+    lines.clear()
+    run_and_resume(folder, folder / "resumed", batch_size=2)
+    found["resumed"] = lines
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_skipped, "_MAX_SKIPPED", 2)
+        with pytest.raises(TrainingError) as raised:
+            tiny_training.run(folder, folder / "stopped", batch_size=2, on_error="skip")
+    found["error"] = str(raised.value)
+    return found
 
 
 def test_replacements_do_not_depend_on_the_number_of_workers(data: Path) -> None:
@@ -92,11 +216,11 @@ def test_an_unreadable_validation_image_is_black_and_has_no_objects(data: Path) 
 def test_too_many_skipped_images_stop_the_run(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(data / "train", 2, 5, 7)
     train_data = read_data(data / "train" / "annotations.json")
-    monkeypatch.setattr(_data_module, "_MAX_SKIPPED", 2)
+    monkeypatch.setattr(_skipped, "_MAX_SKIPPED", 2)
     message = r"3 of 12 images cannot be read, more than on_error='skip' allows \(1%, or 2 if.*png"
     with pytest.raises(TrainingError, match=message):
         batches(train_data, workers=0)
-    monkeypatch.setattr(_data_module, "_MAX_SKIPPED_SHARE", 0.25)
+    monkeypatch.setattr(_skipped, "_MAX_SKIPPED_SHARE", 0.25)
     assert len(batches(train_data, workers=0)) == 3
 
 
@@ -120,3 +244,10 @@ def test_an_unknown_choice_raises(data: Path) -> None:
     train_data = read_data(data / "train" / "annotations.json")
     with pytest.raises(ValueError, match="on_error 'ignore'; choose 'raise' or 'skip'"):
         DetectionDataModule(train_data, on_error="ignore")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output = Path(sys.argv[1])
+    text = json.dumps(train_on_one_of_two_ranks(output))
+    (output / f"rank_{os.environ['RANK']}.json").write_text(text)

@@ -165,6 +165,12 @@ def test_padding_can_be_at_least_one_pixel(side: int, padded: int) -> None:
     assert Preprocess(**options)([image]).tensor.shape[2:] == (usual, usual)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [(0, 640), (480, 0), (-1, 640)])
+def test_a_size_without_pixels_is_named(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"size must be .* above 0, got \({size[0]}, {size[1]}\)"):
+        resized_size(size, 800, 1333)
+
+
 def test_an_unknown_rounding_is_named() -> None:
     with pytest.raises(ValueError, match=r"size_rounding 'up'.*'floor'.*'round'"):
         Preprocess(size_rounding="up")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -19,10 +21,14 @@ __all__ = [
     "check_choice",
     "check_image",
     "check_integer",
+    "check_levels",
     "check_names",
+    "check_number",
     "check_range",
+    "check_size",
     "existing_file",
     "existing_folder",
+    "is_number",
     "printable",
     "shortened",
 ]
@@ -65,6 +71,27 @@ def check_integer(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an integer, got {shortened(value)}.")
 
 
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a real number of Python or NumPy; a bool is not."""
+    if type(value) in (float, int):  # faster than asking the abstract class
+        return True
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a real number; a bool, an array or a tensor is not.
+
+    >>> check_number("gamma", "2")
+    Traceback (most recent call last):
+    TypeError: gamma must be a number, got '2'.
+    """
+    if not is_number(value):
+        remedy = ""
+        if isinstance(value, torch.Tensor) or type(value).__name__ == "ndarray":
+            remedy = " Convert an array or tensor of one number with .item()."
+        raise TypeError(f"{name} must be a number, got {shortened(value)}.{remedy}")
+
+
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``.
 
@@ -78,6 +105,17 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     *others, last = map(repr, choices)
     listed = f"{', '.join(others)} or {last}" if others else last
     raise ValueError(f"Unknown {name} {shortened(value)}; choose {listed}.")
+
+
+def check_size(name: str, size: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless the ``(height, width)`` of an image are both above 0.
+
+    >>> check_size("old_size", (480, 0))
+    Traceback (most recent call last):
+    ValueError: old_size must be a (height, width) above 0, got (480, 0).
+    """
+    if len(size) != 2 or not (size[0] > 0 and size[1] > 0):
+        raise ValueError(f"{name} must be a (height, width) above 0, got {tuple(size)}.")
 
 
 def check_names(name: str, names: object) -> tuple[str, ...]:
@@ -151,6 +189,36 @@ def check_boxes(name: str, boxes: Tensor) -> None:
         raise ValueError(
             f"{name} must have shape [N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}."
         )
+
+
+def check_levels(
+    logits: Sequence[Tensor], box_deltas: Sequence[Tensor], anchors: Sequence[Tensor]
+) -> None:
+    """Raise ``ValueError`` unless the maps of the head and the anchors fit each other at each level."""
+    if not logits:
+        raise ValueError("logits is empty; pass one tensor per level.")
+    if not len(logits) == len(box_deltas) == len(anchors):
+        raise ValueError(
+            "logits, box_deltas and anchors must each have one tensor per level, got "
+            f"{len(logits)}, {len(box_deltas)} and {len(anchors)}."
+        )
+    first = logits[0].shape
+    for level, (scores, deltas, boxes) in enumerate(zip(logits, box_deltas, anchors, strict=True)):
+        height, width = scores.shape[-2:]
+        num_anchors = len(boxes) // max(1, height * width)
+        if (
+            num_anchors == 0
+            or len(boxes) != height * width * num_anchors
+            or scores.shape[:1] != first[:1]
+            or scores.shape[1] % num_anchors
+            or scores.shape[1] == 0
+            or deltas.shape != (first[0], 4 * num_anchors, height, width)
+        ):
+            raise ValueError(
+                f"Level {level} must have logits [B, A * K, H, W], box_deltas [B, A * 4, H, W] and "
+                f"anchors [H * W * A, 4] with at least one cell, got {list(scores.shape)}, "
+                f"{list(deltas.shape)} and {list(boxes.shape)}."
+            )
 
 
 def check_image(

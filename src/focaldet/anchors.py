@@ -174,8 +174,9 @@ class AnchorGenerator(nn.Module):
         """Return the anchors of every level.
 
         Args:
-            feature_sizes: ``(height, width)`` of each level's feature map, in cells.
-            image_size: ``(height, width)`` of the padded images; required by mode "torchvision".
+            feature_sizes: ``(height, width)`` of each level's feature map, in cells, each at least 1.
+            image_size: ``(height, width)`` of the padded images, at least as large as every feature
+                map; required by mode "torchvision" and ignored by the others.
             device: Device of the anchors.
             dtype: Dtype of the anchors. Use float32 for geometry under autocast, too.
 
@@ -184,8 +185,8 @@ class AnchorGenerator(nn.Module):
             for later calls with the same arguments, so do not change them in place.
 
         Raises:
-            ValueError: If there is not one feature size per level, or mode "torchvision" gets no
-                ``image_size``.
+            ValueError: If there is not one feature size per level, a feature map has no cells, or mode
+                "torchvision" gets no ``image_size`` or one that is smaller than a feature map.
         """
         if len(feature_sizes) != len(self.sizes):
             raise ValueError(
@@ -199,7 +200,8 @@ class AnchorGenerator(nn.Module):
         grids = tuple((int(height), int(width)) for height, width in feature_sizes)
         image = None
         if image_size is not None and self.mode == "torchvision":
-            image = tuple(image_size)
+            image = (int(image_size[0]), int(image_size[1]))
+        _check_sizes(grids, image)
         key = (grids, image, torch.device(device), dtype)
         anchors = self._cache.pop(key, None)
         if anchors is None:
@@ -216,7 +218,7 @@ class AnchorGenerator(nn.Module):
         return list(anchors)
 
     def _level_anchors(
-        self, level: int, grid: tuple[int, int], image: tuple[int, ...] | None, dtype: torch.dtype
+        self, level: int, grid: tuple[int, int], image: tuple[int, int] | None, dtype: torch.dtype
     ) -> Tensor:
         height, width = grid
         stride_y = stride_x = self.strides[level]
@@ -242,3 +244,17 @@ class AnchorGenerator(nn.Module):
             f"strides={self.strides}, offset={self.offset}, mode={self.mode!r}"
             f"{', plus_one=True' if self.plus_one else ''}"
         )
+
+
+def _check_sizes(grids: Sequence[tuple[int, int]], image: tuple[int, int] | None) -> None:
+    """Raise if a feature map has no cells, or has more cells than the image has pixels."""
+    for level, (height, width) in enumerate(grids):
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"feature_sizes[{level}] must be at least (1, 1), got {height, width}."
+            )
+        if image is not None and (image[0] < height or image[1] < width):
+            raise ValueError(
+                f"image_size {image} is smaller than feature_sizes[{level}] {height, width}, so the "
+                "stride would be 0."
+            )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import check_boxes
+from focaldet._checks import check_boxes, check_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,9 +254,13 @@ def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, i
     Returns:
         Boxes in the same shape, in pixels of the resized image.
 
+    Raises:
+        ValueError: If a side of the original image is not above 0.
+
     >>> scale_boxes(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), (10, 10), (20, 30))
     tensor([[3., 2., 6., 4.]])
     """
+    check_size("old_size", old_size)
     y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
     x1, y1, x2, y2 = as_xyxy(boxes).unbind(-1)
     return torch.stack((x1 * x, y1 * y, x2 * x, y2 * y), dim=-1)

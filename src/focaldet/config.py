@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 """Version of config.json. It increases when an older focaldet could not read what a newer one writes."""
 
 _NUM_LEVELS = 5  # P3..P7
+_HEAD_GROUPS = 32  # the default of RetinaNetHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class RetinaNetConfig:
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
         head_depth: Number of convolutions in each tower.
-        head_norm: None or "group"; see :class:`focaldet.RetinaNetHead`.
+        head_norm: None or "group", which needs ``fpn_channels`` to be a multiple of 32; see
+            :class:`focaldet.RetinaNetHead`.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
@@ -224,6 +226,11 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
+        if self.head_norm == "group" and self.fpn_channels % _HEAD_GROUPS:
+            raise ValueError(
+                f"head_norm='group' divides the channels into {_HEAD_GROUPS} groups, so fpn_channels "
+                f"must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
+            )
         if self.uniform_rescale and not self.keep_ratio:
             raise ValueError(
                 "uniform_rescale=True scales boxes back by one factor, but keep_ratio=False resizes each "

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_range
+from focaldet._checks import check_choice, check_levels, check_number, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.boxes import as_xyxy, generalized_box_iou
@@ -215,7 +215,9 @@ class SoftmaxFocalMapLoss:
 
 def _check_focal(alpha_name: str, alpha: float | None, gamma_name: str, gamma: float) -> None:
     if alpha is not None:
+        check_number(alpha_name, alpha)
         check_range(alpha_name, alpha, 0, 1)
+    check_number(gamma_name, gamma)
     check_range(gamma_name, gamma, 0)
 
 
@@ -322,8 +324,15 @@ class RetinaNetCriterion(nn.Module):
             ``classification`` and ``box_regression``, each a scalar.
 
         Raises:
-            ValueError: If the assigner does not return one match per anchor.
+            ValueError: If the maps and anchors of a level do not fit each other, there is not one
+                target per image, or the assigner does not return one match per anchor.
         """
+        check_levels(logits, box_deltas, anchors)
+        if not len(targets) == len(logits[0]) > 0:
+            raise ValueError(
+                f"targets must have one target per image, got {len(targets)} for a batch of "
+                f"{len(logits[0])}."
+            )
         num_anchors = box_deltas[0].shape[1] // 4
         grid = AnchorGrid(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
         boxes_of = [as_xyxy(target["boxes"]).to(grid.anchors) for target in targets]

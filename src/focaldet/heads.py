@@ -135,12 +135,12 @@ def flatten_maps(maps: Sequence[Tensor], num_anchors: int) -> Tensor:
 
     Returns:
         ``[B, R, N]``, ordered by level, row, column and anchor, as in ``AnchorGenerator``.
+
+    Raises:
+        ValueError: If ``num_anchors`` does not divide the channels of every map.
     """
-    rows = []
-    for level in maps:
-        batch, channels, height, width = level.shape
-        cells = level.view(batch, num_anchors, channels // num_anchors, height, width)
-        rows.append(cells.permute(0, 3, 4, 1, 2).reshape(batch, -1, channels // num_anchors))
+    by_anchor = [_by_anchor(level, num_anchors) for level in maps]
+    rows = [cells.permute(0, 3, 4, 1, 2).flatten(1, 3) for cells in by_anchor]
     return torch.cat(rows, dim=1)
 
 
@@ -155,8 +155,22 @@ def gather_from_map(level: Tensor, images: Tensor, anchors: Tensor, num_anchors:
 
     Returns:
         ``[P, N]``.
+
+    Raises:
+        ValueError: If ``num_anchors`` does not divide the channels of the map.
     """
-    batch, channels, height, width = level.shape
-    cells = level.view(batch, num_anchors, channels // num_anchors, height, width)
+    width = level.shape[3]
+    cells = _by_anchor(level, num_anchors)
     cell, anchor = anchors // num_anchors, anchors % num_anchors
     return cells[images, anchor, :, cell // width, cell % width]
+
+
+def _by_anchor(level: Tensor, num_anchors: int) -> Tensor:
+    """View ``[B, A * N, H, W]`` as ``[B, A, N, H, W]``."""
+    batch, channels, height, width = level.shape
+    if num_anchors < 1 or channels % num_anchors:
+        raise ValueError(
+            f"num_anchors must divide the channels of every map, got num_anchors={num_anchors} for a "
+            f"map of shape {list(level.shape)}."
+        )
+    return level.view(batch, num_anchors, channels // num_anchors, height, width)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._checks import check_choice, check_integer, check_levels, check_range, check_size
 from focaldet._torchvision import torchvision
 from focaldet.boxes import clip_boxes, scale_boxes
 from focaldet.detections import Detections
@@ -142,10 +142,15 @@ class PostProcess(nn.Module):
             One :class:`~focaldet.Detections` per image, best score first.
 
         Raises:
-            ValueError: If ``score_threshold`` is not in [0, 1].
+            ValueError: If ``score_threshold`` is not in [0, 1], the maps and anchors of a level do not
+                belong together, or there is not one size above 0 per image.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         check_range("score_threshold", threshold, 0, 1)
+        check_levels(logits, box_deltas, anchors)
+        _check_sizes("sizes", sizes, len(logits[0]))
+        if original_sizes is not None:
+            _check_sizes("original_sizes", original_sizes, len(logits[0]))
         found = []
         for image, size in enumerate(sizes):
             levels = [
@@ -266,6 +271,16 @@ class PostProcess(nn.Module):
             f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}"
             f"{', scale_before_nms=True' if self.scale_before_nms else ''}"
         )
+
+
+def _check_sizes(name: str, sizes: Sequence[tuple[int, int]], count: int) -> None:
+    """Raise unless there is one size per image, and none of them is 0."""
+    if len(sizes) != count:
+        raise ValueError(
+            f"{name} must have one (height, width) per image, got {len(sizes)} for {count} images."
+        )
+    for image, size in enumerate(sizes):
+        check_size(f"{name}[{image}]", size)
 
 
 def _best_of_map(

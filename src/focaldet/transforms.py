@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_image, check_range
+from focaldet._checks import check_choice, check_image, check_range, check_size
 from focaldet._opencv_resizing import resize_as_opencv
 from focaldet.structures import ImageBatch
 
@@ -26,9 +26,13 @@ def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
     If the long side would then exceed ``max_size``, return the factor that resizes that to
     ``max_size``.
 
+    Raises:
+        ValueError: If a side of the image is not above 0.
+
     >>> resize_factor((400, 600), min_size=800, max_size=1333)
     2.0
     """
+    check_size("size", size)
     return min(min_size / min(size), max_size / max(size))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import DetectionDataset, read_coco
@@ -79,6 +80,37 @@ def tiny_detector(norm: Any = "batch") -> RetinaNet:
         max_size=96,
     )
     return RetinaNet.from_config(config)
+
+
+class _Backbone(nn.Module):
+    channels, strides = (2, 2, 2), (8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2, 8, 8)
+        self.stages = nn.ModuleList([nn.Conv2d(2, 2, 2, 2) for _ in range(2)])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [self.stem(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+
+def smallest_detector() -> RetinaNet:
+    """Return a detector of a few hundred weights, which learns nothing."""
+    config = RetinaNetConfig(
+        num_classes=2,
+        class_names=("square", "circle"),
+        backbone="custom",
+        fpn_channels=2,
+        head_depth=1,
+        octave_scales=(1.0,),
+        aspect_ratios=(1.0,),
+        min_size=64,
+        max_size=64,
+    )
+    return RetinaNet.from_config(config, backbone=_Backbone())
 
 
 def tiny_options(**changes: Any) -> TrainingOptions:

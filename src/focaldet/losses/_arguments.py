@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_range, shortened
+from focaldet._checks import check_choice, check_number, check_range, is_number, shortened
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 Normalizer: TypeAlias = float | Tensor | Literal["num_pos", "num_pos_all_ranks"] | None
@@ -66,11 +67,13 @@ class Options(NamedTuple):
         check_alpha(self.alpha)
         check_gamma(self.gamma)
         check_reduction(self.reduction, self.normalizer)
+        check_whole_number("ignore_index", self.ignore_index)
         return self
 
 
 def check_gamma(gamma: float) -> None:
     """Raise unless ``gamma`` is a finite number >= 0."""
+    check_number("gamma", gamma)
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}. The paper uses 2.")
 
@@ -103,8 +106,9 @@ def check_class_weights(alpha: Tensor | float | None) -> None:
 
 
 def _check_number(alpha: object) -> None:
-    if alpha is not None and not isinstance(alpha, (int, float)):
-        remedy = " Pass it as torch.tensor(alpha)." if isinstance(alpha, (list, tuple)) else ""
+    if alpha is not None and not is_number(alpha):
+        several = isinstance(alpha, (list, tuple)) or type(alpha).__name__ == "ndarray"
+        remedy = " Pass it as torch.tensor(alpha)." if several else ""
         raise TypeError(
             "alpha must be None, a number or a floating-point tensor of shape [K], "
             f"got {shortened(alpha)}.{remedy}"
@@ -139,10 +143,26 @@ def check_reduction(reduction: str, normalizer: Normalizer) -> None:
                 "already divides by the number of entries. The paper uses 'sum'."
             )
     elif isinstance(normalizer, Tensor):
+        if normalizer.dtype == torch.bool or normalizer.is_complex():
+            raise TypeError(f"A tensor normalizer must have real numbers, got {normalizer.dtype}.")
         if plain_cpu(normalizer) and not bool((normalizer > 0).all()):
             raise ValueError(f"normalizer must be greater than 0, got {normalizer.tolist()}.")
+    elif normalizer is not None and not is_number(normalizer):
+        array = type(normalizer).__name__ == "ndarray"
+        remedy = " Pass it as torch.tensor(normalizer)." if array else ""
+        raise TypeError(
+            f"normalizer must be None, a number or a tensor, got {shortened(normalizer)}.{remedy}"
+        )
     elif normalizer is not None and not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer must be finite and greater than 0, got {normalizer}.")
+
+
+def check_whole_number(name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer of Python or NumPy."""
+    if type(value) is int:  # faster than asking the abstract class
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {shortened(value)}.")
 
 
 def check_own_normalizer(normalizer: object) -> None:

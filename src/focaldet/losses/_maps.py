@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from focaldet._checks import check_range
+from focaldet._checks import check_range, shortened
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import TotalLoss
@@ -58,7 +59,7 @@ def sigmoid_focal_loss_maps(
         which the maps are permuted and concatenated.
 
     Raises:
-        TypeError: If a map or the targets have an unsupported dtype.
+        TypeError: If an argument has an unsupported type or dtype.
         ValueError: If an option or a target is out of range, or if shapes do not match.
 
     Examples:
@@ -75,8 +76,11 @@ def sigmoid_focal_loss_maps(
         Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, section 4 and equation 5.
         arXiv:1708.02002.
     """
+    if not isinstance(maps, Iterable):
+        raise TypeError(f"maps must be a sequence of tensors, got {shortened(maps)}.")
     maps = list(maps)
     options = Options(alpha, gamma, reduction, normalizer, ignore_index).check()
+    arguments.check_whole_number("num_classes", num_classes)
     arguments.check_alpha_size(alpha, num_classes)
     _check_maps(maps, targets, num_classes, normalizer)
 
@@ -213,12 +217,12 @@ def _check_maps(
                 f"All maps must have the same dtype and device, but maps[0] is {first.dtype} on "
                 f"{first.device} and maps[{i}] is {m.dtype} on {m.device}."
             )
+    arguments.check_target_type(first, targets)
     if targets.is_floating_point():
         raise TypeError(
             f"targets must be class indices (int64), got {targets.dtype}. For soft targets, use "
             "sigmoid_focal_loss."
         )
-    arguments.check_target_type(first, targets)
     B = first.shape[0]
     shape = [B, sum(m.shape[1] // num_classes * m.shape[2] * m.shape[3] for m in maps)]
     if list(targets.shape) != shape:

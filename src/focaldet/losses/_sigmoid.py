@@ -79,7 +79,7 @@ def sigmoid_focal_loss(
         losses in the shape and dtype of the logits.
 
     Raises:
-        TypeError: If the logits or targets have an unsupported dtype.
+        TypeError: If an argument has an unsupported type or dtype.
         ValueError: If an option or a target is out of range, or if shapes do not match. Values of
             tensors are checked on CPUs only, outside `torch.compile` and `torch.func`; elsewhere
             checking would cost a synchronisation.
@@ -246,7 +246,7 @@ class FocalLoss(nn.Module):
         inplace_gradient: Whether the gradient overwrites the logits.
 
     Raises:
-        TypeError: If ``alpha`` has an unsupported type.
+        TypeError: If an option has an unsupported type.
         ValueError: If an option is out of range.
 
     Examples:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_range
+from focaldet._checks import check_number, check_range
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._formula import focal, one_hot_mask
 from focaldet.losses._reduction import reduce
@@ -56,7 +56,7 @@ def softmax_focal_loss(
         losses in the shape of class indices and the dtype of the logits.
 
     Raises:
-        TypeError: If the logits or targets have an unsupported dtype.
+        TypeError: If an argument has an unsupported type or dtype.
         ValueError: If an option or a target is out of range, or if shapes do not match.
 
     Examples:
@@ -69,7 +69,9 @@ def softmax_focal_loss(
         Lin et al. Focal Loss for Dense Object Detection. ICCV 2017, equation 5, with p_t from
         a softmax (the paper uses a sigmoid). arXiv:1708.02002.
     """
-    _check_options(alpha, gamma, reduction, normalizer, label_smoothing)
+    _check_options(
+        alpha, gamma, reduction, normalizer, ignore_index, label_smoothing=label_smoothing
+    )
     arguments.check_logits("logits", logits)
     arguments.check_targets(logits, targets)
     K, dim = arguments.count_classes(logits), arguments.class_axis(logits)
@@ -129,6 +131,8 @@ def _check_options(
     gamma: float,
     reduction: Reduction,
     normalizer: Tensor | float | None,
+    ignore_index: int,
+    *,
     label_smoothing: float,
 ) -> None:
     """Raise if an option is invalid."""
@@ -136,6 +140,8 @@ def _check_options(
     arguments.check_gamma(gamma)
     arguments.check_own_normalizer(normalizer)
     arguments.check_reduction(reduction, normalizer)
+    arguments.check_whole_number("ignore_index", ignore_index)
+    check_number("label_smoothing", label_smoothing)
     check_range("label_smoothing", label_smoothing, 0.0, 1.0)
 
 
@@ -153,7 +159,7 @@ class SoftmaxFocalLoss(nn.Module):
         label_smoothing: Fraction of each target to spread evenly over the classes, in [0, 1].
 
     Raises:
-        TypeError: If ``alpha`` has an unsupported type.
+        TypeError: If an option has an unsupported type.
         ValueError: If an option is out of range.
 
     Examples:
@@ -178,7 +184,9 @@ class SoftmaxFocalLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_options(alpha, gamma, reduction, normalizer, label_smoothing)
+        _check_options(
+            alpha, gamma, reduction, normalizer, ignore_index, label_smoothing=label_smoothing
+        )
         arguments.set_option(self, "alpha", alpha)
         arguments.set_option(self, "normalizer", normalizer)
         self.gamma = gamma

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import check_range
+from focaldet._checks import check_number, check_range
 from focaldet.losses import _arguments as arguments
 from focaldet.losses._arguments import Options
 from focaldet.losses._formula import alpha_for, one_hot_mask, softplus
@@ -41,7 +42,7 @@ def focal_star_loss(
             targets 1 and 0 with weights t and 1 - t. The paper does not define soft targets.
         alpha: As in `sigmoid_focal_loss`. The formula in the paper's appendix omits it.
         gamma: Factor of the logit, > 0.
-        beta: Shift of the logit. With beta 0, this is fvcore's ``sigmoid_focal_loss_star``.
+        beta: Shift of the logit, finite. With beta 0, this is fvcore's ``sigmoid_focal_loss_star``.
         reduction: As in `sigmoid_focal_loss`.
         normalizer: As in `sigmoid_focal_loss`.
         ignore_index: As in `sigmoid_focal_loss`.
@@ -50,7 +51,7 @@ def focal_star_loss(
         The loss, as from `sigmoid_focal_loss`.
 
     Raises:
-        TypeError: If the logits or targets have an unsupported dtype.
+        TypeError: If an argument has an unsupported type or dtype.
         ValueError: If gamma is 0, if another option or a target is out of range, or if shapes do
             not match.
 
@@ -65,6 +66,9 @@ def focal_star_loss(
     """
     Options(alpha, gamma, reduction, normalizer, ignore_index).check()
     check_range("gamma", gamma, 0.0, low_open=True)
+    check_number("beta", beta)
+    if not math.isfinite(beta):
+        raise ValueError(f"beta must be finite, got {beta}.")
     arguments.check_one_number(normalizer)
     arguments.check_logits("logits", logits)
     arguments.check_targets(logits, targets)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import math
 import signal
 import threading
 from pathlib import Path
@@ -15,25 +14,24 @@ from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from focaldet._atomic import atomic_write
-from focaldet._checks import check_range
-from focaldet.errors import TrainingError
+from focaldet._checks import check_range, is_number, shortened
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
+from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
+from focaldet.training._resuming import check_count, explain_damage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import os
     from types import FrameType
 
 __all__ = [
     "AtomicCheckpointIO",
     "BestModel",
     "LastCheckpoint",
-    "check_checkpoint",
     "weights_to_save",
 ]
 
-_REQUIRED = {"epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers"}
 _ASK_EVERY = 10  # batches; in distributed training, ranks ask each other only so often about a stop
 
 
@@ -70,40 +68,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If it does not exist.
             TrainingError: If it is damaged.
         """
-        with _explain_damage(path):
+        with explain_damage(path):
             return super().load_checkpoint(Path(path), *args, **kwargs)
-
-
-@contextlib.contextmanager
-def _explain_damage(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise :class:`TrainingError` for anything that torch raises on reading a damaged file.
-
-    torch's own error is hidden, because it suggests to load the file without protection against
-    malicious code.
-    """
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, MemoryError):
-        raise
-    except Exception:  # noqa: BLE001 - damaged pickles raise almost anything
-        raise TrainingError(
-            f"Cannot resume from {os.fspath(path)!r}: it is damaged or not a checkpoint of tensors and "
-            "plain values. Start a new run in another folder."
-        ) from None
-
-
-def check_checkpoint(path: Path) -> int:
-    """Return the number of updates that led to a checkpoint, without reading its tensors.
-
-    Raises:
-        TrainingError: If the file is damaged or not the checkpoint of a run.
-    """
-    with _explain_damage(path):
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = _REQUIRED - state.keys()
-        if missing or type(state["global_step"]) is not int:
-            raise ValueError(path)
-        return int(state["global_step"])
 
 
 class LastCheckpoint(Checkpoint):
@@ -162,7 +128,7 @@ class LastCheckpoint(Checkpoint):
         if ask and self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
         elif self.every is not None and trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any
@@ -178,7 +144,7 @@ class LastCheckpoint(Checkpoint):
         if self._asked_to_stop(trainer):
             self._save_and_leave(trainer)
         else:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Exit if the run is to stop; by now the metrics of the last step have been logged."""
@@ -197,8 +163,14 @@ class LastCheckpoint(Checkpoint):
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         return asked
 
-    def _save_and_leave(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DetectionDataModule):
+            data.collect_skipped()  # only the first rank's state is saved
         trainer.save_checkpoint(self.path)
+
+    def _save_and_leave(self, trainer: pl.Trainer) -> None:
+        self._save(trainer)
         self._leaving = True
         LOG.info(
             "Stopped by %s; saved the state after update %d to %r. Resume the run to continue.",
@@ -246,7 +218,12 @@ class BestModel(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the highest value and its epoch."""
-        self.best, self.epoch = state_dict["best"], state_dict["epoch"]
+        best, epoch = state_dict["best"], state_dict["epoch"]
+        if best is not None:
+            check_count("epoch of the best model", epoch)
+            if not is_number(best) or not math.isfinite(best):
+                raise ValueError(f"the highest value so far is {shortened(best)}")
+        self.best, self.epoch = best, epoch
 
 
 def weights_to_save(trainer: pl.Trainer, module: Any) -> dict[str, Any]:

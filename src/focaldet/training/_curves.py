@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Curves", "draw_curves"]
 
 _FEW = 20  # points; so few are marked, because a line through one point would be invisible
+_MOST = 1e30  # larger numbers, infinity and NaN cannot be drawn
 _EPOCH_LOSSES = ("train/loss_epoch", "val/loss")
 
 
@@ -59,10 +60,14 @@ def draw_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
     Raises:
         FileNotFoundError: If ``metrics`` does not exist.
+        TrainingError: If it is damaged.
     """
     from matplotlib.figure import Figure
 
-    rows = read_metrics(existing_file("metrics", metrics))
+    rows = [
+        {name: value for name, value in row.items() if abs(value) < _MOST}
+        for row in read_metrics(existing_file("metrics", metrics))
+    ]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     losses, ap, rate = figure.subplots(1, 3)
     _plot(losses, rows, {"train/loss": "training, per update"}, color="0.75", linewidth=0.8)

@@ -21,7 +21,8 @@ from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
 from focaldet.errors import TrainingError, UnreadableImageError
 from focaldet.structures import check_targets
-from focaldet.training._logging import LOG
+from focaldet.training._resuming import check_count
+from focaldet.training._skipped import SkippedImages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,8 +31,7 @@ __all__ = ["DetectionDataModule"]
 
 _StandIn: TypeAlias = Literal["none", "other", "black"]
 
-_MAX_SKIPPED = 10  # images per dataset and rank, or the share below if that is more
-_MAX_SKIPPED_SHARE = 0.01
+_COLLECT_EVERY = 10  # batches; ranks tell each other only so often which images they skip
 _MAX_STAND_INS = 20  # images to try in place of one that cannot be read
 _GRACE_PERIOD = 300  # seconds that a worker keeps running after SIGTERM
 
@@ -81,11 +81,12 @@ class DetectionDataModule(pl.LightningDataModule):
     counts them once.
 
     With ``on_error="skip"``, image files that are missing or unreadable don't stop the run. Each is
-    logged once. In training, an image of the same orientation takes its place, which depends only on
-    the seed, the epoch and the image. In validation a black image takes its place, so that its objects
-    count as missed. If more than 1 % of the images of a dataset, and more than 10, cannot be read by
-    one rank, the run stops after all. Other errors, such as a size that differs from the annotated
-    size, always stop it.
+    logged once, and once more after the run is resumed. In training, an image of the same orientation
+    takes its place, which depends only on the seed, the epoch and the image. In validation a black
+    image takes its place, so that its objects count as missed. If more than 1 % of the images of a
+    dataset, and more than 10, cannot be read, the run stops after all. In distributed training the
+    ranks count together, every 10 batches and at the end of a pass, and stop together. Other errors,
+    such as a size that differs from the annotated size, always stop the run.
 
     The ``Trainer`` needs ``use_distributed_sampler=False``.
 
@@ -140,7 +141,12 @@ class DetectionDataModule(pl.LightningDataModule):
         self.workers = workers
         self.on_error = on_error
         self.seed = seed
-        self._position: dict[str, int] | None = None
+        self._position: dict[str, Any] | None = None
+        self._skipped = {
+            part: SkippedImages(data.table.file_names)
+            for part, data in (("train", train_data), ("val", val_data))
+            if data is not None
+        }
         self._train_loader: _Loader | None = None
         self._loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
 
@@ -149,6 +155,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self._train_loader = self._loader(self.train_data, shuffle=True)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
+            self._skipped["train"].restore_pass(self._position.get("skipped", ()))
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -156,24 +163,52 @@ class DetectionDataModule(pl.LightningDataModule):
         return [] if self.val_data is None else self._loader(self.val_data, shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training data, which checkpoints save.
+        """Return the position in the training data, and the images skipped so far in this epoch.
 
         Lightning also saves the state of the loader. It restores that state too late, however, when
         the number of steps has been estimated before training.
         """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        if self._train_loader is None:
+            return {}
+        skipped = self._skipped["train"].names_in_pass()
+        return self._train_loader.state_dict() | ({"skipped": skipped} if skipped else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position in the training data."""
+        """Restore the position in the training data.
+
+        Raises:
+            ValueError: If a value cannot be right.
+        """
+        if state_dict:
+            _check_position(state_dict)
+            skipped = state_dict.get("skipped", [])
+            if not all(isinstance(name, str) for name in skipped):
+                raise ValueError(f"the skipped images are {shortened(skipped)}")
         self._position = state_dict or None
 
     @property
     def num_skipped(self) -> int:
-        """Number of images that this rank has skipped in the last pass over each dataset.
+        """Number of images that were skipped in the last pass over each dataset.
+
+        In distributed training, images that other ranks have skipped since the last call of
+        `collect_skipped` are missing.
 
         .. versionadded:: 0.3.0
         """
-        return sum(len(loader.skipped_in_pass) for loader in self._loaders)
+        return sum(len(skipped.in_pass) for skipped in self._skipped.values())
+
+    def collect_skipped(self) -> None:
+        """Tell the other ranks which images this one has skipped; all must call it together.
+
+        The loaders do so every 10 batches and after the last batch.
+
+        Raises:
+            TrainingError: If too many images cannot be read, on all ranks.
+
+        .. versionadded:: 0.3.0
+        """
+        for skipped in self._skipped.values():
+            skipped.collect()
 
     def on_exception(self, exception: BaseException) -> None:
         """Shut down the workers of all loaders; the exception would keep them running."""
@@ -188,14 +223,17 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _loader(self, data: DetectionDataset, *, shuffle: bool) -> _Loader:
         trainer = self.trainer
+        ranks = trainer.world_size if trainer else 1
         batches = AspectRatioBatchSampler(
             data.aspect_ratios,
             self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
-            num_replicas=trainer.world_size if trainer else 1,
+            num_replicas=ranks,
         )
+        skipped = self._skipped["train" if shuffle else "val"]
+        skipped.ranks = ranks if self.on_error == "skip" else 1
         loader = _Loader(
             _Seeded(data, self.seed, stand_in=self._stand_in(shuffle=shuffle)),
             batch_sampler=_Batches(batches),
@@ -204,6 +242,7 @@ class DetectionDataModule(pl.LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise the global random state would advance
+            skipped=skipped,
         )
         self._loaders.add(loader)
         return loader
@@ -212,6 +251,11 @@ class DetectionDataModule(pl.LightningDataModule):
         if self.on_error == "raise":
             return "none"
         return "other" if shuffle else "black"
+
+
+def _check_position(state: dict[str, Any]) -> None:
+    for name in ("epoch", "given"):
+        check_count(f"{name} of the position in the data", state[name])
 
 
 class _Epochs(Protocol):
@@ -260,15 +304,15 @@ class _Loader(DataLoader[Any]):
     batch_sampler: _Batches
     given = 0  # batches of this epoch that have been returned
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, skipped: SkippedImages, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.skipped_in_pass: set[int] = set()  # items
-        self._unreadable: set[int] = set()  # items of all passes
+        self._skipped = skipped
 
     def __iter__(self) -> Any:
         self.given = self.batch_sampler.start
-        self.skipped_in_pass.clear()
+        if not self.given:  # not in the rest of a resumed epoch
+            self._skipped.start_pass()
         batches = super().__iter__()
         if self.num_workers:
             self._iterators.add(batches)
@@ -279,9 +323,8 @@ class _Loader(DataLoader[Any]):
                     error = TrainingError(batch.message)
                     error.add_note(batch.trace)
                     raise error
-                for failure in batch.skipped:
-                    self._count(failure)
                 self.given += 1
+                self._count(batch.skipped)
                 yield batch.images, batch.targets
         finally:
             if self.num_workers:
@@ -291,20 +334,12 @@ class _Loader(DataLoader[Any]):
         """Shut down the workers of iterations that have not ended."""
         _shut_down_workers(self._iterators)
 
-    def _count(self, failure: _Failure) -> None:
-        """Count a skipped image; log it if it is new, and raise if there are too many."""
-        self.skipped_in_pass.add(failure.item)
-        if failure.item in self._unreadable:
-            return
-        self._unreadable.add(failure.item)
-        LOG.warning("Skipping an image: %s", failure.message)
-        total = len(self.dataset)  # type: ignore[arg-type]
-        if len(self._unreadable) > max(_MAX_SKIPPED, total * _MAX_SKIPPED_SHARE):
-            raise TrainingError(
-                f"{len(self._unreadable)} of {total} images cannot be read, more than on_error='skip' "
-                f"allows ({_MAX_SKIPPED_SHARE:.0%}, or {_MAX_SKIPPED} if that is more). The last is: "
-                f"{failure.message}"
-            )
+    def _count(self, failures: Iterable[_Failure]) -> None:
+        """Count the images that were skipped in a batch."""
+        for failure in failures:
+            self._skipped.add(failure.item, failure.message)
+        if self.given % _COLLECT_EVERY == 0 or self.given == len(self.batch_sampler):
+            self._skipped.collect()
 
     @staticmethod
     def _next(batches: Iterator[Any]) -> Any:
@@ -317,6 +352,7 @@ class _Loader(DataLoader[Any]):
         return {"epoch": self.batch_sampler.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        _check_position(state)
         epoch_done = state["given"] >= len(self.batch_sampler)
         self.batch_sampler.epoch = state["epoch"] + epoch_done
         self.batch_sampler.start = 0 if epoch_done else state["given"]

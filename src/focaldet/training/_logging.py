@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOG", "hide_lightning_messages", "log_on_rank_zero", "show_log"]
+__all__ = ["LOG", "hide_lightning_messages", "log_on_rank_zero", "show_log", "warn_on_rank_zero"]
 
 LOG = logging.getLogger("focaldet.training")
 _HIDDEN_WARNINGS = (  # of pytorch-lightning and torch; a user of train() cannot act on them
@@ -30,6 +30,12 @@ _HIDDEN_WARNINGS = (  # of pytorch-lightning and torch; a user of train() cannot
 def log_on_rank_zero(line: str) -> None:
     """Log a line once in distributed training."""
     LOG.info(line)
+
+
+@rank_zero_only
+def warn_on_rank_zero(line: str, *values: object) -> None:
+    """Log a warning once in distributed training."""
+    LOG.warning(line, *values)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from focaldet._atomic import atomic_write
+from focaldet._checks import shortened
+from focaldet.errors import TrainingError
 
 if TYPE_CHECKING:
     import os
@@ -90,10 +92,28 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a ``metrics.csv``, leaving out empty cells."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        return [{key: _number(key, value) for key, value in row.items() if value} for row in rows]
+    """Read the rows of a ``metrics.csv``, leaving out empty cells.
+
+    Raises:
+        TrainingError: If the file is damaged.
+    """
+    rows = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError("the number of cells is wrong")  # noqa: TRY301
+                rows.append({key: _number(key, value) for key, value in row.items() if value})
+                if rows[-1].get("step", -1) < 0:
+                    raise ValueError(f"step is {row.get('step')!r}")  # noqa: TRY301
+        except (ValueError, csv.Error) as error:
+            raise TrainingError(
+                f"Cannot read {str(path)!r}: it is damaged near line {reader.line_num + 1} "
+                f"({shortened(str(error))}). Correct the file, or move it away to continue without the "
+                "rows before."
+            ) from error
+    return rows
 
 
 def _number(column: str, text: str) -> float:

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
@@ -72,7 +71,7 @@ class ProgressLog(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Log the results of the epoch."""
-        skipped = _skipped_images(trainer, module)
+        skipped = _skipped_images(trainer)
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
@@ -93,10 +92,10 @@ class ProgressLog(pl.Callback):
         )
 
 
-def _skipped_images(trainer: pl.Trainer, module: Any) -> int:
+def _skipped_images(trainer: pl.Trainer) -> int:
     """Return how many images all ranks have skipped in this epoch."""
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, DetectionDataModule) or data.on_error != "skip":
         return 0
-    count = torch.tensor(float(data.num_skipped), device=module.device)
-    return int(trainer.strategy.reduce(count, reduce_op="sum"))
+    data.collect_skipped()
+    return data.num_skipped

@@ -18,9 +18,9 @@ from focaldet._checks import shortened
 from focaldet._version import __version__
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import TrainingError
-from focaldet.training._checkpoints import check_checkpoint
 from focaldet.training._lock import LOCK_NAME
 from focaldet.training._logging import LOG, log_on_rank_zero
+from focaldet.training._resuming import check_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,6 +30,7 @@ from focaldet.training._nonfinite import NonFiniteGuard
 from focaldet.training._options import TrainingOptions
 from focaldet.training._pictures import Pictures
 from focaldet.training._progress import ProgressLog, on_terminal
+from focaldet.training._resuming import RestoredState, resuming_from
 from focaldet.training._run_folder import prepare_folder, step_of_checkpoint
 from focaldet.training._weight_average import AverageWeights
 
@@ -134,7 +135,13 @@ def train(
             step=step,
         )
         module = RetinaNetModule(model.train(), options, resize_images=resize_images)
-        trainer.fit(module, data, ckpt_path=None if step is None else last, weights_only=True)
+        if step is None:
+            trainer.fit(module, data)
+        else:
+            state = RestoredState()
+            trainer.callbacks.insert(0, state)  # type: ignore[attr-defined]
+            with resuming_from(last, state):
+                trainer.fit(module, data, ckpt_path=last, weights_only=True)
         if trainer.is_global_zero:
             weights = Weights(model.current_config(), weights_to_save(trainer, module))
             save_checkpoint(weights, folder / "last")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from focaldet._checks import check_range
+from focaldet.training._resuming import check_count
 
 __all__ = ["AverageWeights"]
 
@@ -34,6 +37,11 @@ class AverageWeights(WeightAveraging):
         check_range("decay", decay, 0, 1)
         self.decay = decay
         super().__init__(avg_fn=self.average)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of updates."""
+        check_count("latest_update_step", state_dict["latest_update_step"])
+        super().load_state_dict(state_dict)
 
     def average(self, averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         """Return the new average of one tensor."""
