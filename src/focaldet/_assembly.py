@@ -182,6 +182,7 @@ def build_preprocess(config: RetinaNetConfig) -> Preprocess:
         antialias=config.antialias,
         round_pixels=config.round_pixels,
         always_pad=config.always_pad,
+        resize_by_factor=config.resize_by_factor,
     )
 
 
@@ -321,7 +322,7 @@ def _same(*names: str) -> dict[str, str]:
 _FIELDS: dict[type, dict[str, str]] = {
     Preprocess: _same(
         *("min_size", "max_size", "size_divisor", "size_rounding"),
-        *("antialias", "round_pixels", "always_pad"),
+        *("antialias", "round_pixels", "always_pad", "resize_by_factor"),
     ),
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),

@@ -91,7 +91,7 @@ class RetinaNetConfig:
             :class:`focaldet.postprocess.PostProcess`.
         min_size, max_size, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
-        size_rounding, antialias, round_pixels, always_pad: See
+        size_rounding, antialias, round_pixels, always_pad, resize_by_factor: See
             :class:`focaldet.transforms.Preprocess`.
 
     Raises:
@@ -165,10 +165,11 @@ class RetinaNetConfig:
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
-    size_rounding: Literal["floor", "round"] = "floor"
+    size_rounding: Literal["floor", "round", "round_two_step", "round_half_even"] = "floor"
     antialias: bool = False
     round_pixels: bool = False
     always_pad: bool = False
+    resize_by_factor: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in _allowed().items():
@@ -224,6 +225,11 @@ class RetinaNetConfig:
             raise ValueError(
                 "anchor_mode='torchvision' requires anchor_offset=0, got "
                 f"anchor_offset={self.anchor_offset}."
+            )
+        if self.resize_by_factor and (self.antialias or self.round_pixels):
+            raise ValueError(
+                "resize_by_factor=True requires antialias=False and round_pixels=False, got "
+                f"antialias={self.antialias} and round_pixels={self.round_pixels}."
             )
         if self.criterion == "retinanet" and self.assigner == "iou":
             check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_image, check_range
+from focaldet._pillow_resizing import resize_as_pillow
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Preprocess", "resize_factor", "resized_size"]
+__all__ = ["Preprocess", "SizeRounding", "resize_factor", "resized_size"]
 
-_HALF = {"floor": 0.0, "round": 0.5}  # added before rounding down
+SizeRounding: TypeAlias = Literal["floor", "round", "round_two_step", "round_half_even"]
+"""How :func:`resized_size` rounds.
+
+.. versionadded:: 0.3.0
+"""
+
+_ROUNDINGS = get_args(SizeRounding)
 
 
-def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
+def resize_factor(
+    size: tuple[int, int], min_size: int, max_size: int, *, rounding: SizeRounding = "floor"
+) -> float:
     """Return the factor that resizes an image's short side to ``min_size``.
 
     If the long side would then exceed ``max_size``, return the factor that resizes that to
-    ``max_size``.
+    ``max_size``. With the rounding "round_half_even", the long side is rounded before it is compared.
 
     >>> resize_factor((400, 600), min_size=800, max_size=1333)
     2.0
     """
-    return min(min_size / min(size), max_size / max(size))
+    factor, limit = min_size / min(size), max_size / max(size)
+    if rounding == "round_half_even":
+        return limit if round(factor * max(size)) > max_size else factor
+    return min(factor, limit)
 
 
 def resized_size(
@@ -36,7 +49,7 @@ def resized_size(
     min_size: int,
     max_size: int,
     *,
-    rounding: Literal["floor", "round"] = "floor",
+    rounding: SizeRounding = "floor",
 ) -> tuple[int, int]:
     """Return the size of an image after its short side is resized to ``min_size``.
 
@@ -47,17 +60,42 @@ def resized_size(
         size: ``(height, width)``.
         min_size: Target length of the short side, in pixels.
         max_size: Maximum length of the long side, in pixels.
-        rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
-            Detectron2 and MMDetection.
+        rounding: "floor", as in torchvision; "round" to the nearest integer (halves up), as in
+            MMDetection; "round_two_step", as in Detectron2, which resizes the short side and then, if
+            necessary, the long side, and rounds as "round" does after both, so that float arithmetic
+            puts some halves on the other side; or "round_half_even" (halves to the even integer), as
+            in Detectron, which compares the long side with ``max_size`` after rounding it.
+
+            .. versionchanged:: 0.3.0
+                Added "round_two_step" and "round_half_even".
 
     >>> resized_size((480, 640), min_size=800, max_size=1333)
     (800, 1066)
     >>> resized_size((480, 640), min_size=800, max_size=1333, rounding="round")
     (800, 1067)
     """
-    scale = resize_factor(size, min_size, max_size)
-    height, width = (max(1, math.floor(float(side) * scale + _HALF[rounding])) for side in size)
+    if rounding == "round_two_step":
+        factor = min_size / min(size)
+        sides = [float(min_size) if side == min(size) else factor * side for side in size]
+        factor = min(1.0, max_size / max(sides))
+        sides = [side * factor for side in sides]
+    else:
+        factor = resize_factor(size, min_size, max_size, rounding=rounding)
+        sides = [float(side) * factor for side in size]
+    height, width = (max(1, _ROUND[rounding](side)) for side in sides)
     return height, width
+
+
+def _round_half_up(side: float) -> int:
+    return math.floor(side + 0.5)
+
+
+_ROUND: dict[SizeRounding, Callable[[float], int]] = {
+    "floor": math.floor,
+    "round": _round_half_up,
+    "round_two_step": _round_half_up,
+    "round_half_even": round,
+}
 
 
 class Preprocess(nn.Module):
@@ -71,13 +109,19 @@ class Preprocess(nn.Module):
         std: The standard deviation of each channel, greater than 0.
         size_divisor: The batch is padded to a height and width that are multiples of this, to the
             right and below, with zeros (after normalisation).
-        size_rounding: "floor" or "round"; see :func:`resized_size`.
+        size_rounding: "floor", "round", "round_two_step" or "round_half_even"; see
+            :func:`resized_size`.
         antialias: Whether to widen the bilinear filter where an image shrinks, as Pillow does.
         round_pixels: Whether to round to 256 levels before and after resizing, and to normalise last,
             as Pillow and OpenCV do. Otherwise normalised values are resized, as in torchvision. With
-            ``antialias`` on the CPU, the result is Pillow's except for differences of one level.
+            ``antialias``, the result is exactly Pillow's.
         always_pad: Whether to pad by at least one pixel on each axis, so that a side that is a
             multiple of ``size_divisor`` grows by ``size_divisor``.
+        resize_by_factor: Whether pixels are as far apart in the image as the intended factor says, as
+            when OpenCV is given a factor. Otherwise the ratio of the new and the old side says it,
+            which differs because sides are rounded to whole pixels.
+
+            .. versionadded:: 0.3.0
 
     Deviation: the paper specifies only the short side. The limit of 1333 for the long one, bilinear
     resizing without antialiasing and sizes rounded down follow torchvision.
@@ -100,16 +144,22 @@ class Preprocess(nn.Module):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         size_divisor: int = 32,
-        size_rounding: Literal["floor", "round"] = "floor",
+        size_rounding: SizeRounding = "floor",
         antialias: bool = False,
         round_pixels: bool = False,
         always_pad: bool = False,
+        resize_by_factor: bool = False,
     ) -> None:
         super().__init__()
         check_range("min_size", min_size, 1)
         check_range("max_size", max_size, min_size)
         check_range("size_divisor", size_divisor, 1)
-        check_choice("size_rounding", size_rounding, _HALF)
+        check_choice("size_rounding", size_rounding, _ROUNDINGS)
+        if resize_by_factor and (antialias or round_pixels):
+            raise ValueError(
+                "resize_by_factor=True requires antialias=False and round_pixels=False, got "
+                f"antialias={antialias} and round_pixels={round_pixels}."
+            )
         if not mean or len(mean) != len(std):
             raise ValueError(
                 f"mean and std must have one value per channel, but have {len(mean)} and {len(std)}."
@@ -125,6 +175,7 @@ class Preprocess(nn.Module):
         self.antialias = antialias
         self.round_pixels = round_pixels
         self.always_pad = always_pad
+        self.resize_by_factor = resize_by_factor
 
     @property
     def in_channels(self) -> int:
@@ -176,16 +227,28 @@ class Preprocess(nn.Module):
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
         return (image - mean[:, None, None]) / std[:, None, None]
 
+    def _new_size(self, image: Tensor) -> tuple[int, int]:
+        return resized_size(_size(image), self.min_size, self.max_size, rounding=self.size_rounding)
+
     def _resize(self, image: Tensor) -> Tensor:
-        size = resized_size(_size(image), self.min_size, self.max_size, rounding=self.size_rounding)
+        size = self._new_size(image)
+        if self.resize_by_factor:
+            factor = resize_factor(
+                _size(image), self.min_size, self.max_size, rounding=self.size_rounding
+            )
+            # F.interpolate accepts a size or a factor, not both.
+            resized: Tensor = torch.ops.aten.upsample_bilinear2d(
+                image[None], list(size), align_corners=False, scales_h=factor, scales_w=factor
+            )
+            return resized[0]
         return F.interpolate(
             image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
 
     def _resize_levels(self, image: Tensor) -> Tensor:
         levels = (image.float() * 255).round().clamp(0, 255)
-        if self.antialias and levels.device.type == "cpu":  # torch resizes bytes as Pillow does
-            levels = self._resize(levels.byte())
+        if self.antialias:
+            levels = resize_as_pillow(levels.byte(), self._new_size(image))
         else:
             levels = (self._resize(levels) + 0.5).floor()  # OpenCV rounds halves up
         return (levels.float() / 255).to(image.dtype)
@@ -209,6 +272,7 @@ class Preprocess(nn.Module):
             f"std={self.std}, size_divisor={self.size_divisor}, "
             f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
+            f"{', resize_by_factor=True' if self.resize_by_factor else ''}"
         )
 
 
