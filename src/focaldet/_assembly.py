@@ -115,6 +115,8 @@ def build_parts(
             drop_empty=config.drop_empty,
             inclusive_corners=config.inclusive_corners,
             resize_limits=(config.min_size, config.max_size) if config.uniform_rescale else None,
+            size_rounding=config.size_rounding,
+            last_level_threshold=config.last_level_threshold,
             first_stride=strides[0],
         ),
     )
@@ -327,6 +329,7 @@ _FIELDS: dict[type, dict[str, str]] = {
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
         *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners"),
+        "last_level_threshold",
     ),
     RetinaNetCriterion: _same("box_loss", "smooth_l1_beta", "box_loss_weight", "normalizer"),
     Matcher: _same("positive_threshold", "negative_threshold", "force_match_floor"),

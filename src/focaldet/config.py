@@ -84,7 +84,7 @@ class RetinaNetConfig:
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
         score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
-        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
+        class_agnostic_nms, clip_to, drop_empty, inclusive_corners, last_level_threshold: See
             :class:`focaldet.postprocess.PostProcess`.
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
@@ -155,10 +155,11 @@ class RetinaNetConfig:
     nms_threshold: float = 0.5
     max_detections: int | None = 100
     class_agnostic_nms: bool = False
-    clip_to: Literal["image", "batch", "image_after_nms"] = "image"
+    clip_to: Literal["image", "batch", "image_after_nms", "original"] = "image"
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
+    last_level_threshold: float | None = None
 
     min_size: int = 800
     max_size: int = 1333
@@ -395,6 +396,7 @@ _LIMITS = {
     "smooth_l1_beta": _ABOVE_0,
     "box_loss_weight": _Limits(0, _LARGE),
     "score_threshold": _FRACTION,
+    "last_level_threshold": _FRACTION,
     "pre_nms_top_k": _COUNT,
     "nms_threshold": _FRACTION,
     "max_detections": _COUNT,

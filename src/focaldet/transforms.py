@@ -16,7 +16,7 @@ from focaldet.structures import ImageBatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Preprocess", "SizeRounding", "resize_factor", "resized_size"]
+__all__ = ["SIZE_ROUNDINGS", "Preprocess", "SizeRounding", "resize_factor", "resized_size"]
 
 SizeRounding: TypeAlias = Literal["floor", "round", "round_two_step", "round_half_even"]
 """How :func:`resized_size` rounds.
@@ -24,7 +24,11 @@ SizeRounding: TypeAlias = Literal["floor", "round", "round_two_step", "round_hal
 .. versionadded:: 0.3.0
 """
 
-_ROUNDINGS = get_args(SizeRounding)
+SIZE_ROUNDINGS: tuple[SizeRounding, ...] = get_args(SizeRounding)
+"""The values of :data:`SizeRounding`.
+
+.. versionadded:: 0.3.0
+"""
 
 
 def resize_factor(
@@ -154,7 +158,7 @@ class Preprocess(nn.Module):
         check_range("min_size", min_size, 1)
         check_range("max_size", max_size, min_size)
         check_range("size_divisor", size_divisor, 1)
-        check_choice("size_rounding", size_rounding, _ROUNDINGS)
+        check_choice("size_rounding", size_rounding, SIZE_ROUNDINGS)
         if resize_by_factor and (antialias or round_pixels):
             raise ValueError(
                 "resize_by_factor=True requires antialias=False and round_pixels=False, got "

@@ -70,7 +70,8 @@ class ExportableDetector(nn.Module):
         model: The model, whose modules are shared. Its maps and boxes should be float32.
 
     Raises:
-        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then.
+        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then, or
+            if ``clip_to`` is "original", because the sizes of the input images are no input.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -90,6 +91,12 @@ class ExportableDetector(nn.Module):
                 "A model with pre_nms_top_k=None cannot be exported with post-processing, because the "
                 "number of candidates has no bound. Set pre_nms_top_k in the config to a number, or "
                 "export the maps (postprocess=False)."
+            )
+        if model.postprocess.clip_to == "original":
+            raise ValueError(
+                "A model with clip_to='original' cannot be exported with post-processing, because it "
+                "suppresses boxes in pixels of the input image, whose size the file does not get. "
+                "Choose a different clip_to, or export the maps (postprocess=False)."
             )
         self.model = model
         self.top_k = top_k
@@ -161,7 +168,10 @@ class ExportableDetector(nn.Module):
         decode = self.model.postprocess.box_coder.decode
         boxes = decode(deltas.float().flatten(0, 1), anchors.flatten(0, 1)).view(at.shape)
         scores = values.float().sigmoid()
-        scores = torch.where(scores > self.model.postprocess.score_threshold, scores, 0.0)
+        threshold = self.model.postprocess.level_thresholds(
+            len(self.model.anchor_generator.strides)
+        )
+        scores = torch.where(scores > threshold[level], scores, 0.0)
         return boxes, scores, channel % num_classes
 
     def _padded(self, level: int, logits: Tensor) -> Tensor:
