@@ -202,7 +202,11 @@ def test_boxes_can_be_suppressed_in_pixels_of_the_input_image() -> None:
     def found(**options: Any) -> Any:
         case = one_cell([[0.0, 0, 8, 8], [4.0, 0, 13, 8]], [0.9, 0.8])
         process = PostProcess(
-            BoxCoder(), inclusive_corners=True, nms_threshold=0.35, resize_limits=(16, 99), **options
+            BoxCoder(),
+            inclusive_corners=True,
+            nms_threshold=0.35,
+            resize_limits=(16, 99),
+            **options,
         )
         [detections] = process(*case, [(16, 32)], [(4, 8)])
         return detections.boxes.tolist()

@@ -59,7 +59,7 @@ class RetinaNetConfig:
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
         head_depth: Number of convolutions in each tower.
-        head_norm: None or "group"; see :class:`focaldet.RetinaNetHead`.
+        head_norm: None, "group" or "group_with_bias"; see :class:`focaldet.RetinaNetHead`.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
@@ -124,7 +124,7 @@ class RetinaNetConfig:
     p7_relu: bool = True
 
     head_depth: int = 4
-    head_norm: Literal["group"] | None = None
+    head_norm: Literal["group", "group_with_bias"] | None = None
     prior: float = 0.01
 
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
