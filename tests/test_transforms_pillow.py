@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "size_
 def detectron2_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
     """Make the short side ``short``, then the long one at most ``long``, then add 0.5 and truncate."""
     scale = short / min(height, width)
-    new = (short, scale * width) if height < width else (scale * height, short)
+    new: tuple[float, float] = (short, scale * width) if height < width else (scale * height, short)
     if max(new) > long:
         shrink = long / max(new)
         new = (new[0] * shrink, new[1] * shrink)
@@ -50,8 +50,12 @@ SIZES = [(height, width) for height in range(200, 801) for width in range(200, 8
 def test_all_sizes_are_those_of_detectron2() -> None:
     two_step = [resized_size(size, 800, 1333, rounding="round_two_step") for size in SIZES]
     assert two_step == [detectron2_size(*size, 800, 1333) for size in SIZES]
-    at_once = [resized_size(size, 800, 1333, rounding="round") for size in SIZES]
-    assert sum(a != b for a, b in zip(two_step, at_once, strict=True)) == 76
+    others = sum(
+        new != resized_size(size, 800, 1333, rounding="round")
+        for size, new in zip(SIZES, two_step, strict=True)
+        if max(size) > 1.6 * min(size)  # the long side's limit matters above 1.67
+    )
+    assert others == 76
     assert resized_size((210, 620), 800, 1333, rounding="round_two_step") == (451, 1333)
     assert resized_size((210, 620), 800, 1333, rounding="round") == (452, 1333)
 
@@ -128,7 +132,9 @@ def linear(values: np.ndarray[Any, Any], count: int, factor: float) -> np.ndarra
     at = ((np.arange(count) + 0.5) / factor - 0.5).clip(0, values.shape[-1] - 1)
     left = np.floor(at).astype(int)
     right = np.minimum(left + 1, values.shape[-1] - 1)
-    return values[..., left] * (1 - (at - left)) + values[..., right] * (at - left)
+    between: np.ndarray[Any, Any]
+    between = values[..., left] * (1 - (at - left)) + values[..., right] * (at - left)
+    return between
 
 
 @pytest.mark.parametrize("size", [(61, 83), (83, 61), (13, 97), (301, 211)])

@@ -148,7 +148,7 @@ def read_settings(text: str, source: str) -> Settings:
 def _plain_loader(yaml: Any) -> Any:
     """Return a safe loader that keeps the plain content of every tag that it does not know."""
 
-    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         def flatten_mapping(self, node: Any) -> None:
             """Leave merge keys as they are: a few lines of them can stand for any amount of text."""
 
