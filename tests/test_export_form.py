@@ -57,6 +57,7 @@ def assert_module_matches_model(
         {"clip_to": "image_after_nms", "drop_empty": True, "inclusive_corners": True},
         {"drop_empty": True},
         {"score_threshold": 0.0},
+        {"score_threshold": 0.3, "last_level_threshold": 0.0},
         {"max_detections": None},
         {"pre_nms_top_k": 7},
         {"pre_nms_top_k": 7, "max_detections": None},
@@ -139,6 +140,8 @@ def test_exportable_maps_equal_those_of_the_network() -> None:
 def test_an_unbounded_number_of_candidates_raises() -> None:
     with pytest.raises(ValueError, match=r"pre_nms_top_k=None.*postprocess=False"):
         ExportableDetector(make_model(pre_nms_top_k=None))
+    with pytest.raises(ValueError, match=r"clip_to='original'.*postprocess=False"):
+        ExportableDetector(make_model(clip_to="original"))
 
 
 @pytest.mark.filterwarnings(

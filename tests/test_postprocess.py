@@ -134,6 +134,8 @@ def test_half_precision_maps_are_decoded_in_float32() -> None:
     ("options", "message"),
     [
         ({"score_threshold": 1.5}, r"score_threshold must be in \[0, 1\], got 1.5"),
+        ({"last_level_threshold": 2}, r"last_level_threshold must be in \[0, 1\], got 2"),
+        ({"size_rounding": "up"}, "size_rounding 'up'"),
         ({"nms_threshold": -1}, r"nms_threshold must be in \[0, 1\], got -1"),
         ({"pre_nms_top_k": 0}, "pre_nms_top_k.* 0"),
         ({"max_detections": 0}, "max_detections.* 0"),
@@ -239,6 +241,49 @@ def test_boxes_with_their_last_pixels_may_be_compared_in_either_image() -> None:
     assert found(inclusive_corners=True, scale_before_nms=True) == 1
     assert found(scale_before_nms=True) == 2  # an IoU of 0.5 in both
     assert "scale_before_nms=True" in repr(PostProcess(BoxCoder(), scale_before_nms=True))
+
+
+def test_boxes_can_be_suppressed_in_pixels_of_the_input_image() -> None:
+    def found(**options: Any) -> Any:
+        case = one_cell([[0.0, 0, 8, 8], [4.0, 0, 13, 8]], [0.9, 0.8])
+        process = PostProcess(
+            BoxCoder(),
+            inclusive_corners=True,
+            nms_threshold=0.35,
+            resize_limits=(16, 99),
+            **options,
+        )
+        [detections] = process(*case, [(16, 32)], [(4, 8)])
+        return detections.boxes.tolist()
+
+    # Last pixels 7 and 12 of 4-fold size are 1.75 and 3: the boxes are 2.75 and 3 wide, not 2 and 2.25.
+    assert found(clip_to="image") == [[0, 0, 2.75, 2.75], [1, 0, 4, 2.75]]  # IoU 4 / 13
+    assert found(clip_to="original") == [[0, 0, 2.75, 2.75]]  # IoU 1.75 / 4
+    # The limit of the long side is compared after rounding, and 32.4 is no more than 32.
+    case = one_cell([[0.0, 0, 9, 9]], [0.9])
+    limits: Any = {"resize_limits": (16, 32), "clip_to": "original"}
+    [half_even] = PostProcess(BoxCoder(), size_rounding="round_before_limit", **limits)(
+        *case, [(16, 32)], [(40, 81)]
+    )
+    [floor] = PostProcess(BoxCoder(), **limits)(*case, [(16, 32)], [(40, 81)])
+    assert_close(half_even.boxes[0, 2:], torch.full((2,), 9 * 40 / 16))
+    assert_close(floor.boxes[0, 2:], torch.full((2,), 9 * 81 / 32))
+
+
+def test_the_last_level_can_have_its_own_threshold() -> None:
+    parts = [one_cell([[0.0, 0, 8, 8]], [score]) for score in (0.04, 0.3, 0.04)]
+    maps = [[part[i][0] for part in parts] for i in range(3)]
+
+    def found(score_threshold: float | None = None, **options: Any) -> list[float]:
+        process = PostProcess(BoxCoder(), nms_threshold=1.0, **options)
+        [detections] = process(*maps, [(8, 8)], score_threshold=score_threshold)
+        return [round(score, 4) for score in detections.scores.tolist()]
+
+    assert found() == [0.3]
+    assert found(last_level_threshold=0.0) == [0.3, 0.04]
+    assert found(last_level_threshold=0.5) == [0.3]
+    assert found(0.2, last_level_threshold=0.0) == [0.3]
+    assert found(0.01) == [0.3, 0.04, 0.04]
 
 
 def test_no_limit_keeps_every_candidate() -> None:

@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "smooth_l1_beta": (1.0,),
     "box_loss_weight": (2.0,),
     "score_threshold": (1 / 3,),
+    "last_level_threshold": (None, 0.0),
     "pre_nms_top_k": (10,),
     "nms_threshold": (0.7,),
     "max_detections": (3,),
@@ -62,6 +63,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
 REQUIRED_CHANGES: dict[str, dict[str, Any]] = {
     "head_norm": {"fpn_channels": 32},  # 32 groups
     "anchor_mode": {"anchor_offset": 0.0},
+    "resize_by": {"antialias": False},
 }
 
 

@@ -116,6 +116,8 @@ def build_parts(
             inclusive_corners=config.inclusive_corners,
             resize_limits=(config.min_size, config.max_size) if config.uniform_rescale else None,
             scale_before_nms=config.scale_before_nms,
+            size_rounding=config.size_rounding,
+            last_level_threshold=config.last_level_threshold,
             first_stride=strides[0],
         ),
     )
@@ -184,6 +186,7 @@ def build_preprocess(config: RetinaNetConfig) -> Preprocess:
         antialias=config.antialias,
         round_pixels=config.round_pixels,
         always_pad=config.always_pad,
+        resize_by=config.resize_by,
     )
 
 
@@ -323,11 +326,12 @@ def _same(*names: str) -> dict[str, str]:
 _FIELDS: dict[type, dict[str, str]] = {
     Preprocess: _same(
         *("min_size", "max_size", "keep_ratio", "size_divisor", "size_rounding"),
-        *("antialias", "round_pixels", "always_pad"),
+        *("resize_by", "antialias", "round_pixels", "always_pad"),
     ),
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
         *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners", "scale_before_nms"),
+        "last_level_threshold",
     ),
     RetinaNetCriterion: _same("box_loss", "smooth_l1_beta", "box_loss_weight", "normalizer"),
     Matcher: _same("positive_threshold", "negative_threshold", "force_match_floor"),

@@ -60,8 +60,8 @@ class RetinaNetConfig:
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
         head_depth: Number of convolutions in each tower.
-        head_norm: None or "group", which needs ``fpn_channels`` to be a multiple of 32; see
-            :class:`focaldet.RetinaNetHead`.
+        head_norm: None, or "group" or "group_with_bias", which need ``fpn_channels`` to be a multiple of
+            32; see :class:`focaldet.RetinaNetHead`.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
@@ -86,7 +86,7 @@ class RetinaNetConfig:
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
         score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
-        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
+        class_agnostic_nms, clip_to, drop_empty, inclusive_corners, last_level_threshold: See
             :class:`focaldet.postprocess.PostProcess`.
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
@@ -94,7 +94,7 @@ class RetinaNetConfig:
         scale_before_nms: See :class:`focaldet.postprocess.PostProcess`.
         min_size, max_size, keep_ratio, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
-        size_rounding, antialias, round_pixels, always_pad: See
+        size_rounding, resize_by, antialias, round_pixels, always_pad: See
             :class:`focaldet.transforms.Preprocess`.
 
     Raises:
@@ -128,7 +128,7 @@ class RetinaNetConfig:
     p7_relu: bool = True
 
     head_depth: int = 4
-    head_norm: Literal["group"] | None = None
+    head_norm: Literal["group", "group_with_bias"] | None = None
     prior: float = 0.01
 
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
@@ -159,11 +159,12 @@ class RetinaNetConfig:
     nms_threshold: float = 0.5
     max_detections: int | None = 100
     class_agnostic_nms: bool = False
-    clip_to: Literal["image", "batch", "image_after_nms"] = "image"
+    clip_to: Literal["image", "batch", "image_after_nms", "original"] = "image"
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
     scale_before_nms: bool = False
+    last_level_threshold: float | None = None
 
     min_size: int = 800
     max_size: int = 1333
@@ -171,7 +172,10 @@ class RetinaNetConfig:
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
-    size_rounding: Literal["floor", "round"] = "floor"
+    size_rounding: Literal[
+        "floor", "round", "round_half_even", "round_two_step", "round_before_limit"
+    ] = "floor"
+    resize_by: Literal["size", "factor"] = "size"
     antialias: bool = False
     round_pixels: bool = False
     always_pad: bool = False
@@ -226,9 +230,9 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
-        if self.head_norm == "group" and self.fpn_channels % _HEAD_GROUPS:
+        if self.head_norm is not None and self.fpn_channels % _HEAD_GROUPS:
             raise ValueError(
-                f"head_norm='group' divides the channels into {_HEAD_GROUPS} groups, so fpn_channels "
+                f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so fpn_channels "
                 f"must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
             )
         if self.uniform_rescale and not self.keep_ratio:
@@ -247,6 +251,11 @@ class RetinaNetConfig:
             raise ValueError(
                 "anchor_mode='inclusive_rounded' requires anchor_plus_one=False, because its anchors "
                 "already include their last pixel."
+            )
+        if self.resize_by == "factor" and (self.antialias or not self.keep_ratio):
+            raise ValueError(
+                "resize_by='factor' requires antialias=False and keep_ratio=True, got "
+                f"antialias={self.antialias} and keep_ratio={self.keep_ratio}."
             )
         if self.criterion == "retinanet" and self.assigner == "iou":
             check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)
@@ -412,6 +421,7 @@ _LIMITS = {
     "smooth_l1_beta": _ABOVE_0,
     "box_loss_weight": _Limits(0, _LARGE),
     "score_threshold": _FRACTION,
+    "last_level_threshold": _FRACTION,
     "pre_nms_top_k": _COUNT,
     "nms_threshold": _FRACTION,
     "max_detections": _COUNT,

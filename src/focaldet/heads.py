@@ -33,7 +33,11 @@ class RetinaNetHead(nn.Module):
         num_classes: Number of foreground classes (K). There is no background channel.
         depth: Number of convolutions before the final one.
         norm: None, as in the paper, or "group" for GroupNorm after every tower convolution (which
-            then has no bias), as in torchvision's second RetinaNet.
+            then has no bias), as in torchvision's second RetinaNet; or "group_with_bias" for the same
+            after convolutions with a bias, as in Detectron2.
+
+            .. versionchanged:: 0.3.0
+                Added "group_with_bias".
         num_groups: Number of groups of the GroupNorm.
         prior: Initial probability of each class, in (0, 1).
 
@@ -62,7 +66,7 @@ class RetinaNetHead(nn.Module):
         num_classes: int = 80,
         *,
         depth: int = 4,
-        norm: Literal["group"] | None = None,
+        norm: Literal["group", "group_with_bias"] | None = None,
         num_groups: int = 32,
         prior: float = 0.01,
     ) -> None:
@@ -74,19 +78,20 @@ class RetinaNetHead(nn.Module):
         ):
             check_integer(name, count)
             check_range(name, count, lowest)
-        check_choice("norm", norm, (None, "group"))
+        check_choice("norm", norm, (None, "group", "group_with_bias"))
         if not 0 < prior < 1:
             raise ValueError(f"prior must be in (0, 1), got {prior}.")
-        if norm == "group" and in_channels % num_groups:
+        if norm is not None and in_channels % num_groups:
             raise ValueError(
                 f"num_groups must divide in_channels, but {in_channels} is not a multiple of "
                 f"{num_groups}."
             )
         self.num_anchors = num_anchors
         self.num_classes = num_classes
-        groups = num_groups if norm == "group" else None
-        self.class_tower = _tower(in_channels, depth, groups)
-        self.box_tower = _tower(in_channels, depth, groups)
+        groups = None if norm is None else num_groups
+        bias = norm != "group"
+        self.class_tower = _tower(in_channels, depth, groups, bias=bias)
+        self.box_tower = _tower(in_channels, depth, groups, bias=bias)
         self.class_logits = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         for module in self.modules():
@@ -111,10 +116,10 @@ class RetinaNetHead(nn.Module):
         return logits, box_deltas
 
 
-def _tower(channels: int, depth: int, num_groups: int | None) -> nn.Sequential:
+def _tower(channels: int, depth: int, num_groups: int | None, *, bias: bool) -> nn.Sequential:
     def block() -> nn.Sequential:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["conv"] = nn.Conv2d(channels, channels, 3, padding=1, bias=num_groups is None)
+        layers["conv"] = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
         if num_groups is not None:
             layers["norm"] = nn.GroupNorm(num_groups, channels)
         layers["relu"] = nn.ReLU(inplace=True)

@@ -13,12 +13,13 @@ from focaldet._torchvision import torchvision
 from focaldet.boxes import clip_boxes, scale_boxes
 from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
-from focaldet.transforms import resize_factor
+from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from focaldet.box_coder import BoxCoder
+    from focaldet.transforms import SizeRounding
 
 __all__ = ["PostProcess"]
 
@@ -44,8 +45,13 @@ class PostProcess(nn.Module):
         max_detections: Number of detections to keep per image. None keeps all.
         class_agnostic_nms: Whether boxes also suppress boxes of other classes.
         clip_to: "image" clips boxes to the image before suppression, as in torchvision and
-            MMDetection; "batch" to the padded batch, as in ODTK and yhenon's RetinaNet; and
-            "image_after_nms" to the image after suppression, as in Detectron2.
+            MMDetection; "batch" to the padded batch, as in ODTK and yhenon's RetinaNet;
+            "image_after_nms" to the image after suppression, as in Detectron2; and "original" scales
+            boxes to the input image before they are clipped to it and suppressed, as in Detectron.
+            This only makes a difference with ``inclusive_corners``.
+
+            .. versionchanged:: 0.3.0
+                Added "original".
         drop_empty: Whether to drop boxes that have no area after clipping.
         inclusive_corners: Whether boxes include their last pixels, as in ODTK. Clipping then leaves
             at least one pixel of each, and the last pixels are scaled, ``(x2 - 1) / factor + 1``.
@@ -55,6 +61,14 @@ class PostProcess(nn.Module):
         scale_before_nms: Whether to suppress boxes after they are scaled to the input image, as in
             MMDetection 1.x. This only makes a difference with ``inclusive_corners``, where areas depend
             on the size of a pixel.
+
+            .. versionadded:: 0.3.0
+        size_rounding: How the sizes of resized images were rounded; see
+            :func:`focaldet.transforms.resize_factor`. Only used with ``resize_limits``.
+
+            .. versionadded:: 0.3.0
+        last_level_threshold: The ``score_threshold`` of the last level, in [0, 1], as in Detectron,
+            where it is 0, so that there are always some detections. None uses that of the others.
 
             .. versionadded:: 0.3.0
         first_stride: Stride of the first level in pixels, from which the size of the batch is
@@ -84,21 +98,26 @@ class PostProcess(nn.Module):
         nms_threshold: float = 0.5,
         max_detections: int | None = 100,
         class_agnostic_nms: bool = False,
-        clip_to: Literal["image", "batch", "image_after_nms"] = "image",
+        clip_to: Literal["image", "batch", "image_after_nms", "original"] = "image",
         drop_empty: bool = False,
         inclusive_corners: bool = False,
         resize_limits: tuple[int, int] | None = None,
         scale_before_nms: bool = False,
+        size_rounding: SizeRounding = "floor",
+        last_level_threshold: float | None = None,
         first_stride: int = 8,
     ) -> None:
         super().__init__()
         check_range("score_threshold", score_threshold, 0, 1)
         check_range("nms_threshold", nms_threshold, 0, 1)
+        if last_level_threshold is not None:
+            check_range("last_level_threshold", last_level_threshold, 0, 1)
         for name, count in (("pre_nms_top_k", pre_nms_top_k), ("max_detections", max_detections)):
             if count is not None:
                 check_integer(name, count)
                 check_range(name, count, 1)
-        check_choice("clip_to", clip_to, ("image", "batch", "image_after_nms"))
+        check_choice("clip_to", clip_to, ("image", "batch", "image_after_nms", "original"))
+        check_choice("size_rounding", size_rounding, SIZE_ROUNDINGS)
         check_range("first_stride", first_stride, 1)
         self.box_coder = box_coder
         self.score_threshold = score_threshold
@@ -111,6 +130,8 @@ class PostProcess(nn.Module):
         self.inclusive_corners = inclusive_corners
         self.resize_limits = resize_limits
         self.scale_before_nms = scale_before_nms
+        self.size_rounding = size_rounding
+        self.last_level_threshold = last_level_threshold
         self.first_stride = first_stride
 
     @torch.no_grad()
@@ -135,7 +156,7 @@ class PostProcess(nn.Module):
                 to it.
             original_sizes: ``(height, width)`` of each input image. Boxes are scaled to it after
                 suppression. None does not scale them.
-            score_threshold: Used instead of the module's threshold.
+            score_threshold: Used instead of the module's thresholds, for all levels.
             class_names: Class names to store in the detections.
 
         Returns:
@@ -145,8 +166,10 @@ class PostProcess(nn.Module):
             ValueError: If ``score_threshold`` is not in [0, 1], the maps and anchors of a level do not
                 belong together, or there is not one size above 0 per image.
         """
-        threshold = self.score_threshold if score_threshold is None else score_threshold
-        check_range("score_threshold", threshold, 0, 1)
+        thresholds = self.level_thresholds(len(logits))
+        if score_threshold is not None:
+            check_range("score_threshold", score_threshold, 0, 1)
+            thresholds = [score_threshold] * len(logits)
         check_levels(logits, box_deltas, anchors)
         _check_sizes("sizes", sizes, len(logits[0]))
         if original_sizes is not None:
@@ -155,23 +178,40 @@ class PostProcess(nn.Module):
         for image, size in enumerate(sizes):
             levels = [
                 self._level_candidates(*maps, image=image, threshold=threshold)
-                for maps in zip(logits, box_deltas, anchors, strict=True)
+                for *maps, threshold in zip(logits, box_deltas, anchors, thresholds, strict=True)
             ]
+            boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
+            original = size if original_sizes is None else original_sizes[image]
+            rescaling = None if original_sizes is None else (size, original)
             canvas = size
             if self.clip_to == "batch":
                 height, width = logits[0].shape[-2:]
                 canvas = (height * self.first_stride, width * self.first_stride)
-            boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            original = size
-            rescaling = None
-            if original_sizes is not None:
-                original = original_sizes[image]
-                rescaling = (size, original)
+            elif self.clip_to == "original":
+                canvas = original
+                if rescaling is not None:
+                    boxes = self.scale_to_original(boxes, *rescaling)
+                    rescaling = None
             boxes, scores, labels = self._choose(boxes, scores, labels, canvas, rescaling)
             if rescaling is not None:
                 boxes = self.scale_to_original(boxes, *rescaling)
             found.append(Detections(boxes, scores, labels, original, class_names=class_names))
         return found
+
+    def level_thresholds(self, num_levels: int) -> list[float]:
+        """Return the score threshold of each level.
+
+        .. versionadded:: 0.3.0
+
+        >>> from focaldet.box_coder import BoxCoder
+        >>> PostProcess(BoxCoder(), last_level_threshold=0.0).level_thresholds(3)
+        [0.05, 0.05, 0.0]
+        """
+        check_range("score_threshold", self.score_threshold, 0, 1)
+        last = self.last_level_threshold
+        return [self.score_threshold] * (num_levels - 1) + [
+            self.score_threshold if last is None else last
+        ]
 
     def _choose(
         self,
@@ -229,7 +269,7 @@ class PostProcess(nn.Module):
         last_pixel = boxes.new_tensor((0, 0, 1, 1)) if self.inclusive_corners else 0
         if self.resize_limits is None:
             return scale_boxes(boxes - last_pixel, size, original_size) + last_pixel
-        factor = resize_factor(original_size, *self.resize_limits)
+        factor = resize_factor(original_size, *self.resize_limits, rounding=self.size_rounding)
         return (boxes - last_pixel) / factor + last_pixel
 
     def _level_candidates(
@@ -268,7 +308,8 @@ class PostProcess(nn.Module):
             f"pre_nms_top_k={self.pre_nms_top_k}, nms_threshold={self.nms_threshold}, "
             f"max_detections={self.max_detections}, class_agnostic_nms={self.class_agnostic_nms}, "
             f"clip_to={self.clip_to!r}, drop_empty={self.drop_empty}, "
-            f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}"
+            f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}, "
+            f"size_rounding={self.size_rounding!r}, last_level_threshold={self.last_level_threshold}"
             f"{', scale_before_nms=True' if self.scale_before_nms else ''}"
         )
 

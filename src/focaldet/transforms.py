@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_image, check_range, check_size
 from focaldet._opencv_resizing import resize_as_opencv
+from focaldet._pillow_resizing import resize_as_pillow
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Preprocess", "resize_factor", "resized_size"]
+__all__ = ["SIZE_ROUNDINGS", "Preprocess", "SizeRounding", "resize_factor", "resized_size"]
 
-_HALF = {"floor": 0.0, "round": 0.5}  # added before rounding down
+SizeRounding: TypeAlias = Literal[
+    "floor", "round", "round_half_even", "round_two_step", "round_before_limit"
+]
+"""How :func:`resized_size` rounds.
+
+.. versionadded:: 0.3.0
+"""
+
+SIZE_ROUNDINGS: tuple[SizeRounding, ...] = get_args(SizeRounding)
+"""The values of :data:`SizeRounding`.
+
+.. versionadded:: 0.3.0
+"""
 
 
-def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
+def resize_factor(
+    size: tuple[int, int], min_size: int, max_size: int, *, rounding: SizeRounding = "floor"
+) -> float:
     """Return the factor that resizes an image's short side to ``min_size``.
 
     If the long side would then exceed ``max_size``, return the factor that resizes that to
-    ``max_size``.
+    ``max_size``. With the rounding "round_before_limit", the long side is rounded before it is
+    compared.
 
     Raises:
         ValueError: If a side of the image is not above 0.
@@ -33,7 +50,10 @@ def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
     2.0
     """
     check_size("size", size)
-    return min(min_size / min(size), max_size / max(size))
+    factor, limit = min_size / min(size), max_size / max(size)
+    if rounding == "round_before_limit":
+        return limit if round(factor * max(size)) > max_size else factor
+    return min(factor, limit)
 
 
 def resized_size(
@@ -41,7 +61,7 @@ def resized_size(
     min_size: int,
     max_size: int,
     *,
-    rounding: Literal["floor", "round"] = "floor",
+    rounding: SizeRounding = "floor",
     keep_ratio: bool = True,
 ) -> tuple[int, int]:
     """Return the size of an image after its short side is resized to ``min_size``.
@@ -53,8 +73,16 @@ def resized_size(
         size: ``(height, width)``.
         min_size: Target length of the short side, in pixels.
         max_size: Maximum length of the long side, in pixels.
-        rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
-            Detectron2 and MMDetection.
+        rounding: "floor", as in torchvision; "round" to the nearest integer (halves up), as in
+            MMDetection; "round_half_even" (halves to the even integer), as OpenCV does for a given
+            factor; "round_two_step", as in Detectron2, which resizes the short side and then, if
+            necessary, the long side, and rounds as "round" does after both, so that float arithmetic
+            puts some halves on the other side; or "round_before_limit", as in Detectron, which rounds
+            as "round_half_even" does, and rounds the long side before it compares it with
+            ``max_size``.
+
+            .. versionchanged:: 0.3.0
+                Added "round_half_even", "round_two_step" and "round_before_limit".
         keep_ratio: Whether to keep the aspect ratio. If False, both sides become ``min_size``.
 
             .. versionadded:: 0.3.0
@@ -66,9 +94,29 @@ def resized_size(
     """
     if not keep_ratio:
         return min_size, min_size
-    scale = resize_factor(size, min_size, max_size)
-    height, width = (max(1, math.floor(float(side) * scale + _HALF[rounding])) for side in size)
+    if rounding == "round_two_step":
+        factor = min_size / min(size)
+        sides = [float(min_size) if side == min(size) else factor * side for side in size]
+        factor = min(1.0, max_size / max(sides))
+        sides = [side * factor for side in sides]
+    else:
+        factor = resize_factor(size, min_size, max_size, rounding=rounding)
+        sides = [float(side) * factor for side in size]
+    height, width = (max(1, _ROUND[rounding](side)) for side in sides)
     return height, width
+
+
+def _round_half_up(side: float) -> int:
+    return math.floor(side + 0.5)
+
+
+_ROUND: dict[SizeRounding, Callable[[float], int]] = {
+    "floor": math.floor,
+    "round": _round_half_up,
+    "round_half_even": round,
+    "round_two_step": _round_half_up,
+    "round_before_limit": round,
+}
 
 
 class Preprocess(nn.Module):
@@ -86,23 +134,32 @@ class Preprocess(nn.Module):
         std: The standard deviation of each channel, greater than 0.
         size_divisor: The batch is padded to a height and width that are multiples of this, to the
             right and below, with zeros (after normalisation).
-        size_rounding: "floor" or "round"; see :func:`resized_size`.
+        size_rounding: "floor", "round", "round_half_even", "round_two_step" or "round_before_limit";
+            see :func:`resized_size`.
         antialias: Whether to widen the bilinear filter where an image shrinks, as Pillow does.
         round_pixels: Whether to round to 256 levels before and after resizing, and to normalise last,
             as Pillow and OpenCV do. Otherwise normalised values are resized, as in torchvision. With
-            ``antialias`` on the CPU, the result is Pillow's except for differences of one level.
-            Without ``antialias``, it is bitwise that of OpenCV's ``cv2.resize``, on every device.
+            ``antialias``, the result is exactly Pillow's; without, it is bitwise that of OpenCV's
+            ``cv2.resize``, on every device.
         always_pad: Whether to pad by at least one pixel on each axis, so that a side that is a
             multiple of ``size_divisor`` grows by ``size_divisor``.
+        resize_by: What decides where pixels are sampled. "size" is the ratio of the new size, in whole
+            pixels, to the old one; "factor" is :func:`resize_factor` itself, as
+            ``cv2.resize(image, None, fx=factor, fy=factor)`` does in Detectron, keras-retinanet and
+            PaddleDetection. At the right and lower edges, the two differ by up to half a pixel.
+
+            .. versionadded:: 0.3.0
 
     Deviation: the paper specifies only the short side. The limit of 1333 for the long one, bilinear
     resizing without antialiasing and sizes rounded down follow torchvision.
 
     Raises:
-        ValueError: If a number is out of range, or ``mean`` and ``std`` differ in length.
+        ValueError: If a number is out of range, ``mean`` and ``std`` differ in length, or
+            ``resize_by`` is "factor" and ``antialias`` is True or ``keep_ratio`` is False.
 
     .. versionchanged:: 0.3.0
-        ``round_pixels`` without ``antialias`` uses OpenCV's fixed-point arithmetic. Before, about one
+        ``round_pixels`` with ``antialias`` is exactly Pillow's resizing; before, up to 1% of the values
+        were off by one level. ``round_pixels`` without ``antialias`` uses OpenCV's fixed-point arithmetic. Before, about one
         value in ten was off by one level.
 
     >>> import torch
@@ -121,16 +178,23 @@ class Preprocess(nn.Module):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         size_divisor: int = 32,
-        size_rounding: Literal["floor", "round"] = "floor",
+        size_rounding: SizeRounding = "floor",
         antialias: bool = False,
         round_pixels: bool = False,
         always_pad: bool = False,
+        resize_by: Literal["size", "factor"] = "size",
     ) -> None:
         super().__init__()
         check_range("min_size", min_size, 1)
         check_range("max_size", max_size, min_size)
         check_range("size_divisor", size_divisor, 1)
-        check_choice("size_rounding", size_rounding, _HALF)
+        check_choice("size_rounding", size_rounding, SIZE_ROUNDINGS)
+        check_choice("resize_by", resize_by, ("size", "factor"))
+        if resize_by == "factor" and (antialias or not keep_ratio):
+            raise ValueError(
+                "resize_by='factor' requires antialias=False and keep_ratio=True, got "
+                f"antialias={antialias} and keep_ratio={keep_ratio}."
+            )
         if not mean or len(mean) != len(std):
             raise ValueError(
                 f"mean and std must have one value per channel, but have {len(mean)} and {len(std)}."
@@ -147,6 +211,7 @@ class Preprocess(nn.Module):
         self.antialias = antialias
         self.round_pixels = round_pixels
         self.always_pad = always_pad
+        self.resize_by = resize_by
 
     @property
     def in_channels(self) -> int:
@@ -207,23 +272,40 @@ class Preprocess(nn.Module):
             keep_ratio=self.keep_ratio,
         )
 
+    def _factor(self, image: Tensor) -> float | None:
+        """Return the factor that pixels are sampled by, or None for the ratio of the sizes."""
+        if self.resize_by == "size":
+            return None
+        return resize_factor(
+            _size(image), self.min_size, self.max_size, rounding=self.size_rounding
+        )
+
     def _resize(self, image: Tensor) -> Tensor:
-        return F.interpolate(
-            image[None],
-            size=self._new_size(image),
-            mode="bilinear",
-            align_corners=False,
-            antialias=self.antialias,
-        )[0]
+        size, factor = self._new_size(image), self._factor(image)
+        if factor is None:
+            return F.interpolate(
+                image[None],
+                size=size,
+                mode="bilinear",
+                align_corners=False,
+                antialias=self.antialias,
+            )[0]
+        if size == _size(image):  # OpenCV does not resize by a factor that changes nothing
+            return image
+        # F.interpolate accepts a size or a factor, not both.
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d(
+            image[None], list(size), align_corners=False, scales_h=factor, scales_w=factor
+        )
+        return resized[0]
 
     def _resize_levels(self, image: Tensor) -> Tensor:
         levels = (image.float() * 255).round().clamp(0, 255)
-        if not self.antialias:
-            levels = resize_as_opencv(levels.byte(), self._new_size(image))
-        elif levels.device.type == "cpu":  # torch resizes bytes as Pillow does
-            levels = self._resize(levels.byte())
+        if self.antialias:
+            levels = resize_as_pillow(levels.byte(), self._new_size(image))
         else:
-            levels = (self._resize(levels) + 0.5).floor()
+            levels = resize_as_opencv(
+                levels.byte(), self._new_size(image), factor=self._factor(image)
+            )
         return (levels.float() / 255).to(image.dtype)
 
     def _pad(self, images: Sequence[Tensor]) -> Tensor:
@@ -246,6 +328,7 @@ class Preprocess(nn.Module):
             f"std={self.std}, size_divisor={self.size_divisor}, "
             f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
+            f", resize_by={self.resize_by!r}"
         )
 
 

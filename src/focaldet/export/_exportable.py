@@ -71,7 +71,8 @@ class ExportableDetector(nn.Module):
 
     Raises:
         ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then, or
-            if ``scale_before_nms`` is True, because the sizes of the input images are no input.
+            if ``clip_to`` is "original" or ``scale_before_nms`` is True, because the sizes of the input
+            images are no input.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -92,11 +93,16 @@ class ExportableDetector(nn.Module):
                 "number of candidates has no bound. Set pre_nms_top_k in the config to a number, or "
                 "export the maps (postprocess=False)."
             )
-        if model.postprocess.scale_before_nms:
+        if model.postprocess.clip_to == "original" or model.postprocess.scale_before_nms:
+            option = (
+                "scale_before_nms=True"
+                if model.postprocess.scale_before_nms
+                else "clip_to='original'"
+            )
             raise ValueError(
-                "A model with scale_before_nms=True cannot be exported with post-processing, because the "
-                "exported file does not get the sizes of the input images. Export the maps "
-                "(postprocess=False)."
+                f"A model with {option} cannot be exported with post-processing, because it suppresses "
+                "boxes in pixels of the input image, whose size the file does not get. Choose a "
+                "different option, or export the maps (postprocess=False)."
             )
         self.model = model
         self.top_k = top_k
@@ -168,7 +174,10 @@ class ExportableDetector(nn.Module):
         decode = self.model.postprocess.box_coder.decode
         boxes = decode(deltas.float().flatten(0, 1), anchors.flatten(0, 1)).view(at.shape)
         scores = values.float().sigmoid()
-        scores = torch.where(scores > self.model.postprocess.score_threshold, scores, 0.0)
+        threshold = self.model.postprocess.level_thresholds(
+            len(self.model.anchor_generator.strides)
+        )
+        scores = torch.where(scores > threshold[level], scores, 0.0)
         return boxes, scores, channel % num_classes
 
     def _padded(self, level: int, logits: Tensor) -> Tensor:

@@ -55,11 +55,11 @@ class FileModel:
     ) -> list[Detections]:
         """Return the objects in each image, in pixels of the input image."""
         batch, outputs = output
-        threshold = score_threshold
-        if threshold is None:
-            threshold = self._metadata.config.score_threshold
         if self._metadata.kind == "maps":
-            return self._from_maps(outputs, batch, threshold)
+            return self._from_maps(outputs, batch, score_threshold)
+        threshold = (
+            0.0 if score_threshold is None else score_threshold
+        )  # rows are above the config's
         return [
             self._from_rows(outputs, batch, index, threshold) for index in range(len(batch.sizes))
         ]
@@ -80,7 +80,7 @@ class FileModel:
         return batch._replace(tensor=canvas)
 
     def _from_maps(
-        self, outputs: dict[str, Tensor], batch: ImageBatch, threshold: float
+        self, outputs: dict[str, Tensor], batch: ImageBatch, threshold: float | None
     ) -> list[Detections]:
         maps = [outputs[name] for name in self._metadata.outputs]
         logits, box_deltas = maps[: len(maps) // 2], maps[len(maps) // 2 :]

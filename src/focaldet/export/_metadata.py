@@ -270,6 +270,7 @@ def _preprocessing(config: RetinaNetConfig) -> str:
             else "values from 0 to 1",
             "resize": {
                 **_resized_sides(config),
+                "sampled_by": config.resize_by,
                 "filter": "bilinear, half-pixel centres"
                 + (", as cv2.resize" if config.round_pixels and not config.antialias else ""),
                 "antialias": config.antialias,

@@ -179,6 +179,70 @@ def _detectron2() -> list[PublishedWeights]:
             ("retinanet_R_50_FPN_3x", 190397829, "model_final_5bd44e.pkl", 38.7, 152),
             ("retinanet_R_101_FPN_3x", 190397697, "model_final_971ab9.pkl", 40.4, 228),
         )
+    ] + [*_fathomnet(), _hjdataset()]
+
+
+def _fathomnet() -> list[PublishedWeights]:
+    return [
+        PublishedWeights(
+            name=f"detectron2/{repository}",
+            ap=None,
+            url=f"https://huggingface.co/FathomNet/{repository}",
+            file_name="model_final.pth",
+            sha256_prefix=None,
+            megabytes=megabytes,
+            input="as the config.yaml beside it says, or else 800/1333; antialiased",
+            licence="CC BY 4.0",
+            data="underwater images of FathomNet",
+            num_classes=num_classes,
+            hub=f"FathomNet/{repository}",
+        )
+        for repository, num_classes, megabytes in (
+            ("MBARI-benthic-supercategory-detector", 20, 303),
+            ("MBARI-midwater-detector", 16, None),
+        )
+    ]
+
+
+def _hjdataset() -> PublishedWeights:
+    return PublishedWeights(
+        name="detectron2/hjdataset_retinanet_R_50_FPN_3x",
+        ap=None,
+        url="https://www.dropbox.com/s/yxsloxu3djt456i/model_final.pth?dl=1",
+        file_name="hjdataset_retinanet_R_50_FPN_3x.pth",
+        sha256_prefix=None,
+        megabytes=None,
+        input="800/1333 unless its config.yml is kept beside it; antialiased",
+        licence="Apache-2.0 for the code (LayoutParser); none stated for the weights",
+        data="HJDataset (pages of Japanese documents)",
+        num_classes=None,
+    )
+
+
+def _detectron() -> list[PublishedWeights]:
+    base = "https://dl.fbaipublicfiles.com/detectron"
+    folder = "output/train/coco_2014_train%3Acoco_2014_valminusminival/retinanet"
+    return [
+        PublishedWeights(
+            name=f"detectron/retinanet_{name}",
+            ap=ap,
+            url=f"{base}/{number}/12_2017_baselines/retinanet_{name}.yaml.{run}/{folder}/model_final.pkl",
+            file_name=f"detectron_retinanet_{name}.pkl",
+            sha256_prefix=None,  # MD5 sums are published
+            megabytes=None,  # with the state of the optimiser
+            input="800/1333, rounded to even at halves; padded to multiples of 128",
+            licence="CC BY-SA 3.0 for the weights, Apache-2.0 for the code",
+        )
+        for name, number, run, ap in (
+            ("R-50-FPN_1x", 36768636, "08_29_48.t4zc9clc", 35.7),
+            ("R-50-FPN_2x", 36768677, "08_30_38.sgZIQZQ5", 35.7),
+            ("R-101-FPN_1x", 36768744, "08_31_38.5poQe1ZB", 37.7),
+            ("R-101-FPN_2x", 36768840, "08_33_29.grtM0RTf", 37.8),
+            ("X-101-64x4d-FPN_1x", 36768875, "08_34_37.FSXgMpzP", 39.8),
+            ("X-101-64x4d-FPN_2x", 36768907, "08_35_40.pF3nzPpu", 39.2),
+            ("X-101-32x8d-FPN_1x", 36769563, "08_42_05.06JTK6vJ", 39.5),
+            ("X-101-32x8d-FPN_2x", 36769641, "08_42_55.sUPnwXI5", 38.6),
+        )
     ]
 
 
@@ -402,6 +466,7 @@ PUBLISHED = PublishedTable(
         *_yhenon(),
         *_mlperf(),
         *_deepforest(),
+        *_detectron(),
     ]
 )
 """All published checkpoints, by family."""
@@ -411,8 +476,8 @@ def list_published(family: str | None = None) -> PublishedTable:
     """Return the published RetinaNets that ``RetinaNet.from_pretrained`` loads by name.
 
     Args:
-        family: "torchvision", "detectron2", "mmdet", "odtk", "yhenon", "mlperf" or "deepforest".
-            None returns all.
+        family: "torchvision", "detectron2", "mmdet", "odtk", "yhenon", "mlperf", "deepforest" or
+            "detectron". None returns all.
 
     Raises:
         ValueError: If the family is unknown.

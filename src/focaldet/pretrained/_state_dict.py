@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["find_state_dict"]
 
 # Entries under which training scripts save the state dict, from the outermost to the innermost.
-_CONTAINERS = ("model", "state_dict")
+_CONTAINERS = ("model", "state_dict", "blobs")
 
 
 def find_state_dict(contents: object) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -2,7 +2,8 @@
 
 Folded into the weights: BGR images in [0, 255], and anchors whose ratio varies fastest. Set in the
 config: strides in the 1x1 convolutions of the ResNet, anchors centred on the corners of cells, clipping
-after suppression, sizes rounded to the nearest integer, and Pillow's resizing.
+after suppression, sizes rounded after two steps, and Pillow's resizing. What the tensors do not show is
+read from the ``config.yaml`` that training writes, if it lies beside the file.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from focaldet._checks import shortened
-from focaldet.anchors import AnchorGenerator
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import CheckpointFile, SuggestedConfig
 from focaldet.pretrained.families._conversion import (
+    OTHER_ANCHORS,
     class_names_of,
-    depth_of_head,
     fold_bgr_input,
     num_classes_of,
     p6_source_of,
@@ -28,6 +27,16 @@ from focaldet.pretrained.families._conversion import (
     resnet_of,
     with_norm_of,
 )
+from focaldet.pretrained.families._detectron2_config import (
+    Fields,
+    add_anchors,
+    add_numbers,
+    add_pixels,
+    check_settings,
+    class_names_in,
+    settings_of,
+)
+from focaldet.pretrained.families._detectron2_pixels import pixels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +53,6 @@ _CHARACTERISTIC = (
     "head.cls_score.weight",
     "head.bbox_pred.weight",
 )
-_RESNETS = ("resnet50", "resnet101", "resnet152")  # their strides are in 1x1 convolutions
 _NORM = r"(weight|bias|running_mean|running_var)"
 
 _RENAMES = tuple(
@@ -83,14 +91,6 @@ _RENAMES = tuple(
             )
         ),
         (r"backbone\.top_block\.(p6|p7)\.(weight|bias)", r"fpn.\1.\2"),
-        *(
-            (
-                rf"head\.{theirs}_subnet\.{2 * index}\.(weight|bias)",
-                rf"head.{ours}_tower.{index}.conv.\1",
-            )
-            for theirs, ours in (("cls", "class"), ("bbox", "box"))
-            for index in range(10)
-        ),
         (r"head\.cls_score\.(weight|bias)", r"head.class_logits.\1"),
         (r"head\.bbox_pred\.(weight|bias)", r"head.box_deltas.\1"),
     )
@@ -99,9 +99,8 @@ _IGNORED = re.compile(
     r"pixel_(mean|std)|anchor_generator\.cell_anchors\.\d|.*\.num_batches_tracked"
 )
 
-# In Detectron2 the ratio varies fastest, in focaldet the scale.
-_ORDER = (0, 3, 6, 1, 4, 7, 2, 5, 8)
-_PIXEL_MEAN = (103.53, 116.28, 123.675)  # blue, green, red
+_TOWERS = (("cls", "class"), ("bbox", "box"))
+_FIRST_CONV = "backbone.conv1.weight"
 
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -112,95 +111,109 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
 def suggest(file: CheckpointFile) -> SuggestedConfig:
     """Return the configuration of a Detectron2 RetinaNet.
 
-    The file does not record where the strides are, nor always the scale of the pixels. As in all three
-    published files, strides are assumed to be in the 1x1 convolutions and pixels not to be divided by
-    a standard deviation. Pass a config if the strides are elsewhere.
+    Anchors and pixel values are those that the file stores, or else those in the run's settings, which
+    also give sizes and thresholds. What neither says is as in the model zoo, so strides are assumed to
+    be in the 1x1 convolutions of a ResNet, and in the 3x3 convolutions of a ResNeXt.
 
     Args:
-        file: The state dict. Its pixel mean and standard deviation and its anchors are checked, if it
-            has them.
+        file: The state dict, and the run's ``config.yaml`` in ``beside``.
 
     Raises:
-        CheckpointError: If tensors belong to a different model, or pixels or anchors differ from the
-            model zoo's.
+        CheckpointError: If tensors belong to a different model, contradict the settings, or need an
+            option that focaldet does not have.
     """
+    settings = settings_of(file)
     renamed = _renamed(file)
-    config = _config_of(renamed, num_classes_of(renamed, NAME))
-    _check_anchors(file.tensors, config)
-    return SuggestedConfig(config)
+    num_anchors = renamed["head.box_deltas.weight"].shape[0] // 4
+    num_classes = num_classes_of(renamed, NAME, num_anchors)
+    check_settings(settings, num_classes)
+    backbone = resnet_of(renamed, NAME)
+    names = class_names_in(file, num_classes)
+    found = Fields()
+    coco = class_names_of(num_classes)
+    if names is None and coco is not None:
+        found.add("class_names", None, coco)
+    else:
+        found.values["class_names"] = names
+    add_anchors(found, file, settings, num_anchors)
+    add_pixels(found, pixels_of(file, settings, backbone))
+    bottleneck = "backbone.layer1.0.conv3.weight" in renamed
+    stride_in_1x1 = settings.flag("MODEL.RESNETS.STRIDE_IN_1X1")
+    if bottleneck:
+        found.add("stride_in_1x1", stride_in_1x1, not backbone.startswith("resnext"))
+    if "head.class_tower.0.norm.weight" in renamed:
+        norm = "group_with_bias" if settings.text("MODEL.RETINANET.NORM") else None
+        found.add("head_norm", norm, "group_with_bias")
+    add_numbers(found, settings)
+    return SuggestedConfig(
+        RetinaNetConfig(
+            num_classes=num_classes,
+            backbone=backbone,
+            fpn_channels=len(renamed["fpn.p7.weight"]),
+            p6_from=p6_source_of(renamed),
+            head_depth=sum(bool(_CLASS_CONV.fullmatch(key)) for key in renamed),
+            normalizer="ema",
+            clip_to="image_after_nms",
+            drop_empty=True,
+            size_rounding="round_two_step",
+            antialias=True,
+            round_pixels=True,
+            **{"box_loss": "l1", **found.values},
+        ),
+        tuple(found.assumed),
+    )
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
     """Convert a Detectron2 RetinaNet.
 
     Args:
-        file: The state dict. Its pixel mean and standard deviation are checked, if it has them.
-        config: The configuration to use.
+        file: The state dict, and the run's ``config.yaml`` in ``beside``, which say the order and the
+            scale of the pixels.
+        config: The configuration to use. Its octave scales and aspect ratios are in the file's order.
 
     Raises:
-        CheckpointError: If tensors belong to a different model, or pixels differ from the model
-            zoo's.
+        CheckpointError: If tensors belong to a different model, or have different anchors from the
+            config's.
     """
     renamed = _renamed(file)
-    num_classes_of(renamed, NAME)
-    fold_bgr_input(renamed, config.image_std)
-    reorder_anchors(renamed, _ORDER)
+    num_scales, num_ratios = len(config.octave_scales), len(config.aspect_ratios)
+    num_classes_of(renamed, NAME, num_scales * num_ratios, remedy=OTHER_ANCHORS)
+    pixels = pixels_of(file, settings_of(file), resnet_of(renamed, NAME))
+    if pixels.is_rgb:
+        renamed[_FIRST_CONV] = renamed[_FIRST_CONV].flip(1)  # as if it took BGR
+    scale = [theirs / ours for theirs, ours in zip(config.image_std, pixels.std, strict=False)]
+    fold_bgr_input(renamed, scale if len(config.image_std) == 3 else config.image_std)
+    # In Detectron2 the ratio varies fastest, in focaldet the scale.
+    order = [s * num_ratios + r for r in range(num_ratios) for s in range(num_scales)]
+    reorder_anchors(renamed, order)
     if config.normalizer == "ema":
         renamed["criterion.positives_average"] = torch.tensor(100.0)  # not saved by Detectron2
     return with_norm_of(renamed, config)
 
 
+_CLASS_CONV = re.compile(r"head\.class_tower\.\d+\.conv\.weight")
+
+
 def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
-    _check_input(file.tensors)
-    return rename(file.tensors, NAME, _RENAMES, _IGNORED)
-
-
-def _config_of(renamed: Mapping[str, Tensor], num_classes: int) -> RetinaNetConfig:
-    backbone = resnet_of(renamed, NAME)
-    if backbone not in _RESNETS:
+    other = [k for k in file.tensors if re.match(r"head\.(cls|bbox)_subnet\..*running_mean", k)]
+    if other:
         raise CheckpointError(
-            f"The backbone of this {NAME} RetinaNet is a {backbone}, but only {', '.join(_RESNETS)} are "
-            "recognised. Pass config= to describe it."
+            f"The head of this Detectron2 RetinaNet has BatchNorm ({other[0]!r}), but only GroupNorm "
+            "(MODEL.RETINANET.NORM: GN) or no norm is supported."
         )
-    return RetinaNetConfig(
-        num_classes=num_classes,
-        class_names=class_names_of(num_classes),
-        backbone=backbone,
-        stride_in_1x1=True,
-        fpn_channels=len(renamed["fpn.p7.weight"]),
-        p6_from=p6_source_of(renamed),
-        head_depth=depth_of_head(renamed),
-        anchor_offset=0.0,
-        box_loss="l1",
-        normalizer="ema",
-        clip_to="image_after_nms",
-        drop_empty=True,
-        size_rounding="round",
-        antialias=True,
-        round_pixels=True,
-    )
+    has_norm = "head.cls_subnet.1.weight" in file.tensors
+    step = 3 if has_norm else 2  # convolution, norm and ReLU, or only the first and the last
+    towers = [
+        (
+            re.compile(rf"head\.{theirs}_subnet\.{step * index + place}\.(weight|bias)"),
+            rf"head.{ours}_tower.{index}.{layer}.\1",
+        )
+        for theirs, ours in _TOWERS
+        for index in range(_MAX_DEPTH)
+        for place, layer in enumerate(("conv", "norm")[: 1 + has_norm])
+    ]
+    return rename(file.tensors, NAME, (*_RENAMES, *towers), _IGNORED)
 
 
-def _check_input(tensors: Mapping[str, Tensor]) -> None:
-    for name, expected in (("pixel_mean", _PIXEL_MEAN), ("pixel_std", (1.0, 1.0, 1.0))):
-        values = tensors.get(name, torch.tensor(expected)).flatten().tolist()
-        if len(values) != 3 or any(
-            abs(a - b) > 1e-2 for a, b in zip(values, expected, strict=True)
-        ):
-            raise CheckpointError(
-                f"{name} is {values}, but only {list(expected)} as in {NAME}'s model zoo is supported."
-            )
-
-
-def _check_anchors(tensors: Mapping[str, Tensor], config: RetinaNetConfig) -> None:
-    generator = AnchorGenerator(config.anchor_sizes)
-    for level in range(len(config.anchor_sizes)):
-        key = f"anchor_generator.cell_anchors.{level}"
-        if key not in tensors:
-            continue
-        ours, theirs = generator.cell_anchors(level), tensors[key].float()
-        if theirs.shape != ours.shape or (theirs[list(_ORDER)] - ours).abs().max() > 0.1:
-            raise CheckpointError(
-                f"{key} is {shortened(tensors[key].tolist())}, which differs from the model zoo's anchors "
-                f"of {config.anchor_sizes[level]} pixels. Pass config= with the file's anchors."
-            )
+_MAX_DEPTH = 64  # as in the config

@@ -82,6 +82,8 @@ _STRIDES = (8, 16, 32, 64, 128)
 _RATIOS = (1.0, 2.0, 0.5)
 _SCALES = tuple(4 * 2 ** (i / 3) for i in range(3))
 
+_THRESHOLDS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
+
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the characteristic keys of the family that a file lacks."""
@@ -124,7 +126,12 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
         antialias=True,
         round_pixels=True,
     )
-    return SuggestedConfig(config)
+    assumed = ["min_size", "max_size", *_THRESHOLDS]
+    if rounded:
+        assumed += ["anchor_mode", "octave_scales", "aspect_ratios"]
+    if config.class_names is not None:
+        assumed.append("class_names")
+    return SuggestedConfig(config, tuple(assumed))
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
