@@ -58,14 +58,21 @@ class RetinaNetConfig:
         fpn_channels: Channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
+        strided_padding: How the layers of stride 2 outside the residual blocks (the first convolution,
+            the pooling, P6 and P7) pad maps with an even side: "symmetric", as in PyTorch, or "same",
+            as in TensorFlow. See :func:`focaldet.backbones.build_backbone` and :class:`focaldet.FPN`.
+            A custom backbone pads as it likes.
         head_depth: Number of convolutions in each tower.
         head_norm: None or "group"; see :class:`focaldet.RetinaNetHead`.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
-        box_weights: See :class:`focaldet.box_coder.BoxCoder`.
+        box_encoding: "center" for :class:`focaldet.box_coder.BoxCoder`, or "corners" for
+            :class:`focaldet.box_coder.CornerBoxCoder`.
+        box_weights: See the box coders.
         log_scale_clamp: Limit the log of a box's size relative to its anchor's to log(1000 / 16) from
-            "above", on "both" sides, or not at all (None).
+            "above", on "both" sides, or not at all (None). With ``box_encoding="corners"`` it has no
+            effect.
         criterion: "retinanet" for a :class:`focaldet.criterion.RetinaNetCriterion` that the fields
             below describe, or "custom" for one that is passed in. The fields from ``assigner`` to
             ``normalizer`` then have no effect.
@@ -84,6 +91,7 @@ class RetinaNetConfig:
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
         score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
+        pre_nms_top_k_of, pre_nms_top_k_per_class: See :class:`focaldet.postprocess.PostProcess`.
         class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
             :class:`focaldet.postprocess.PostProcess`.
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
@@ -91,7 +99,7 @@ class RetinaNetConfig:
             :class:`focaldet.postprocess.PostProcess`.
         min_size, max_size, image_mean, image_std, size_divisor: See
             :class:`focaldet.transforms.Preprocess`.
-        size_rounding, antialias, round_pixels, always_pad: See
+        size_rounding, resize_by, antialias, round_pixels, always_pad: See
             :class:`focaldet.transforms.Preprocess`.
 
     Raises:
@@ -101,8 +109,9 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k`` and
-        ``classification_loss``. The ranges of all numbers are checked.
+        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``,
+        ``classification_loss``, ``strided_padding``, ``box_encoding``, ``pre_nms_top_k_of``,
+        ``pre_nms_top_k_per_class`` and ``resize_by``. The ranges of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -122,6 +131,7 @@ class RetinaNetConfig:
     fpn_channels: int = 256
     p6_from: Literal["c5", "p5"] = "c5"
     p7_relu: bool = True
+    strided_padding: Literal["symmetric", "same"] = "symmetric"
 
     head_depth: int = 4
     head_norm: Literal["group"] | None = None
@@ -133,6 +143,7 @@ class RetinaNetConfig:
     anchor_offset: float = 0.5
     anchor_mode: Literal["exact", "rounded", "torchvision"] = "exact"
     anchor_plus_one: bool = False
+    box_encoding: Literal["center", "corners"] = "center"
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     log_scale_clamp: Literal["above", "both"] | None = "above"
 
@@ -152,10 +163,12 @@ class RetinaNetConfig:
 
     score_threshold: float = 0.05
     pre_nms_top_k: int | None = 1000
+    pre_nms_top_k_of: Literal["pairs", "anchors"] = "pairs"
+    pre_nms_top_k_per_class: int | None = None
     nms_threshold: float = 0.5
     max_detections: int | None = 100
     class_agnostic_nms: bool = False
-    clip_to: Literal["image", "batch", "image_after_nms"] = "image"
+    clip_to: Literal["image", "batch", "image_after_nms", "last_pixel"] | None = "image"
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
@@ -165,7 +178,8 @@ class RetinaNetConfig:
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_divisor: int = 32
-    size_rounding: Literal["floor", "round"] = "floor"
+    size_rounding: Literal["floor", "round", "half_even"] = "floor"
+    resize_by: Literal["size", "factor"] = "size"
     antialias: bool = False
     round_pixels: bool = False
     always_pad: bool = False
@@ -194,8 +208,7 @@ class RetinaNetConfig:
                 raise ValueError(f"{name} must have 1 to {_MOST_SHAPES} entries, got {count}.")
         if len(self.box_weights) != 4:
             raise ValueError(
-                f"box_weights must have 4 entries, for dx, dy, dw and dh, got "
-                f"{shortened(self.box_weights)}."
+                f"box_weights must have 4 entries, one per delta, got {shortened(self.box_weights)}."
             )
         if len(self.anchor_sizes) != _NUM_LEVELS:
             raise ValueError(
@@ -225,6 +238,10 @@ class RetinaNetConfig:
                 "anchor_mode='torchvision' requires anchor_offset=0, got "
                 f"anchor_offset={self.anchor_offset}."
             )
+        if self.clip_to == "last_pixel" and self.inclusive_corners:
+            raise ValueError("clip_to='last_pixel' requires inclusive_corners=False.")
+        if self.resize_by == "factor" and self.antialias:
+            raise ValueError("resize_by='factor' requires antialias=False.")
         if self.criterion == "retinanet" and self.assigner == "iou":
             check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)
 
@@ -390,6 +407,7 @@ _LIMITS = {
     "box_loss_weight": _Limits(0, _LARGE),
     "score_threshold": _FRACTION,
     "pre_nms_top_k": _COUNT,
+    "pre_nms_top_k_per_class": _COUNT,
     "nms_threshold": _FRACTION,
     "max_detections": _COUNT,
     "min_size": _Limits(1, 2**16),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,11 +13,15 @@ from focaldet._checks import check_choice, check_image, check_range
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Preprocess", "resize_factor", "resized_size"]
 
-_HALF = {"floor": 0.0, "round": 0.5}  # added before rounding down
+_ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "floor": math.floor,
+    "round": lambda side: math.floor(side + 0.5),
+    "half_even": round,
+}
 
 
 def resize_factor(size: tuple[int, int], min_size: int, max_size: int) -> float:
@@ -36,7 +41,7 @@ def resized_size(
     min_size: int,
     max_size: int,
     *,
-    rounding: Literal["floor", "round"] = "floor",
+    rounding: Literal["floor", "round", "half_even"] = "floor",
 ) -> tuple[int, int]:
     """Return the size of an image after its short side is resized to ``min_size``.
 
@@ -47,8 +52,12 @@ def resized_size(
         size: ``(height, width)``.
         min_size: Target length of the short side, in pixels.
         max_size: Maximum length of the long side, in pixels.
-        rounding: "floor", as in torchvision, or "round" to the nearest integer (halves up), as in
-            Detectron2 and MMDetection.
+        rounding: "floor", as in torchvision; "round" to the nearest integer (halves up), as in
+            Detectron2 and MMDetection; or "half_even" to the nearest integer (halves to the even one),
+            as OpenCV rounds the size for a given factor.
+
+            .. versionchanged:: 0.3.0
+                Added "half_even".
 
     >>> resized_size((480, 640), min_size=800, max_size=1333)
     (800, 1066)
@@ -56,7 +65,8 @@ def resized_size(
     (800, 1067)
     """
     scale = resize_factor(size, min_size, max_size)
-    height, width = (max(1, math.floor(float(side) * scale + _HALF[rounding])) for side in size)
+    rounded = _ROUNDINGS[rounding]
+    height, width = (max(1, rounded(float(side) * scale)) for side in size)
     return height, width
 
 
@@ -71,7 +81,13 @@ class Preprocess(nn.Module):
         std: The standard deviation of each channel, greater than 0.
         size_divisor: The batch is padded to a height and width that are multiples of this, to the
             right and below, with zeros (after normalisation).
-        size_rounding: "floor" or "round"; see :func:`resized_size`.
+        size_rounding: "floor", "round" or "half_even"; see :func:`resized_size`.
+        resize_by: What decides where pixels are sampled. "size" is the ratio of the new size, in whole
+            pixels, to the old one; "factor" is :func:`resize_factor` itself, as
+            ``cv2.resize(image, None, fx=factor, fy=factor)`` does in keras-retinanet and
+            PaddleDetection. At the right and lower edges, the two differ by up to half a pixel.
+
+            .. versionadded:: 0.3.0
         antialias: Whether to widen the bilinear filter where an image shrinks, as Pillow does.
         round_pixels: Whether to round to 256 levels before and after resizing, and to normalise last,
             as Pillow and OpenCV do. Otherwise normalised values are resized, as in torchvision. With
@@ -83,7 +99,8 @@ class Preprocess(nn.Module):
     resizing without antialiasing and sizes rounded down follow torchvision.
 
     Raises:
-        ValueError: If a number is out of range, or ``mean`` and ``std`` differ in length.
+        ValueError: If a number is out of range, ``mean`` and ``std`` differ in length, or
+            ``resize_by`` is "factor" and ``antialias`` is True.
 
     >>> import torch
     >>> preprocess = Preprocess(min_size=32, max_size=64)
@@ -100,7 +117,8 @@ class Preprocess(nn.Module):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         size_divisor: int = 32,
-        size_rounding: Literal["floor", "round"] = "floor",
+        size_rounding: Literal["floor", "round", "half_even"] = "floor",
+        resize_by: Literal["size", "factor"] = "size",
         antialias: bool = False,
         round_pixels: bool = False,
         always_pad: bool = False,
@@ -109,7 +127,10 @@ class Preprocess(nn.Module):
         check_range("min_size", min_size, 1)
         check_range("max_size", max_size, min_size)
         check_range("size_divisor", size_divisor, 1)
-        check_choice("size_rounding", size_rounding, _HALF)
+        check_choice("size_rounding", size_rounding, _ROUNDINGS)
+        check_choice("resize_by", resize_by, ("size", "factor"))
+        if resize_by == "factor" and antialias:
+            raise ValueError("resize_by='factor' requires antialias=False.")
         if not mean or len(mean) != len(std):
             raise ValueError(
                 f"mean and std must have one value per channel, but have {len(mean)} and {len(std)}."
@@ -122,6 +143,7 @@ class Preprocess(nn.Module):
         self.std = tuple(std)
         self.size_divisor = size_divisor
         self.size_rounding = size_rounding
+        self.resize_by = resize_by
         self.antialias = antialias
         self.round_pixels = round_pixels
         self.always_pad = always_pad
@@ -177,7 +199,14 @@ class Preprocess(nn.Module):
         return (image - mean[:, None, None]) / std[:, None, None]
 
     def _resize(self, image: Tensor) -> Tensor:
-        size = resized_size(_size(image), self.min_size, self.max_size, rounding=self.size_rounding)
+        old = _size(image)
+        size = resized_size(old, self.min_size, self.max_size, rounding=self.size_rounding)
+        if self.resize_by == "factor":  # F.interpolate takes either a size or factors
+            factor = resize_factor(old, self.min_size, self.max_size)
+            resized: Tensor = torch.ops.aten.upsample_bilinear2d(
+                image[None], size, align_corners=False, scales_h=factor, scales_w=factor
+            )
+            return resized[0]
         return F.interpolate(
             image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
@@ -207,7 +236,8 @@ class Preprocess(nn.Module):
         return (
             f"min_size={self.min_size}, max_size={self.max_size}, mean={self.mean}, "
             f"std={self.std}, size_divisor={self.size_divisor}, "
-            f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
+            f"size_rounding={self.size_rounding!r}, resize_by={self.resize_by!r}, "
+            f"antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
         )
 

@@ -70,6 +70,7 @@ def build_backbone(
     stride_in_1x1: bool = False,
     weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    strided_padding: Literal["symmetric", "same"] = "symmetric",
 ) -> NamedBackbone:
     """Build a backbone by name.
 
@@ -91,6 +92,12 @@ def build_backbone(
 
             .. versionadded:: 0.3.0
 
+        strided_padding: How the first convolution and the pooling pad maps with an even side:
+            "symmetric", as in PyTorch, or "same", with one row or column less before, as in
+            keras-resnet. Only for torchvision's ResNets and ResNeXts.
+
+            .. versionadded:: 0.3.0
+
     Raises:
         ImportError: If a backbone of timm is named and timm is not installed.
         TypeError: If ``in_channels`` is not an integer.
@@ -100,6 +107,7 @@ def build_backbone(
     (128, 256, 512)
     """
     check_choice("norm", norm, ("frozen", "batch"))
+    check_choice("strided_padding", strided_padding, ("symmetric", "same"))
     if norm_eps is not None:
         check_range("norm_eps", norm_eps, 0)
     check_integer("in_channels", in_channels)
@@ -116,6 +124,13 @@ def build_backbone(
             replace_first_convolution(backbone, in_channels)
         if stride_in_1x1:
             _move_strides(backbone, name)
+    if strided_padding == "same":
+        if not isinstance(backbone, ResNet):
+            raise ValueError(
+                f"strided_padding is 'same', but {name!r} is not a torchvision ResNet; leave it "
+                "'symmetric'."
+            )
+        backbone.pad_as_tensorflow()
     if weights is not None:
         load_backbone_weights(backbone, name, weights)
     return backbone

@@ -261,6 +261,7 @@ def _preprocessing(config: RetinaNetConfig) -> str:
                 "short_side": config.min_size,
                 "long_side_at_most": config.max_size,
                 "sizes_rounded": config.size_rounding,
+                "sampled_by": config.resize_by,
                 "filter": "bilinear, half-pixel centres",
                 "antialias": config.antialias,
                 "of_256_levels": config.round_pixels,
