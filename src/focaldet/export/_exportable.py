@@ -93,7 +93,10 @@ class ExportableDetector(nn.Module):
                 "export the maps (postprocess=False)."
             )
         postprocess = model.postprocess
-        if postprocess.pre_nms_top_k_of != "pairs" or postprocess.pre_nms_top_k_per_class is not None:
+        if (
+            postprocess.pre_nms_top_k_of != "pairs"
+            or postprocess.pre_nms_top_k_per_class is not None
+        ):
             raise ValueError(
                 "A model with pre_nms_top_k_of='anchors' or a pre_nms_top_k_per_class cannot be "
                 "exported with post-processing, because each anchor would be a candidate for every "
