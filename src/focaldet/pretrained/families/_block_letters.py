@@ -1,4 +1,4 @@
-"""Blocks of a ResNet that are named by letters: a, b, c, … or a, b1, b2, …
+"""Blocks of a ResNet that are named by letters: a, b, c, or a, b1, b2 and so on.
 
 Caffe's ResNets named them so, and keras-resnet and PaddleDetection do. Long stages have numbers, because
 they have more blocks than there are letters.
