@@ -8,6 +8,7 @@ After changing the table, update the page:
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ import torch
 
 import focaldet.pretrained
 from focaldet import RetinaNet
-from focaldet.pretrained import DownloadError, PublishedTable, cache_folder
+from focaldet.pretrained import DownloadError, PublishedTable, _sources, cache_folder
 from focaldet.pretrained._published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -41,12 +42,21 @@ def test_the_page_has_the_table() -> None:
     assert page == page_with_table(page), "Update it: python -m tests.test_published"
 
 
-def test_the_table_has_29_files_of_five_projects() -> None:
+def test_the_table_has_every_checkpoint_of_the_projects_once() -> None:
     names = [one.name for one in focaldet.pretrained.list()]
-    assert len(names) == len(set(names)) == 29
+    assert len(names) == len(set(names))
     counts = {family: len(focaldet.pretrained.list(family)) for family in families()}
-    assert counts == {"torchvision": 2, "detectron2": 3, "mmdet": 17, "odtk": 6, "yhenon": 1}
-    assert len({one.file_name for one in PUBLISHED}) == 29  # all are cached in one folder
+    assert counts == {
+        "torchvision": 2,
+        "detectron2": 3,
+        "mmdet": 17,
+        "odtk": 6,
+        "yhenon": 1,
+        "mlperf": 1,
+        "deepforest": 5,
+    }
+    cached = [one.file_name for one in PUBLISHED if one.hub is None]
+    assert len(cached) == len(set(cached))  # all are cached in one folder
 
 
 def families() -> list[str]:
@@ -55,16 +65,21 @@ def families() -> list[str]:
 
 @pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: one.name)
 def test_every_entry_is_plausible(one: PublishedWeights) -> None:
-    assert re.fullmatch(r"[a-z0-9]+/\w+", one.name)
+    assert re.fullmatch(r"[a-z0-9]+/[\w-]+", one.name)
     assert urlsplit(one.url).scheme == "https"
-    assert one.by_hand or one.url.endswith("/" + one.file_name)
-    assert Path(one.file_name).suffix in (".pth", ".pt", ".pkl", ".zip")
+    if one.hub is None:
+        assert one.by_hand or one.url.endswith("/" + one.file_name)
+    else:
+        assert one.url == f"https://huggingface.co/{one.hub}"
+    assert Path(one.file_name).suffix in (".pth", ".pt", ".pkl", ".zip", ".safetensors")
     if one.sha256_prefix is not None:
         assert re.fullmatch(r"[0-9a-f]{8}", one.sha256_prefix)
         assert Path(one.file_name).stem.endswith("-" + one.sha256_prefix)
     assert (one.sha256_prefix is not None) == (one.family in ("torchvision", "mmdet"))
-    assert 30 < one.ap < 42
-    assert one.num_classes == 80
+    if one.data == "COCO":
+        assert one.ap is not None
+        assert 30 < one.ap < 48
+        assert (one.num_classes, one.metric) == (80, "AP")
     assert one.licence
     assert one.input
 
@@ -111,17 +126,38 @@ def test_urls_are_built_correctly(name: str, folder: str, file_name: str) -> Non
 
 
 def test_the_list_is_a_tuple_that_prints_as_a_table() -> None:
-    table = focaldet.pretrained.list("mmdet")
+    table = focaldet.pretrained.list("detectron2")
     lines = str(table).splitlines()
-    assert lines[0].startswith("17 published RetinaNets")
-    assert lines[2] == "mmdet: input 800/1333, rounded to the nearest"
-    assert lines[4].split() == ["mmdet/retinanet_r18_fpn_1x_coco", "31.7", "86", "614fd399"]
-    assert max(map(len, lines)) <= 88
-    best = max(focaldet.pretrained.list(), key=lambda one: one.ap)
-    assert best.name == "mmdet/retinanet_x101_64x4d_fpn_mstrain_3x_coco"
+    assert lines[0].startswith("3 published RetinaNets")
+    assert lines[2] == "detectron2, trained on COCO"
+    assert lines[4].split() == ["detectron2/retinanet_R_50_FPN_1x", "80", "37.4", "152", "-"]
+    assert lines[-2] == "  input: 800/1333, rounded to the nearest, antialiased"
+    assert max(map(len, str(PUBLISHED).splitlines())) <= 88
     assert repr(PublishedTable(())).startswith("0 published")
     with pytest.raises(ValueError, match="family 'mmcv'.*'torchvision', .*'yhenon'"):
         focaldet.pretrained.list("mmcv")
+
+
+def test_entries_of_one_project_that_differ_in_their_data_have_a_table_each() -> None:
+    on_coco = PUBLISHED[0]
+    elsewhere = replace(
+        on_coco,
+        name="torchvision/other",
+        data="Objects365",
+        num_classes=None,
+        metric="AP50",
+        ap=None,
+    )
+    table = PublishedTable((on_coco, elsewhere))
+    lines = str(table).splitlines()
+    assert lines[2] == "torchvision, trained on COCO"
+    assert lines[8] == "torchvision, trained on Objects365"
+    assert lines[9].split() == ["name", "classes", "AP50", "MB", "sha256"]
+    assert lines[10].split() == ["torchvision/other", "?", "-", "137", "eeacb38b"]
+    markdown = table.to_markdown().splitlines()
+    assert markdown.count("### torchvision") == 1
+    assert "| name | classes | AP50 | MB | sha256 |" in markdown
+    assert markdown[-1].endswith("| ? | - | 137 | eeacb38b |")
 
 
 @pytest.fixture
@@ -174,6 +210,32 @@ def test_a_published_file_is_loaded_from_the_cache_and_verified(home: Path) -> N
     (home / PUBLISHED[0].file_name).write_bytes(b"not the published file")
     with pytest.raises(DownloadError, match="is not torchvision/.*begins with .*Delete it"):
         RetinaNet.from_pretrained(PUBLISHED[0].name)
+
+
+def test_a_published_repository_is_fetched_from_the_hub(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repository: str) -> Path:
+        asked.append(repository)
+        return home
+
+    monkeypatch.setattr(_sources, "download_repository", download)
+    assert _sources.locate("deepforest/deepforest-bird") == home
+    assert asked == ["weecology/deepforest-bird"]
+
+
+def test_the_error_for_a_published_repository_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(repository: str) -> Path:
+        raise FileNotFoundError(f"no connection to {repository}")
+
+    monkeypatch.setattr(_sources, "download_repository", download)
+    message = (
+        r"'deepforest/deepforest-bird' from .* repository 'weecology/deepforest-bird': no conn"
+    )
+    with pytest.raises(DownloadError, match=message):
+        _sources.locate("deepforest/deepforest-bird")
 
 
 def test_an_existing_folder_takes_precedence_over_a_published_name(

@@ -1,4 +1,4 @@
-"""The RetinaNets that five projects have trained on COCO and published: names, URLs and figures.
+"""The RetinaNets that other projects have trained and published: names, URLs and figures.
 
 All figures are the projects' own; none was measured here. None of the files could be opened when this
 table was written, so all sizes except for torchvision's are those of the parameters.
@@ -9,40 +9,61 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from focaldet._checks import check_choice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["PUBLISHED", "PublishedTable", "PublishedWeights", "list_published", "suggestions"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """One published checkpoint file.
+    """One published checkpoint: a file, perhaps in a zip archive, or a repository on the Hub.
 
     Attributes:
         name: The name for ``RetinaNet.from_pretrained``, ``family/name``.
-        ap: The box AP on COCO val2017 in percent, as published.
-        url: The file's URL.
-        file_name: The file's name in the cache.
+        ap: The figure that ``metric`` describes, in percent, or None if none is published.
+        url: The URL of the file, or of the page of a Hub repository.
+        file_name: The file's name in the cache, or in the Hub repository.
         sha256_prefix: The first hexadecimal digits of its SHA-256, or None if it is not published.
         megabytes: Its size in 10^6 bytes, or None if it is not known.
         input: How the project resizes images: shorter side / limit of the longer side, and how the
             new size is rounded.
         licence: The licence of the project, and of the weights if one is stated.
-        num_classes: The number of classes, COCO's 80. torchvision's files have 91 channels, of which
-            80 are kept.
+        data: The dataset that it was trained on.
+
+            .. versionadded:: 0.3.0
+        num_classes: The number of classes, or None if it is not published. torchvision's files for
+            COCO have 91 channels, of which 80 are kept.
+        metric: What ``ap`` is: "AP" for the mean over IoU thresholds from 0.5 to 0.95, "AP50" for one
+            threshold of 0.5, each on the validation images of ``data`` (COCO's val2017).
+
+            .. versionadded:: 0.3.0
+        hub: The repository on the Hugging Face Hub that has the file, "user/repo". None if the file
+            is downloaded from ``url``.
+
+            .. versionadded:: 0.3.0
         by_hand: Whether the file can only be downloaded with a browser.
+
+    .. versionchanged:: 0.3.0
+        ``ap`` and ``num_classes`` can be None.
     """
 
     name: str
-    ap: float
+    ap: float | None
     url: str
     file_name: str
     sha256_prefix: str | None
     megabytes: int | None
     input: str
     licence: str
-    num_classes: int = 80
+    data: str = "COCO"
+    num_classes: int | None = 80
+    metric: str = "AP"
+    hub: str | None = None
     by_hand: bool = False
 
     @property
@@ -52,15 +73,16 @@ class PublishedWeights:
 
 
 class PublishedTable(tuple[PublishedWeights, ...]):
-    """A tuple of published files that prints as a table.
+    """A tuple of published checkpoints that prints as a table.
 
     >>> print(PublishedTable(PUBLISHED[:2]))
-    2 published RetinaNets for COCO's 80 classes; AP on val2017 as published, size in MB
+    2 published RetinaNets; AP in percent as published, size in MB
     <BLANKLINE>
-    torchvision: input 800/1333, rounded down
-      name                                         AP   MB  sha256
-      torchvision/retinanet_resnet50_fpn_coco    36.4  137  eeacb38b
-      torchvision/retinanet_resnet50_fpn_v2_coco 41.5  153  5905b1c5
+    torchvision, trained on COCO
+      name                                       classes   AP   MB  sha256
+      torchvision/retinanet_resnet50_fpn_coco         80 36.4  137  eeacb38b
+      torchvision/retinanet_resnet50_fpn_v2_coco      80 41.5  153  5905b1c5
+      input: 800/1333, rounded down
       licence: BSD-3-Clause for the code; the weights "may have their own"
     """
 
@@ -68,39 +90,56 @@ class PublishedTable(tuple[PublishedWeights, ...]):
 
     def __repr__(self) -> str:
         width = max((len(one.name) for one in self), default=0)
-        lines = [
-            f"{len(self)} published RetinaNets for COCO's 80 classes; AP on val2017 as published, size in MB"
-        ]
-        for family, members in groupby(self, key=lambda one: one.family):
-            group = tuple(members)
-            lines += ["", f"{family}: input {group[0].input}"]
-            lines += [f"  {'name':{width}}   AP   MB  sha256"]
+        lines = [f"{len(self)} published RetinaNets; AP in percent as published, size in MB"]
+        for group in self._groups():
+            first = group[0]
+            lines += ["", f"{first.family}, trained on {first.data}"]
+            lines += [f"  {'name':{width}} classes {first.metric:>4}   MB  sha256"]
             lines += [
-                f"  {one.name:{width}} {one.ap:4.1f} {_size(one):>4}  {one.sha256_prefix or '-'}"
+                f"  {one.name:{width}} {_known(one.num_classes):>7} {_percent(one):>4} "
+                f"{_known(one.megabytes):>4}  {one.sha256_prefix or '-'}"
                 for one in group
             ]
-            lines += [f"  licence: {group[0].licence}"]
+            lines += [f"  input: {first.input}", f"  licence: {first.licence}"]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
         lines: list[str] = []
-        for family, members in groupby(self, key=lambda one: one.family):
-            group = tuple(members)
-            lines += [f"### {family}", "", f"Input: {group[0].input}."]
-            lines += [f"Licence: {group[0].licence}.", ""]
-            lines += ["| name | AP | MB | sha256 |", "|---|---|---|---|"]
+        family = ""
+        for group in self._groups():
+            first = group[0]
+            if first.family != family:
+                family = first.family
+                lines += [f"### {family}", ""]
+            lines += [f"Trained on {first.data}. Input: {first.input}."]
+            lines += [f"Licence: {first.licence}.", ""]
+            lines += [f"| name | classes | {first.metric} | MB | sha256 |", "|---|---|---|---|---|"]
             lines += [
-                f"| [`{one.name}`]({one.url}) | {one.ap:.1f} | {_size(one)} |"
-                f" {one.sha256_prefix or '-'} |"
+                f"| [`{one.name}`]({one.url}) | {_known(one.num_classes)} | {_percent(one)} |"
+                f" {_known(one.megabytes)} | {one.sha256_prefix or '-'} |"
                 for one in group
             ]
             lines += [""]
         return "\n".join(lines)
 
+    def _groups(self) -> Iterator[tuple[PublishedWeights, ...]]:
+        """Yield the neighbouring entries that share a table."""
+        for _, members in groupby(self, key=_shared):
+            yield tuple(members)
 
-def _size(one: PublishedWeights) -> str:
-    return "?" if one.megabytes is None else str(one.megabytes)
+
+def _shared(one: PublishedWeights) -> tuple[str, ...]:
+    """Return what the entries of one table have in common."""
+    return one.family, one.data, one.metric, one.input, one.licence
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
+def _percent(one: PublishedWeights) -> str:
+    return "-" if one.ap is None else f"{one.ap:.1f}"
 
 
 def _torchvision() -> list[PublishedWeights]:
@@ -219,15 +258,68 @@ def _yhenon() -> list[PublishedWeights]:
     ]
 
 
-PUBLISHED = PublishedTable([*_torchvision(), *_detectron2(), *_mmdet(), *_odtk(), *_yhenon()])
-"""All published files, by family."""
+def _mlperf() -> list[PublishedWeights]:
+    return [
+        PublishedWeights(
+            name="mlperf/retinanet_resnext50_32x4d_openimages",
+            ap=37.55,
+            url="https://zenodo.org/record/6605272/files/retinanet_model_10.zip",
+            file_name="retinanet_model_10.zip",
+            sha256_prefix=None,
+            megabytes=None,  # an archive of the weights and the state of the optimiser
+            input="both sides to 800, without keeping the aspect ratio",
+            licence="Apache-2.0 for the code; none stated for the weights",
+            data="OpenImages (264 classes)",
+            num_classes=264,
+        )
+    ]
+
+
+def _deepforest() -> list[PublishedWeights]:
+    return [
+        PublishedWeights(
+            name=f"deepforest/{repository}",
+            ap=None,
+            url=f"https://huggingface.co/weecology/{repository}",
+            file_name="model.safetensors",
+            sha256_prefix=None,
+            megabytes=megabytes,
+            input="patches of 400x400, enlarged to 800x800",
+            licence="MIT for the code; none stated for the weights",
+            data="aerial images",
+            num_classes=num_classes,
+            hub=f"weecology/{repository}",
+        )
+        for repository, num_classes, megabytes in (
+            ("deepforest-tree", 1, 129),
+            ("deepforest-bird", 1, 129),
+            ("deepforest-livestock", 1, 129),
+            ("everglades-bird-species-detector", None, None),
+            ("everglades-nest-detection", None, None),
+        )
+    ]
+
+
+PUBLISHED = PublishedTable(
+    [
+        *_torchvision(),
+        *_detectron2(),
+        *_mmdet(),
+        *_odtk(),
+        *_yhenon(),
+        *_mlperf(),
+        *_deepforest(),
+    ]
+)
+"""All published checkpoints, by family."""
 
 
 def list_published(family: str | None = None) -> PublishedTable:
     """Return the published RetinaNets that ``RetinaNet.from_pretrained`` loads by name.
 
     Args:
-        family: "torchvision", "detectron2", "mmdet", "odtk" or "yhenon". None returns all.
+        family: "torchvision", "detectron2", "mmdet", "odtk", "yhenon", "mlperf" or "deepforest".
+            None returns all.
 
     Raises:
         ValueError: If the family is unknown.

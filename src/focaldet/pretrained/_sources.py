@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focaldet.errors import DownloadError
 from focaldet.pretrained._downloads import fetch
 from focaldet.pretrained._hub import download_repository, is_repository
 from focaldet.pretrained._published import PUBLISHED, suggestions
@@ -40,7 +41,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"No such file or folder: {str(path)!r} (source).")
     for weights in PUBLISHED:
         if weights.name == source:
-            return fetch(weights)
+            return fetch(weights) if weights.hub is None else _fetch_from_hub(source, weights.hub)
     if is_repository(source) and not _resembles_file_or_family(source):
         try:
             return download_repository(source)
@@ -53,6 +54,16 @@ def locate(source: str | os.PathLike[str]) -> Path:
         f"No such file, folder, published name or Hub repository: {source!r}. "
         f"{_published_names(source)}"
     )
+
+
+def _fetch_from_hub(name: str, repository: str) -> Path:
+    """Return the folder of a published checkpoint that is a repository on the Hub."""
+    try:
+        return download_repository(repository)
+    except OSError as error:
+        raise DownloadError(
+            f"Could not download {name!r} from the Hugging Face Hub repository {repository!r}: {error}."
+        ) from error
 
 
 def _resembles_file_or_family(source: str) -> bool:
