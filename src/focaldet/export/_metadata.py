@@ -262,7 +262,8 @@ def _preprocessing(config: RetinaNetConfig) -> str:
                 "long_side_at_most": config.max_size,
                 "sizes_rounded": config.size_rounding,
                 "sampled_by": config.resize_by,
-                "filter": "bilinear, half-pixel centres",
+                "filter": "bilinear, half-pixel centres"
+                + (", as cv2.resize" if config.round_pixels and not config.antialias else ""),
                 "antialias": config.antialias,
                 "of_256_levels": config.round_pixels,
                 "order": "resize, then normalise"
