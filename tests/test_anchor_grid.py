@@ -20,7 +20,10 @@ def grid(**options: Any) -> AnchorGrid:
     return AnchorGrid(AnchorGenerator((32, 64), strides=(8, 16), **options)(SIZES), SIZES)
 
 
-KINDS = [{}, {"plus_one": True}, {"mode": "rounded"}, {"plus_one": True, "offset": 0.0}]
+KINDS = [
+    *({}, {"plus_one": True}, {"mode": "rounded"}, {"plus_one": True, "offset": 0.0}),
+    {"mode": "inclusive_rounded"},
+]
 
 
 def test_a_window_by_hand() -> None:

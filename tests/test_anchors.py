@@ -76,7 +76,10 @@ def test_anchors_created_in_inference_mode_can_be_used_in_training() -> None:
         ({"sizes": (32,)}, "1 sizes and 5 strides"),
         ({"octave_scales": ()}, "octave_scales is empty"),
         ({"offset": 1.5}, r"offset must be in \[0, 1\], got 1.5"),
-        ({"mode": "exakt"}, "mode 'exakt'.*'exact', 'rounded' or 'torchvision'"),
+        (
+            {"mode": "exakt"},
+            "mode 'exakt'.*'exact', 'rounded', 'torchvision' or 'inclusive_rounded'",
+        ),
         ({"mode": "torchvision"}, "mode='torchvision' requires offset=0.*0.5"),
     ],
 )
@@ -115,10 +118,65 @@ def test_plus_one_makes_anchors_a_pixel_larger() -> None:
     assert "plus_one" not in repr(exact)
 
 
+def inclusive_anchor(stride: int, scale: float, ratio: float) -> list[int]:
+    """Return the first and last pixels of an anchor of the first cell, as MMDetection 1.x does."""
+    centre = (stride - 1) / 2
+    width, height = (stride * scale * factor for factor in (ratio**-0.5, ratio**0.5))
+    corners = (centre + sign * (side - 1) / 2 for sign in (-1, 1) for side in (width, height))
+    return [round(corner) for corner in corners]
+
+
+def test_inclusive_rounded_anchors_extend_to_the_end_of_their_rounded_last_pixel() -> None:
+    generator = AnchorGenerator(mode="inclusive_rounded")
+    for level, anchors in enumerate(generator([(2, 3)] * 5)):
+        stride = 8 * 2**level
+        expected = torch.tensor(
+            [
+                inclusive_anchor(stride, 4 * 2 ** (k / 3), ratio)
+                for ratio in (0.5, 1.0, 2.0)
+                for k in range(3)
+            ],
+            dtype=torch.float32,
+        )
+        expected[:, 2:] += 1
+        assert torch.equal(anchors[:9], expected)
+        across = anchors.view(2, 3, 9, 4)
+        assert torch.equal(
+            across[0, 2] - across[0, 0], torch.tensor([2.0 * stride, 0] * 2).expand(9, 4)
+        )
+        assert torch.equal(
+            across[1, 0] - across[0, 0], torch.tensor([0, 1.0 * stride] * 2).expand(9, 4)
+        )
+
+
+def test_inclusive_rounded_anchors_of_the_first_cell_by_hand() -> None:
+    # The first is 45.25 pixels wide: 3.5 - 22.13 = -18.63 and 3.5 + 22.13 = 25.63, then + 1.
+    [anchors] = AnchorGenerator((32,), strides=(8,), mode="inclusive_rounded")([(1, 1)])
+    assert anchors.tolist() == [
+        *([-19, -7, 27, 15], [-25, -10, 33, 18], [-32, -14, 40, 22]),
+        *([-12, -12, 20, 20], [-16, -16, 24, 24], [-21, -21, 29, 29]),
+        *([-7, -19, 15, 27], [-10, -25, 18, 33], [-14, -32, 22, 40]),
+    ]
+    exact = AnchorGenerator((32,), strides=(8,))([(1, 1)])[0]
+    assert float((anchors - exact).abs().max()) < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"offset": 0.0}, r"mode='inclusive_rounded' requires offset=0\.5, got offset=0\.0"),
+        ({"plus_one": True}, "mode='inclusive_rounded'.* requires plus_one=False"),
+    ],
+)
+def test_inclusive_rounded_anchors_have_one_position(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnchorGenerator(mode="inclusive_rounded", **options)
+
+
 @pytest.mark.parametrize("name", ["sizes", "octave_scales", "aspect_ratios", "strides"])
-@pytest.mark.parametrize("mode", ["exact", "rounded", "torchvision"])
+@pytest.mark.parametrize("mode", ["exact", "rounded", "torchvision", "inclusive_rounded"])
 def test_anchors_that_would_overflow_raise_an_error(name: str, mode: Any) -> None:
-    options: dict[str, Any] = {"offset": 0.0, "mode": mode}
+    options: dict[str, Any] = {"offset": 0.5 * (mode == "inclusive_rounded"), "mode": mode}
     for value in (float("inf"), 1e300, 10**400):
         with pytest.raises(ValueError, match=rf"{name}\[0\].* 1000000000\]"):
             AnchorGenerator(**(options | {name: (value,)}))

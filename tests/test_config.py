@@ -79,6 +79,14 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         ({"num_classes": 2, "max_size": 700}, r"max_size.* 800.* 700"),
         ({"num_classes": 2, "negative_threshold": 0.6}, r"negative_threshold.* 0.5\].* 0.6"),
         ({"num_classes": 2, "anchor_mode": "torchvision"}, r"anchor_offset=0.*anchor_offset=0.5"),
+        (
+            {"num_classes": 2, "anchor_mode": "inclusive_rounded", "anchor_offset": 0.0},
+            r"'inclusive_rounded'.*anchor_offset=0.5.*anchor_offset=0.0",
+        ),
+        (
+            {"num_classes": 2, "anchor_mode": "inclusive_rounded", "anchor_plus_one": True},
+            "anchor_plus_one=False.*include their last pixel",
+        ),
     ],
 )
 def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> None:

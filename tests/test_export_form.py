@@ -43,6 +43,7 @@ def assert_module_matches_model(
         {},
         {"anchor_mode": "torchvision", "anchor_offset": 0.0},
         {"anchor_mode": "rounded", "anchor_plus_one": True},
+        {"anchor_mode": "inclusive_rounded", "inclusive_corners": True, "log_scale_clamp": "both"},
         {"anchor_offset": 0.25, "aspect_ratios": (1.0,), "octave_scales": (1.0, 1.5)},
         {"box_weights": (10.0, 10.0, 5.0, 5.0), "log_scale_clamp": "both"},
         {"log_scale_clamp": None},

@@ -148,6 +148,7 @@ ODTK: dict[str, Any] = {
             {**ODTK, "plus_one": True},
             {**ODTK, "mode": "rounded"},
             {**ODTK, "mode": "rounded", "plus_one": True, "offset": 0.25},
+            {"mode": "inclusive_rounded"},
         ]
     ),
     thresholds=st.sampled_from([(0.5, 0.4), (0.5, 0.5), (0.6, 0.1), (0.5, 0.0)]),

@@ -33,13 +33,16 @@ class AnchorGenerator(nn.Module):
         aspect_ratios: Height / width, each above 0. The area does not depend on it.
         strides: Distance between neighbouring cells in pixels, one per level, each above 0.
         offset: Position of the anchors' centres in their cell, in cells, in [0, 1].
-        mode: "exact", "rounded" or "torchvision". "rounded" is for older releases of NVIDIA's
+        mode: "exact", "rounded", "torchvision" or "inclusive_rounded". "rounded" is for older releases of NVIDIA's
             RetinaNet: the width and height of ``sizes`` at every ratio are rounded to integers (half
             to even) and then multiplied by ``octave_scales``. "torchvision" gives anchors that are
             bitwise identical to torchvision's: it truncates ``size * scale`` to an integer, rounds
             the corners to integers (half to even), puts centres at the cells' corners (``offset``
             must be 0), and infers strides as ``padded image size // feature size`` instead of using
             ``strides``. At 800x1344 this gives 61 and 114 pixels instead of 64 and 128.
+            "inclusive_rounded" is for MMDetection 1.x: the first and last pixels of a box of the exact
+            size about the cell's centre are rounded to integers (half to even), and the box extends to
+            the end of its last pixel (``offset`` must be 0.5).
         plus_one: Whether to extend every anchor by one pixel to the right and to the bottom. This is
             for detectors whose boxes include their last pixel (width ``x2 - x1 + 1``) but whose
             anchors were computed without it.
@@ -48,15 +51,22 @@ class AnchorGenerator(nn.Module):
     With stride 8 and offset 0.5, the centre of the first anchor is (4, 4). Anchors are in pixels of
     the padded batch, xyxy, and are not clipped to the image.
 
+    In mode "inclusive_rounded", a square anchor of 32 pixels at stride 8 has its first pixel at
+    ``3.5 - 15.5 = -12`` and its last one at ``3.5 + 15.5 = 19``, so it is (-12, -12, 20, 20).
+
     Deviation: the paper does not give the position of anchors in their cell. With 0.5 they are at the
     centre of the cell's receptive field; torchvision, Detectron2 and MMDetection use 0.
 
     Raises:
         TypeError: If an argument is not a sequence of numbers.
-        ValueError: If a number is out of range, or ``sizes`` and ``strides`` differ in length.
+        ValueError: If a number is out of range, ``sizes`` and ``strides`` differ in length, or ``offset``
+            or ``plus_one`` contradicts ``mode``.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, section 4 "Anchors". arXiv:1708.02002.
+
+    .. versionchanged:: 0.3.0
+        Added mode "inclusive_rounded".
 
     >>> anchors = AnchorGenerator()([(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)])
     >>> sum(len(level) for level in anchors)
@@ -74,7 +84,7 @@ class AnchorGenerator(nn.Module):
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         offset: float = 0.5,
-        mode: Literal["exact", "rounded", "torchvision"] = "exact",
+        mode: Literal["exact", "rounded", "torchvision", "inclusive_rounded"] = "exact",
         plus_one: bool = False,
     ) -> None:
         super().__init__()
@@ -96,9 +106,15 @@ class AnchorGenerator(nn.Module):
                 f"{len(strides)} strides."
             )
         check_range("offset", offset, 0, 1)
-        check_choice("mode", mode, ("exact", "rounded", "torchvision"))
-        if mode == "torchvision" and offset != 0:
-            raise ValueError(f"mode='torchvision' requires offset=0, got offset={offset}.")
+        check_choice("mode", mode, ("exact", "rounded", "torchvision", "inclusive_rounded"))
+        required = {"torchvision": 0, "inclusive_rounded": 0.5}.get(mode, offset)
+        if offset != required:
+            raise ValueError(f"mode={mode!r} requires offset={required}, got offset={offset}.")
+        if mode == "inclusive_rounded" and plus_one:
+            raise ValueError(
+                "mode='inclusive_rounded' already extends anchors to the end of their last pixel, so it "
+                "requires plus_one=False."
+            )
         self.sizes = tuple(sizes)
         self.octave_scales = tuple(octave_scales)
         self.aspect_ratios = tuple(aspect_ratios)
@@ -116,11 +132,22 @@ class AnchorGenerator(nn.Module):
     def cell_anchors(self, level: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the anchors of one cell, centred on (0, 0): ``[A, 4]``."""
         width, height = self._sides(self.sizes[level], dtype)
+        if self.mode == "inclusive_rounded":
+            return self._inclusive_cells(self.strides[level], width.flatten(), height.flatten())
         half_w, half_h = width.flatten() / 2, height.flatten() / 2
         cells = torch.stack((-half_w, -half_h, half_w, half_h), dim=1)
         if self.mode == "torchvision":
             cells = cells.round()
         return cells + cells.new_tensor((0, 0, 1, 1)) if self.plus_one else cells
+
+    @staticmethod
+    def _inclusive_cells(stride: float, width: Tensor, height: Tensor) -> Tensor:
+        """Return the anchors of a cell from its rounded first and last pixels."""
+        centre = 0.5 * (stride - 1)  # of the cell's pixels, counted from 0
+        half_w, half_h = 0.5 * (width - 1), 0.5 * (height - 1)
+        first_and_last = torch.stack((-half_w, -half_h, half_w, half_h), dim=1) + centre
+        corners = first_and_last.round() + width.new_tensor((0, 0, 1, 1))
+        return corners - 0.5 * stride
 
     def _sides(self, size: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the widths and heights of the anchors of a cell, each ``[ratios, scales]``."""

@@ -111,7 +111,8 @@ class RetinaNetConfig:
     .. versionchanged:: 0.3.0
         Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``,
         ``classification_loss``, ``strided_padding``, ``box_encoding``, ``pre_nms_top_k_of``,
-        ``pre_nms_top_k_per_class`` and ``resize_by``. The ranges of all numbers are checked.
+        ``pre_nms_top_k_per_class``, ``resize_by`` and the anchor mode "inclusive_rounded". The ranges
+        of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -141,7 +142,7 @@ class RetinaNetConfig:
     octave_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_offset: float = 0.5
-    anchor_mode: Literal["exact", "rounded", "torchvision"] = "exact"
+    anchor_mode: Literal["exact", "rounded", "torchvision", "inclusive_rounded"] = "exact"
     anchor_plus_one: bool = False
     box_encoding: Literal["center", "corners"] = "center"
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
@@ -233,15 +234,22 @@ class RetinaNetConfig:
 
     def _check_combinations(self) -> None:
         check_range("max_size", self.max_size, self.min_size)
-        if self.anchor_mode == "torchvision" and self.anchor_offset != 0:
+        required = {"torchvision": 0, "inclusive_rounded": 0.5}
+        offset = required.get(self.anchor_mode, self.anchor_offset)
+        if self.anchor_offset != offset:
             raise ValueError(
-                "anchor_mode='torchvision' requires anchor_offset=0, got "
+                f"anchor_mode={self.anchor_mode!r} requires anchor_offset={offset}, got "
                 f"anchor_offset={self.anchor_offset}."
             )
         if self.clip_to == "last_pixel" and self.inclusive_corners:
             raise ValueError("clip_to='last_pixel' requires inclusive_corners=False.")
         if self.resize_by == "factor" and self.antialias:
             raise ValueError("resize_by='factor' requires antialias=False.")
+        if self.anchor_mode == "inclusive_rounded" and self.anchor_plus_one:
+            raise ValueError(
+                "anchor_mode='inclusive_rounded' requires anchor_plus_one=False, because its anchors "
+                "already include their last pixel."
+            )
         if self.criterion == "retinanet" and self.assigner == "iou":
             check_range("negative_threshold", self.negative_threshold, 0, self.positive_threshold)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_image, check_range
+from focaldet._opencv_resizing import resize_as_opencv
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Preprocess(nn.Module):
             size = resized_size(
                 _size(image), self.min_size, self.max_size, rounding=self.size_rounding
             )
-            levels = _resize_as_opencv(levels.byte(), size)
+            levels = resize_as_opencv(levels.byte(), size)
         elif levels.device.type == "cpu":  # torch resizes bytes as Pillow does
             levels = self._resize(levels.byte())
         else:
@@ -255,70 +255,3 @@ class Preprocess(nn.Module):
 def _size(image: Tensor) -> tuple[int, int]:
     height, width = image.shape[-2:]
     return int(height), int(width)
-
-
-def _resize_as_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bytes bilinearly in the fixed-point arithmetic of OpenCV's ``cv2.resize``.
-
-    Weights have 11 bits. Rows are interpolated exactly. Columns then lose bits in three places: 4
-    before and 16 after the multiplication by a weight, and the last 2 in rounding the sum.
-
-    Args:
-        image: ``[C, H, W]`` uint8.
-        size: ``(height, width)`` of the result.
-
-    Returns:
-        ``[C, height, width]``, integers in [0, 255].
-    """
-    old_height, old_width = _size(image)
-    height, width = size
-    if (old_height, old_width) == size:
-        return image
-    if (old_height, old_width) == (2 * height, 2 * width):  # OpenCV averages blocks of 2x2 pixels
-        pixels = image.int()
-        rows = pixels[:, 0::2] + pixels[:, 1::2]
-        return (rows[:, :, 0::2] + rows[:, :, 1::2] + 2) >> 2
-    left, fraction = _source_positions(old_width, width)
-    outside = (left < 0) | (left >= old_width - 1)
-    columns = _both_neighbours(left, old_width, image.device)
-    column_weights = _weights(fraction.masked_fill(outside, 0), image.device)
-    top, fraction = _source_positions(old_height, height)
-    rows = _both_neighbours(top, old_height, image.device)
-    # Beyond the first and last row, the same row is used twice, with weights that OpenCV keeps.
-    row_weights = _weights(fraction, image.device)
-    if 2 * height < old_height:  # many rows are not needed
-        image = image.index_select(1, rows.flatten())
-        rows = torch.arange(2 * height, device=image.device).view(2, height)
-    # Whole rows of the transposed image are copied, which is faster than single values.
-    across = image.transpose(1, 2).contiguous()
-    sums = _weighted(across, columns[0], column_weights[0])
-    sums += _weighted(across, columns[1], column_weights[1])
-    sums = sums.bitwise_right_shift_(4).transpose(1, 2).contiguous()
-    upper, lower = (
-        _weighted(sums, row, weight).bitwise_right_shift_(16)
-        for row, weight in zip(rows, row_weights, strict=True)
-    )
-    return upper.add_(lower).add_(2).bitwise_right_shift_(2)
-
-
-def _source_positions(old: int, new: int) -> tuple[Tensor, Tensor]:
-    """Return where new pixels come from: the pixel before, and the float32 fraction beyond it."""
-    centres = torch.arange(new, dtype=torch.float64) + 0.5
-    places = (centres * (1 / (new / old)) - 0.5).float()
-    before = places.floor()
-    return before.long(), places - before
-
-
-def _both_neighbours(before: Tensor, count: int, device: torch.device) -> Tensor:
-    """Return the pixels before and after each position, ``[2, N]``, with edges repeated."""
-    return torch.stack((before, before + 1)).clamp_(0, count - 1).to(device)
-
-
-def _weights(fraction: Tensor, device: torch.device) -> Tensor:
-    """Return the weights of both neighbours in units of 2**-11, ``[2, N, 1]``, halves rounded to even."""
-    both = torch.stack((1 - fraction, fraction))
-    return (both * 2048).round().int()[:, :, None].to(device)
-
-
-def _weighted(image: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return image.index_select(1, index).int().mul_(weight)
