@@ -98,6 +98,9 @@ def test_sizes_of_images_are_known_for_published_names_only() -> None:
     known = _keras_retinanet.suggest(file_of(152, large))
     assert (known.config.min_size, known.config.max_size) == (600, 800)
     assert not {"min_size", "max_size"} & {*known.assumed}
+    coco = _keras_retinanet.suggest(file_of(50, "resnet50_coco_best_v2.1.0.h5"))
+    assert coco.config.min_size == 800
+    assert "min_size" not in coco.assumed
     mine = _keras_retinanet.suggest(file_of(50, "mine.h5"))
     assert (mine.config.min_size, mine.config.max_size) == (800, 1333)
     assert {"min_size", "max_size", "anchor_sizes", "nms_threshold"} <= {*mine.assumed}
@@ -136,7 +139,7 @@ def test_anchors_per_cell_follow_the_layers() -> None:
     ("options", "message"),
     [
         ({"stride": 16}, r"strides \[16\], but only \[8, 16, 32, 64, 128\]"),
-        ({"size": "32"}, "anchors_4' .*size='32', which is not a number"),
+        ({"size": "32"}, "anchors_0' .*size='32', which is not a number"),
         ({"ratios": {"value": [1]}}, "ratios=.*which is not a list of numbers"),
         ({"scales": []}, r"scales=\[\], which is not a list"),
         ({"nms": False}, "FilterDetections .* nms=False, but only True"),
@@ -176,7 +179,7 @@ def test_unknown_layers_and_doubled_ones_are_errors() -> None:
     file = file_of(50)
     more = {**file.tensors, "mask_submodel/mask/kernel:0": torch.zeros(1)}
     with pytest.raises(
-        CheckpointError, match="1 unknown tensor .*keras-retinanet: 'mask_submodel/kernel"
+        CheckpointError, match="1 unknown tensor .*keras-retinanet: 'mask_submodel/mask/kernel:0'"
     ):
         _keras_retinanet.suggest(CheckpointFile(more))
     twice = {**file.tensors, "conv1/conv1_1/kernel:0": file.tensors["conv1/conv1/kernel:0"]}

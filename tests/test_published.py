@@ -54,6 +54,9 @@ def test_the_table_has_every_checkpoint_of_the_projects_once() -> None:
         "yhenon": 1,
         "mlperf": 1,
         "deepforest": 5,
+        "fizyr": 1,
+        "zfturbo": 6,
+        "paddledetection": 4,
     }
     cached = [one.file_name for one in PUBLISHED if one.hub is None]
     assert len(cached) == len(set(cached))  # all are cached in one folder
@@ -71,7 +74,9 @@ def test_every_entry_is_plausible(one: PublishedWeights) -> None:
         assert one.by_hand or one.url.endswith("/" + one.file_name)
     else:
         assert one.url == f"https://huggingface.co/{one.hub}"
-    assert Path(one.file_name).suffix in (".pth", ".pt", ".pkl", ".zip", ".safetensors")
+    assert Path(one.file_name).suffix in (
+        *(".pth", ".pt", ".pkl", ".zip", ".safetensors", ".h5", ".pdparams"),
+    )
     if one.sha256_prefix is not None:
         assert re.fullmatch(r"[0-9a-f]{8}", one.sha256_prefix)
         assert Path(one.file_name).stem.endswith("-" + one.sha256_prefix)

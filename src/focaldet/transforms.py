@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -206,23 +207,32 @@ class Preprocess(nn.Module):
     def _resize(self, image: Tensor) -> Tensor:
         old = _size(image)
         size = resized_size(old, self.min_size, self.max_size, rounding=self.size_rounding)
-        if self.resize_by == "factor":  # F.interpolate takes either a size or factors
-            factor = resize_factor(old, self.min_size, self.max_size)
-            resized: Tensor = torch.ops.aten.upsample_bilinear2d(
-                image[None], size, align_corners=False, scales_h=factor, scales_w=factor
-            )
-            return resized[0]
-        return F.interpolate(
-            image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias
-        )[0]
+        if self.resize_by == "size":
+            return F.interpolate(
+                image[None],
+                size=size,
+                mode="bilinear",
+                align_corners=False,
+                antialias=self.antialias,
+            )[0]
+        if size == old:  # OpenCV does not resize by a factor that changes nothing
+            return image
+        factor = resize_factor(old, self.min_size, self.max_size)
+        # F.interpolate takes either a size or factors.
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d(
+            image[None], size, align_corners=False, scales_h=factor, scales_w=factor
+        )
+        return resized[0]
 
     def _resize_levels(self, image: Tensor) -> Tensor:
         levels = (image.float() * 255).round().clamp(0, 255)
         if not self.antialias:
-            size = resized_size(
-                _size(image), self.min_size, self.max_size, rounding=self.size_rounding
-            )
-            levels = resize_as_opencv(levels.byte(), size)
+            old = _size(image)
+            size = resized_size(old, self.min_size, self.max_size, rounding=self.size_rounding)
+            factor = None
+            if self.resize_by == "factor":
+                factor = resize_factor(old, self.min_size, self.max_size)
+            levels = resize_as_opencv(levels.byte(), size, factor=factor)
         elif levels.device.type == "cpu":  # torch resizes bytes as Pillow does
             levels = self._resize(levels.byte())
         else:

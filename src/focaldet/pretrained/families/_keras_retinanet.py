@@ -97,6 +97,7 @@ _RENAMES = tuple(
     )
 )
 _IGNORED = re.compile(r"anchors_\d/.*")  # the anchors' own variables, which older versions save
+_KNOWN = (_IGNORED, *(pattern for pattern, _ in _RENAMES))
 _PARTS = {
     "gamma": "weight",
     "beta": "bias",
@@ -104,6 +105,12 @@ _PARTS = {
     "moving_variance": "running_var",
     "kernel": "weight",
 }
+_COCO_FILE = "resnet50_coco_best_v2.1.0.h5"  # for images of 800/1333 pixels
+# The OpenImages models of 443 and 500 classes that were published with this code.
+_SIZES_OF_PUBLISHED = (
+    (re.compile(r"retinanet_resnet(50|101)_(500_classes|level_1)_?.*"), (768, 1024)),
+    (re.compile(r"retinanet_resnet152_(500_classes|level_1)_?.*"), (600, 800)),
+)
 _BLOCK_LAYER = re.compile(rf"(res|bn)([2-5])({BLOCK})_(branch.*)")
 
 
@@ -117,8 +124,12 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     """Return the configuration of a keras-retinanet model.
 
     Anchors, the scale of the deltas and the thresholds are read from the description of the layers, if
-    the file holds one. Files with weights alone do not, and neither do files of training hold the
-    thresholds. Then they have keras-retinanet's defaults. No file holds the sizes of images.
+    the file has one. Files with weights alone do not, and files of training do not have the
+    thresholds; keras-retinanet's defaults are assumed for them. No file records the size of images. It
+    is known for published files, by their names.
+
+    Args:
+        file: The weights by layer, with the description of the layers and the name of the file.
 
     Raises:
         CheckpointError: If tensors belong to a different model, or a layer has options that focaldet
@@ -154,8 +165,12 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
         "size_rounding": "half_even",
         "resize_by": "factor",
     }
-    config = RetinaNetConfig(**settings | options)
-    return SuggestedConfig(config, (*assumed, "min_size", "max_size"))
+    for pattern, (min_size, max_size) in _SIZES_OF_PUBLISHED:
+        if pattern.fullmatch(file.name):
+            options |= {"min_size": min_size, "max_size": max_size}
+    if "min_size" not in options and file.name != _COCO_FILE:
+        assumed = (*assumed, "min_size", "max_size")
+    return SuggestedConfig(RetinaNetConfig(**settings | options), assumed)
 
 
 def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
@@ -206,6 +221,8 @@ def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
         name = f"{layer}/{_PARTS.get(part, part)}"
         if name in tensors:
             raise CheckpointError(f"Two tensors of this {NAME} model are called {name!r}.")
+        if not any(pattern.fullmatch(name) for pattern in _KNOWN):
+            name = key  # for the message of the error
         tensors[name] = value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value
     return rename(tensors, NAME, _RENAMES, _IGNORED)
 
@@ -215,10 +232,10 @@ class _Layers:
 
     def __init__(self, text: object) -> None:
         self.of_class: dict[str, list[dict[str, Any]]] = {}
+        if not isinstance(text, str):
+            return
         try:
-            described = json.loads(text) if isinstance(text, str) else {}
-            layers = described["config"]["layers"] if described else []
-            for layer in layers:
+            for layer in json.loads(text)["config"]["layers"]:
                 self.of_class.setdefault(layer["class_name"], []).append(layer["config"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
