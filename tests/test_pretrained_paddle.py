@@ -38,7 +38,7 @@ def test_detections_are_the_same_for_even_and_odd_sizes(pair: Any, size: tuple[i
     assert check_image(model, reference, smooth_image(*size), other_pixels=0) >= 50
 
 
-@pytest.mark.parametrize("limits", [(40, 1000), (1000, 3), (60, 3)])
+@pytest.mark.parametrize("limits", [(40, 1000), (1000, 3), (100, 5)])
 def test_detections_are_the_same_where_limits_bind(
     pair: Any, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
 ) -> None:
@@ -47,7 +47,7 @@ def test_detections_are_the_same_where_limits_bind(
     limited = reference_paddle.Paddle(reference.state, 50, limits)
     monkeypatch.setattr(model.postprocess, "pre_nms_top_k", limits[0])
     monkeypatch.setattr(model.postprocess, "pre_nms_top_k_per_class", limits[1])
-    assert 10 <= check_image(model, limited, image, other_pixels=0) < 100
+    assert 5 <= check_image(model, limited, image, other_pixels=0) < 100
 
 
 def file_of(depth: int, **sizes: int) -> CheckpointFile:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from focaldet._checks import check_choice
-from focaldet._padding import pad_same
+from focaldet._padding import SameConv2d, widened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,9 +79,9 @@ class FPN(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels
         )
         p6_channels = in_channels[-1] if p6_from == "c5" else out_channels
-        padding = 1 if strided_padding == "symmetric" else 0  # pad_same pads the others
-        self.p6 = nn.Conv2d(p6_channels, out_channels, 3, stride=2, padding=padding)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=padding)
+        strided = nn.Conv2d if strided_padding == "symmetric" else SameConv2d
+        self.p6 = strided(p6_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = strided(out_channels, out_channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -108,16 +108,9 @@ class FPN(nn.Module):
         m4 = self.lateral[1](c4) + F.interpolate(m5, size=c4.shape[-2:], mode="nearest")
         m3 = self.lateral[0](c3) + F.interpolate(m4, size=c3.shape[-2:], mode="nearest")
         p3, p4, p5 = self.output[0](m3), self.output[1](m4), self.output[2](m5)
-        p6 = self.p6(self._padded(c5 if self.p6_from == "c5" else p5))
-        p7 = self.p7(self._padded(F.relu(p6) if self.p7_relu else p6))
+        p6 = self.p6(self._widened(c5 if self.p6_from == "c5" else p5))
+        p7 = self.p7(self._widened(F.relu(p6) if self.p7_relu else p6))
         return [p3, p4, p5, p6, p7]
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Pad a map as TensorFlow does, or add a column of zeros to one that is one cell wide.
-
-        The column is only added in training and does not change P6 and P7. Without it, oneDNN (torch
-        2.15, bfloat16, stride 2) leaves parts of the weight's gradient uninitialised.
-        """
-        if self.strided_padding == "same":
-            return pad_same(x, kernel_size=3)
-        return F.pad(x, (0, 1)) if self.training and x.shape[-1] == 1 else x
+    def _widened(self, x: Tensor) -> Tensor:
+        return widened(x) if self.training and self.strided_padding == "symmetric" else x

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from torch import nn
 
 from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._padding import SameConv2d, SameMaxPool2d
 from focaldet.backbones._networks import Backbone, MobileNet, ResNet
 from focaldet.backbones._norms import FrozenBatchNorm2d
 from focaldet.backbones._table import ROWS, BackboneSpec
@@ -130,7 +131,7 @@ def build_backbone(
                 f"strided_padding is 'same', but {name!r} is not a torchvision ResNet; leave it "
                 "'symmetric'."
             )
-        backbone.pad_as_tensorflow()
+        _pad_as_tensorflow(backbone)
     if weights is not None:
         load_backbone_weights(backbone, name, weights)
     return backbone
@@ -152,6 +153,15 @@ def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet |
     else:
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=spec.norm_momentum)
     return spec(spec.network(norm_layer=norm_layer))
+
+
+def _pad_as_tensorflow(backbone: ResNet) -> None:
+    """Replace the two layers of the stem. keras-resnet pads the layers of the blocks symmetrically."""
+    conv, pool = backbone.conv1, backbone.maxpool
+    backbone.conv1 = SameConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
+    )
+    backbone.maxpool = SameMaxPool2d(pool.kernel_size, pool.stride, pool.padding)
 
 
 def _move_strides(backbone: nn.Module, name: str) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import nn
-
-from focaldet._padding import pad_same
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,25 +56,10 @@ class ResNet(nn.Module):
             _last_conv(stage).out_channels for stage in (self.layer2, self.layer3, self.layer4)
         ]
         self.channels = (widths[0], widths[1], widths[2])
-        self.strided_padding: Literal["symmetric", "same"] = "symmetric"
-
-    def pad_as_tensorflow(self) -> None:
-        """Pad ``conv1`` and ``maxpool`` as TensorFlow does for ``padding="same"``.
-
-        The layers of the blocks are not changed, because keras-resnet pads those symmetrically.
-
-        .. versionadded:: 0.3.0
-        """
-        self.strided_padding = "same"
-        self.conv1.padding, self.maxpool.padding = (0, 0), 0
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map ``[B, C, H, W]`` images to C3, C4 and C5."""
-        same = self.strided_padding == "same"
-        stem = self.conv1(pad_same(images, kernel_size=7) if same else images)
-        stem = self.relu(self.bn1(stem))
-        # Zeros do not change a maximum of values that went through the ReLU.
-        stem = self.maxpool(pad_same(stem, kernel_size=3) if same else stem)
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         c2 = self.layer1(stem)
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
