@@ -72,4 +72,5 @@ def _fixed_point(image: Image, rows: Any, columns: Any) -> Image:
     )
     upper = (first * (across[top] >> 4)) >> 16
     lower = (second * (across[bottom] >> 4)) >> 16
-    return np.clip((upper + lower + 2) >> 2, 0, 255).astype(np.uint8)
+    resized: Image = np.clip((upper + lower + 2) >> 2, 0, 255).astype(np.uint8)
+    return resized

@@ -310,7 +310,7 @@ def _fizyr() -> list[PublishedWeights]:
             "resnet50_coco_best_v2.1.0.h5",
             file_name="resnet50_coco_best_v2.1.0.h5",
             sha256_prefix=None,
-            megabytes=None,
+            megabytes=152,
             input="800/1333, rounded to the nearest; not padded",
             licence="Apache-2.0 for the code; none stated for the weights",
         )

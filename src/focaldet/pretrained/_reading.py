@@ -52,8 +52,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, would run code, or contains no state dict.
-        ImportError: If a ``.safetensors`` file is given and safetensors is not installed, or an HDF5
-            file and h5py is not.
+        ImportError: If a ``.safetensors`` file is given and safetensors is not installed.
 
     .. versionadded:: 0.3.0
     """

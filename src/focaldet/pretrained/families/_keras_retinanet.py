@@ -236,7 +236,7 @@ class _Layers:
             return
         try:
             for layer in json.loads(text)["config"]["layers"]:
-                self.of_class.setdefault(layer["class_name"], []).append(layer["config"])
+                self.of_class.setdefault(layer["class_name"], []).append(dict(layer["config"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"The model_config of this {NAME} model cannot be read "
