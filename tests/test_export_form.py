@@ -52,6 +52,8 @@ def assert_module_matches_model(
         {"class_agnostic_nms": True},
         {"nms_threshold": 0.1},
         {"clip_to": "batch"},
+        {"clip_to": None},
+        {"clip_to": "last_pixel", "box_encoding": "corners", "box_weights": (5.0, 5.0, 5.0, 5.0)},
         {"clip_to": "batch", "inclusive_corners": True, "uniform_rescale": True},
         {"clip_to": "image_after_nms"},
         {"clip_to": "image_after_nms", "drop_empty": True, "inclusive_corners": True},
@@ -63,6 +65,7 @@ def assert_module_matches_model(
         {"pre_nms_top_k": 7, "max_detections": None},
         {"p6_from": "p5", "p7_relu": False, "head_norm": "group", "fpn_channels": 64},
         {"size_divisor": 64, "always_pad": True},
+        {"strided_padding": "same", "size_divisor": 1},
     ],
     ids=str,
 )
@@ -142,6 +145,14 @@ def test_an_unbounded_number_of_candidates_raises() -> None:
         ExportableDetector(make_model(pre_nms_top_k=None))
     with pytest.raises(ValueError, match=r"clip_to='original'.*postprocess=False"):
         ExportableDetector(make_model(clip_to="original"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pre_nms_top_k_of": "anchors"}, {"pre_nms_top_k_per_class": 100}]
+)
+def test_limits_by_anchor_and_by_class_are_not_supported(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"pre_nms_top_k_of='anchors'.*postprocess=False"):
+        ExportableDetector(make_model(**changes))
 
 
 @pytest.mark.filterwarnings(

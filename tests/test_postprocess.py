@@ -357,3 +357,81 @@ def test_stopping_early_agrees_with_suppressing_everything(
     assert_close(stopped.scores, whole.scores, rtol=0, atol=0)
     assert_close(stopped.boxes, whole.boxes, rtol=0, atol=0)
     assert_close(stopped.labels, whole.labels, rtol=0, atol=0)
+
+
+# --- Limits by anchor and by class, and other ways to clip ---------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("top_k", "per_class"), [(20, None), (1000, 7), (30, 5), (1000, None)])
+def test_limits_by_anchor_and_by_class_agree_with_the_plain_way(
+    channels_last: bool, top_k: int, per_class: int | None
+) -> None:
+    logits, deltas, anchors = head_output(batch=2)
+    if channels_last:
+        logits = [level.contiguous(memory_format=torch.channels_last) for level in logits]
+    postprocess = PostProcess(
+        BoxCoder(),
+        score_threshold=0.2,
+        pre_nms_top_k=top_k,
+        pre_nms_top_k_of="anchors",
+        pre_nms_top_k_per_class=per_class,
+        max_detections=None,
+        clip_to=None,
+    )
+    found = postprocess(logits, deltas, anchors, [SIZE, SIZE])
+    for image in range(2):
+        boxes, scores, labels = [], [], []
+        for level in range(len(logits)):
+            score = flatten_maps([logits[level]], 9)[image].sigmoid()
+            best = score.amax(dim=1).sort(descending=True).indices[:top_k]
+            row, label = (score[best] > 0.2).nonzero(as_tuple=True)
+            delta = flatten_maps([deltas[level]], 9)[image][best[row]]
+            boxes.append(BoxCoder().decode(delta, anchors[level][best[row]]))
+            scores.append(score[best[row], label])
+            labels.append(label)
+        box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+        kept = []
+        for k in range(CLASSES):
+            of_class = (label == k).nonzero()[:, 0]
+            kept.append(of_class[score[of_class].sort(descending=True).indices[:per_class]])
+        index = torch.cat(kept)
+        index = index[batched_nms(box[index], score[index], label[index], 0.5)]
+        assert_close(found[image].boxes, box[index])
+        assert_close(found[image].scores, score[index])
+        assert torch.equal(found[image].labels, label[index])
+
+
+def test_anchors_without_a_limit_are_pairs_without_one() -> None:
+    output = head_output()
+    options: Any = {"pre_nms_top_k": None, "score_threshold": 0.3}
+    [pairs] = PostProcess(BoxCoder(), **options)(*output, [SIZE])
+    [anchors] = PostProcess(BoxCoder(), pre_nms_top_k_of="anchors", **options)(*output, [SIZE])
+    assert torch.equal(pairs.boxes, anchors.boxes)
+
+
+@pytest.mark.parametrize(
+    ("clip_to", "expected"),
+    [("last_pixel", [0.0, 0, 8, 5]), ("image", [0.0, 0, 9, 6]), (None, [-5.0, -5, 15, 15])],
+)
+def test_boxes_are_clipped_to_the_last_pixel_or_not_at_all(
+    clip_to: Any, expected: list[float]
+) -> None:
+    anchors = [torch.tensor([[-5.0, -5, 15, 15]])]
+    logits, deltas = [torch.full((1, 1, 1, 1), 2.0)], [torch.zeros(1, 4, 1, 1)]
+    [found] = PostProcess(BoxCoder(), clip_to=clip_to)(logits, deltas, anchors, [(6, 9)])
+    assert_close(found.boxes, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_to": "last_pixel", "inclusive_corners": True}, "contradicts inclusive_corners"),
+        ({"pre_nms_top_k_of": "cells"}, "pre_nms_top_k_of.*'cells'"),
+        ({"pre_nms_top_k_per_class": 0}, "pre_nms_top_k_per_class must be at least 1"),
+        ({"clip_to": "pixel"}, "clip_to.*'pixel'"),
+    ],
+)
+def test_errors_name_wrong_limits_and_ways_to_clip(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PostProcess(BoxCoder(), **options)

@@ -171,7 +171,9 @@ def test_the_error_for_an_unsupported_file_gives_a_missing_key_per_family(tmp_pa
         "MMDetection (no key 'backbone.conv1.weight'); "
         "ODTK (no key 'backbones.….lateral3.weight'); "
         "yhenon/pytorch-retinanet (no key 'fpn.P5_1.weight'); "
-        "Detectron (no key 'conv1_w')."
+        "Detectron (no key 'conv1_w'); "
+        "keras-retinanet (no key 'conv1/kernel'); "
+        "PaddleDetection (no key 'backbone.conv1.conv1.conv.weight')."
     )
 
 

@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "score_threshold": (1 / 3,),
     "last_level_threshold": (None, 0.0),
     "pre_nms_top_k": (10,),
+    "pre_nms_top_k_per_class": (None, 10),
     "nms_threshold": (0.7,),
     "max_detections": (3,),
     "min_size": (32,),

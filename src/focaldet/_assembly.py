@@ -17,7 +17,7 @@ from focaldet.backbones import (
     freeze_stages,
     load_backbone_weights,
 )
-from focaldet.box_coder import BoxCoder
+from focaldet.box_coder import BoxCoder, CornerBoxCoder
 from focaldet.criterion import (
     CrossEntropyMapLoss,
     FocalMapLoss,
@@ -93,7 +93,13 @@ def build_parts(
         criterion = _MissingCriterion() if custom else _build_criterion(config, box_coder)
     return Parts(
         preprocess=build_preprocess(config),
-        fpn=FPN(channels, config.fpn_channels, p6_from=config.p6_from, p7_relu=config.p7_relu),
+        fpn=FPN(
+            channels,
+            config.fpn_channels,
+            p6_from=config.p6_from,
+            p7_relu=config.p7_relu,
+            strided_padding=config.strided_padding,
+        ),
         head=RetinaNetHead(
             config.fpn_channels,
             anchor_generator.num_anchors,
@@ -108,6 +114,8 @@ def build_parts(
             box_coder,
             score_threshold=config.score_threshold,
             pre_nms_top_k=config.pre_nms_top_k,
+            pre_nms_top_k_of=config.pre_nms_top_k_of,
+            pre_nms_top_k_per_class=config.pre_nms_top_k_per_class,
             nms_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             class_agnostic_nms=config.class_agnostic_nms,
@@ -123,13 +131,17 @@ def build_parts(
     )
 
 
-def _build_box_coder(config: RetinaNetConfig) -> BoxCoder:
+def _build_box_coder(config: RetinaNetConfig) -> BoxCoder | CornerBoxCoder:
+    if config.box_encoding == "corners":
+        return CornerBoxCoder(config.box_weights)
     high = math.inf if config.log_scale_clamp is None else _MAX_LOG_SCALE
     low = -_MAX_LOG_SCALE if config.log_scale_clamp == "both" else -math.inf
     return BoxCoder(config.box_weights, max_log_scale=high, min_log_scale=low)
 
 
-def _build_criterion(config: RetinaNetConfig, box_coder: BoxCoder) -> RetinaNetCriterion:
+def _build_criterion(
+    config: RetinaNetConfig, box_coder: BoxCoder | CornerBoxCoder
+) -> RetinaNetCriterion:
     return RetinaNetCriterion(
         _build_assigner(config),
         box_coder,
@@ -257,6 +269,7 @@ def build_named_backbone(
         norm_eps=config.backbone_norm_eps,
         stride_in_1x1=config.stride_in_1x1,
         in_channels=config.in_channels,
+        strided_padding=config.strided_padding,
     )
     if weights is not None:
         load_backbone_weights(backbone, config.backbone, weights, argument="backbone_weights")
@@ -330,8 +343,8 @@ _FIELDS: dict[type, dict[str, str]] = {
     ),
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
+        *("pre_nms_top_k_of", "pre_nms_top_k_per_class", "last_level_threshold"),
         *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners", "scale_before_nms"),
-        "last_level_threshold",
     ),
     RetinaNetCriterion: _same("box_loss", "smooth_l1_beta", "box_loss_weight", "normalizer"),
     Matcher: _same("positive_threshold", "negative_threshold", "force_match_floor"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from focaldet._padding import SameConv2d
 from focaldet._torchvision import torchvision
 from focaldet.backbones import FrozenBatchNorm2d, TimmBackbone
 
@@ -73,7 +74,11 @@ def _pairs(backbone: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Mod
         if before.op != "call_module" or len(before.users) != 1:
             continue
         conv = backbone.get_submodule(str(before.target))
-        if type(conv) is not nn.Conv2d or len(calls[conv]) > 1 or {conv, norm} & used_directly:
+        if (
+            type(conv) not in (nn.Conv2d, SameConv2d)
+            or len(calls[conv]) > 1
+            or {conv, norm} & used_directly
+        ):
             continue
         if not _is_extended(conv) and not _is_extended(norm):
             pairs.append((conv, norm))

@@ -1,4 +1,4 @@
-"""The box coder, which converts boxes to deltas relative to anchors, and back."""
+"""Box coders, which convert boxes to deltas relative to anchors, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["BoxCoder"]
+__all__ = ["BoxCoder", "CornerBoxCoder"]
 
 
 class BoxCoder:
@@ -57,15 +57,9 @@ class BoxCoder:
         max_log_scale: float = math.log(1000 / 16),
         min_log_scale: float = -math.inf,
     ) -> None:
-        if len(weights) != 4:
-            raise ValueError(
-                f"weights must be four numbers, for dx, dy, dw and dh, got {tuple(weights)}."
-            )
-        for i, weight in enumerate(weights):
-            check_range(f"weights[{i}]", weight, 0, low_open=True)
+        self.weights = _checked_weights(weights, "dx, dy, dw and dh")
         check_range("max_log_scale", max_log_scale, 0, low_open=True)
         check_range("min_log_scale", min_log_scale, -math.inf, 0)
-        self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
         self.min_log_scale = min_log_scale
 
@@ -104,3 +98,85 @@ class BoxCoder:
     def __repr__(self) -> str:
         low = "" if self.min_log_scale == -math.inf else f", min_log_scale={self.min_log_scale:.4f}"
         return f"BoxCoder(weights={self.weights}, max_log_scale={self.max_log_scale:.4f}{low})"
+
+
+class CornerBoxCoder:
+    """Encode each corner of a box relative to the same corner of its anchor, and decode them.
+
+    With corners (x1, y1) and (x2, y2), and an anchor a of width wa and height ha::
+
+        dx1 = w1 (x1 - x1a) / wa    dy1 = w2 (y1 - y1a) / ha
+        dx2 = w3 (x2 - x2a) / wa    dy2 = w4 (y2 - y2a) / ha
+
+    keras-retinanet uses this with a weight of 5, because it divides deltas by a standard deviation of
+    0.2. There is nothing to clamp, since no delta is an exponent.
+
+    Args:
+        weights: ``(w1, w2, w3, w4)``, each above 0.
+
+    Convention: with weights of 1, an anchor (0, 0, 10, 10) and a box (5, 0, 15, 20) give
+    (0.5, 0, 0.5, 1).
+
+    Deviation: deltas can swap the corners of a box. :meth:`decode` puts them in order, so that every
+    box is valid. keras-retinanet returns such a box inside out, but TensorFlow's suppression treats it
+    as the same area.
+
+    Raises:
+        ValueError: If there are not four weights, or one is not above 0.
+
+    .. versionadded:: 0.3.0
+
+    >>> coder = CornerBoxCoder()
+    >>> anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    >>> deltas = coder.encode(torch.tensor([[5.0, 0.0, 15.0, 20.0]]), anchors)
+    >>> deltas
+    tensor([[0.5000, 0.0000, 0.5000, 1.0000]])
+    >>> coder.decode(deltas, anchors)
+    tensor([[ 5.,  0., 15., 20.]])
+    """
+
+    def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> None:
+        self.weights = _checked_weights(weights, "dx1, dy1, dx2 and dy2")
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Encode boxes as deltas relative to anchors.
+
+        Args:
+            boxes: ``[N, 4]``, xyxy.
+            anchors: ``[N, 4]``, xyxy, with positive width and height.
+
+        Returns:
+            ``[N, 4]``: dx1, dy1, dx2 and dy2.
+        """
+        deltas = (boxes - anchors) / _sides(anchors)
+        return deltas * boxes.new_tensor(self.weights)
+
+    def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Decode deltas relative to anchors to boxes.
+
+        Args:
+            box_deltas: ``[N, 4]``: dx1, dy1, dx2 and dy2.
+            anchors: ``[N, 4]``, xyxy.
+
+        Returns:
+            ``[N, 4]``, xyxy with x1 <= x2 and y1 <= y2, not clipped to any image.
+        """
+        deltas = box_deltas / box_deltas.new_tensor(self.weights)
+        first, last = (anchors + deltas * _sides(anchors)).split(2, dim=1)
+        return torch.cat((torch.minimum(first, last), torch.maximum(first, last)), dim=1)
+
+    def __repr__(self) -> str:
+        return f"CornerBoxCoder(weights={self.weights})"
+
+
+def _sides(anchors: Tensor) -> Tensor:
+    """Return width, height, width and height of each anchor, ``[N, 4]``."""
+    return (anchors[:, 2:] - anchors[:, :2]).repeat(1, 2)
+
+
+def _checked_weights(weights: Sequence[float], deltas: str) -> tuple[float, ...]:
+    if len(weights) != 4:
+        raise ValueError(f"weights must be four numbers, for {deltas}, got {tuple(weights)}.")
+    for i, weight in enumerate(weights):
+        check_range(f"weights[{i}]", weight, 0, low_open=True)
+    return tuple(weights)

@@ -59,15 +59,22 @@ class RetinaNetConfig:
         fpn_channels: Channels of every pyramid level and of the head's towers.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
+        strided_padding: How the layers of stride 2 outside the residual blocks (the first convolution,
+            the pooling, P6 and P7) pad maps with an even side: "symmetric", as in PyTorch, or "same",
+            as in TensorFlow. See :func:`focaldet.backbones.build_backbone` and :class:`focaldet.FPN`.
+            A custom backbone pads as it likes.
         head_depth: Number of convolutions in each tower.
         head_norm: None, or "group" or "group_with_bias", which need ``fpn_channels`` to be a multiple of
             32; see :class:`focaldet.RetinaNetHead`.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
-        box_weights: See :class:`focaldet.box_coder.BoxCoder`.
+        box_encoding: "center" for :class:`focaldet.box_coder.BoxCoder`, or "corners" for
+            :class:`focaldet.box_coder.CornerBoxCoder`.
+        box_weights: See the box coders.
         log_scale_clamp: Limit the log of a box's size relative to its anchor's to log(1000 / 16) from
-            "above", on "both" sides, or not at all (None).
+            "above", on "both" sides, or not at all (None). With ``box_encoding="corners"`` it has no
+            effect.
         criterion: "retinanet" for a :class:`focaldet.criterion.RetinaNetCriterion` that the fields
             below describe, or "custom" for one that is passed in. The fields from ``assigner`` to
             ``normalizer`` then have no effect.
@@ -86,7 +93,9 @@ class RetinaNetConfig:
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
         score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
-        class_agnostic_nms, clip_to, drop_empty, inclusive_corners, last_level_threshold: See
+        pre_nms_top_k_of, pre_nms_top_k_per_class, last_level_threshold: See
+            :class:`focaldet.postprocess.PostProcess`.
+        class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
             :class:`focaldet.postprocess.PostProcess`.
         uniform_rescale: Whether to scale boxes back by the one factor that images were meant to be
             resized by, instead of by that of each side; see ``resize_limits`` of
@@ -104,9 +113,10 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``,
-        ``scale_before_nms``, ``keep_ratio`` and the anchor mode "inclusive_rounded". The ranges of all
-        numbers are checked.
+        Added ``in_channels``, ``strided_padding``, ``box_encoding``, ``criterion``, ``assigner``,
+        ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
+        ``scale_before_nms``, ``last_level_threshold``, ``keep_ratio``, ``resize_by`` and several values
+        of other options. The ranges of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -126,6 +136,7 @@ class RetinaNetConfig:
     fpn_channels: int = 256
     p6_from: Literal["c5", "p5"] = "c5"
     p7_relu: bool = True
+    strided_padding: Literal["symmetric", "same"] = "symmetric"
 
     head_depth: int = 4
     head_norm: Literal["group", "group_with_bias"] | None = None
@@ -137,6 +148,7 @@ class RetinaNetConfig:
     anchor_offset: float = 0.5
     anchor_mode: Literal["exact", "rounded", "torchvision", "inclusive_rounded"] = "exact"
     anchor_plus_one: bool = False
+    box_encoding: Literal["center", "corners"] = "center"
     box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     log_scale_clamp: Literal["above", "both"] | None = "above"
 
@@ -156,10 +168,12 @@ class RetinaNetConfig:
 
     score_threshold: float = 0.05
     pre_nms_top_k: int | None = 1000
+    pre_nms_top_k_of: Literal["pairs", "anchors"] = "pairs"
+    pre_nms_top_k_per_class: int | None = None
     nms_threshold: float = 0.5
     max_detections: int | None = 100
     class_agnostic_nms: bool = False
-    clip_to: Literal["image", "batch", "image_after_nms", "original"] = "image"
+    clip_to: Literal["image", "batch", "image_after_nms", "original", "last_pixel"] | None = "image"
     drop_empty: bool = False
     inclusive_corners: bool = False
     uniform_rescale: bool = False
@@ -204,8 +218,7 @@ class RetinaNetConfig:
                 raise ValueError(f"{name} must have 1 to {_MOST_SHAPES} entries, got {count}.")
         if len(self.box_weights) != 4:
             raise ValueError(
-                f"box_weights must have 4 entries, for dx, dy, dw and dh, got "
-                f"{shortened(self.box_weights)}."
+                f"box_weights must have 4 entries, one per delta, got {shortened(self.box_weights)}."
             )
         if len(self.anchor_sizes) != _NUM_LEVELS:
             raise ValueError(
@@ -232,8 +245,8 @@ class RetinaNetConfig:
         check_range("max_size", self.max_size, self.min_size)
         if self.head_norm is not None and self.fpn_channels % _HEAD_GROUPS:
             raise ValueError(
-                f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so fpn_channels "
-                f"must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
+                f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so "
+                f"fpn_channels must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
             )
         if self.uniform_rescale and not self.keep_ratio:
             raise ValueError(
@@ -247,6 +260,8 @@ class RetinaNetConfig:
                 f"anchor_mode={self.anchor_mode!r} requires anchor_offset={offset}, got "
                 f"anchor_offset={self.anchor_offset}."
             )
+        if self.clip_to == "last_pixel" and self.inclusive_corners:
+            raise ValueError("clip_to='last_pixel' requires inclusive_corners=False.")
         if self.anchor_mode == "inclusive_rounded" and self.anchor_plus_one:
             raise ValueError(
                 "anchor_mode='inclusive_rounded' requires anchor_plus_one=False, because its anchors "
@@ -423,6 +438,7 @@ _LIMITS = {
     "score_threshold": _FRACTION,
     "last_level_threshold": _FRACTION,
     "pre_nms_top_k": _COUNT,
+    "pre_nms_top_k_per_class": _COUNT,
     "nms_threshold": _FRACTION,
     "max_detections": _COUNT,
     "min_size": _Limits(1, 2**16),

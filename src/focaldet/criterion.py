@@ -27,7 +27,7 @@ from focaldet.matching import BACKGROUND, BETWEEN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from focaldet.box_coder import BoxCoder
+    from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.matching import Assigner
     from focaldet.structures import Target
 
@@ -269,7 +269,7 @@ class RetinaNetCriterion(nn.Module):
     def __init__(
         self,
         assigner: Assigner,
-        box_coder: BoxCoder,
+        box_coder: BoxCoder | CornerBoxCoder,
         *,
         classification_loss: ClassificationLoss | None = None,
         focal_alpha: float | None = 0.25,

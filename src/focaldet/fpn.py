@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from focaldet._checks import check_choice
+from focaldet._padding import SameConv2d, widened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +31,18 @@ class FPN(nn.Module):
         p6_from: "c5", as in the paper, or "p5", as in torchvision's first RetinaNet.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed, as in the paper. MMDetection
             has none.
+        strided_padding: How P6 and P7 pad maps with an even side: "symmetric", as in PyTorch, or
+            "same", with one row or column less before, as in TensorFlow.
+
+            .. versionadded:: 0.3.0
 
     Deviation: convolutions are initialised from a uniform Kaiming (a = 1) distribution with zero
     biases, as in torchvision and Detectron2. Maps can have any size, because the level above is
     resized to the size of the lateral map instead of doubled.
 
     Raises:
-        ValueError: If there are not three ``in_channels``, or ``p6_from`` is unknown.
+        ValueError: If there are not three ``in_channels``, or ``p6_from`` or
+            ``strided_padding`` is unknown.
 
     References:
         Lin et al., Feature Pyramid Networks, section 3. CVPR 2017. arXiv:1612.03144.
@@ -55,6 +61,7 @@ class FPN(nn.Module):
         *,
         p6_from: Literal["c5", "p5"] = "c5",
         p7_relu: bool = True,
+        strided_padding: Literal["symmetric", "same"] = "symmetric",
     ) -> None:
         super().__init__()
         if len(in_channels) != 3:
@@ -62,16 +69,19 @@ class FPN(nn.Module):
                 f"in_channels must be three numbers, for C3, C4 and C5, got {tuple(in_channels)}."
             )
         check_choice("p6_from", p6_from, ("c5", "p5"))
+        check_choice("strided_padding", strided_padding, ("symmetric", "same"))
         self.p6_from = p6_from
         self.p7_relu = p7_relu
+        self.strided_padding = strided_padding
         self.out_channels = out_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
         self.output = nn.ModuleList(
             nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels
         )
         p6_channels = in_channels[-1] if p6_from == "c5" else out_channels
-        self.p6 = nn.Conv2d(p6_channels, out_channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        strided = nn.Conv2d if strided_padding == "symmetric" else SameConv2d
+        self.p6 = strided(p6_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = strided(out_channels, out_channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -103,9 +113,4 @@ class FPN(nn.Module):
         return [p3, p4, p5, p6, p7]
 
     def _widened(self, x: Tensor) -> Tensor:
-        """Add a column of zeros to a map one cell wide, in training. P6 and P7 do not change.
-
-        Without it, oneDNN (torch 2.15, bfloat16, stride 2) leaves parts of the weight's gradient
-        uninitialised.
-        """
-        return F.pad(x, (0, 1)) if self.training and x.shape[-1] == 1 else x
+        return widened(x) if self.training and self.strided_padding == "symmetric" else x

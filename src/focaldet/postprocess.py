@@ -18,11 +18,12 @@ from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from focaldet.box_coder import BoxCoder
+    from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.transforms import SizeRounding
 
 __all__ = ["PostProcess"]
 
+_CLIP_TO = ("image", "batch", "image_after_nms", "original", "last_pixel", None)
 _LOGIT_MARGIN = 1e-3  # far above the rounding of sigmoid and logit near the threshold
 _BLOCK = 64  # values of a map that are skipped together if their maximum is too low
 _DENSE = 4  # blocks do not pay off if more than one in four has a value above the threshold
@@ -41,17 +42,28 @@ class PostProcess(nn.Module):
         box_coder: Decodes the deltas.
         score_threshold: Keep predictions that score above this, in [0, 1].
         pre_nms_top_k: Number of (anchor, class) pairs to keep per level. None keeps all.
+        pre_nms_top_k_of: What ``pre_nms_top_k`` counts. "pairs" is (anchor, class) pairs; "anchors" is
+            anchors by the score of their best class, each with all its classes above the threshold,
+            as in PaddleDetection and older versions of MMDetection.
+
+            .. versionadded:: 0.3.0
+        pre_nms_top_k_per_class: Number of predictions to keep per class, over all levels, after
+            clipping and before suppression, as in PaddleDetection. None keeps all.
+
+            .. versionadded:: 0.3.0
         nms_threshold: Remove a box whose IoU with a higher-scoring box is above this, in [0, 1].
         max_detections: Number of detections to keep per image. None keeps all.
         class_agnostic_nms: Whether boxes also suppress boxes of other classes.
         clip_to: "image" clips boxes to the image before suppression, as in torchvision and
             MMDetection; "batch" to the padded batch, as in ODTK and yhenon's RetinaNet;
-            "image_after_nms" to the image after suppression, as in Detectron2; and "original" scales
-            boxes to the input image before they are clipped to it and suppressed, as in Detectron.
-            This only makes a difference with ``inclusive_corners``.
+            "image_after_nms" to the image after suppression, as in Detectron2; "last_pixel" to the
+            index of the image's last pixel, one less than its size, before suppression, as in
+            keras-retinanet; and "original" scales boxes to the input image before they are clipped to
+            it and suppressed, as in Detectron, which only makes a difference with
+            ``inclusive_corners``. None does not clip, as in PaddleDetection.
 
             .. versionchanged:: 0.3.0
-                Added "original".
+                Added "original", "last_pixel" and None.
         drop_empty: Whether to drop boxes that have no area after clipping.
         inclusive_corners: Whether boxes include their last pixels, as in ODTK. Clipping then leaves
             at least one pixel of each, and the last pixels are scaled, ``(x2 - 1) / factor + 1``.
@@ -76,7 +88,8 @@ class PostProcess(nn.Module):
 
     Raises:
         TypeError: If a count is not an integer.
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or ``clip_to`` is "last_pixel" and
+            ``inclusive_corners`` is True.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, section 4 "Inference". arXiv:1708.02002.
@@ -91,14 +104,18 @@ class PostProcess(nn.Module):
 
     def __init__(
         self,
-        box_coder: BoxCoder,
+        box_coder: BoxCoder | CornerBoxCoder,
         *,
         score_threshold: float = 0.05,
         pre_nms_top_k: int | None = 1000,
+        pre_nms_top_k_of: Literal["pairs", "anchors"] = "pairs",
+        pre_nms_top_k_per_class: int | None = None,
         nms_threshold: float = 0.5,
         max_detections: int | None = 100,
         class_agnostic_nms: bool = False,
-        clip_to: Literal["image", "batch", "image_after_nms", "original"] = "image",
+        clip_to: (
+            Literal["image", "batch", "image_after_nms", "original", "last_pixel"] | None
+        ) = "image",
         drop_empty: bool = False,
         inclusive_corners: bool = False,
         resize_limits: tuple[int, int] | None = None,
@@ -112,16 +129,28 @@ class PostProcess(nn.Module):
         check_range("nms_threshold", nms_threshold, 0, 1)
         if last_level_threshold is not None:
             check_range("last_level_threshold", last_level_threshold, 0, 1)
-        for name, count in (("pre_nms_top_k", pre_nms_top_k), ("max_detections", max_detections)):
+        for name, count in (
+            ("pre_nms_top_k", pre_nms_top_k),
+            ("pre_nms_top_k_per_class", pre_nms_top_k_per_class),
+            ("max_detections", max_detections),
+        ):
             if count is not None:
                 check_integer(name, count)
                 check_range(name, count, 1)
-        check_choice("clip_to", clip_to, ("image", "batch", "image_after_nms", "original"))
+        check_choice("pre_nms_top_k_of", pre_nms_top_k_of, ("pairs", "anchors"))
+        check_choice("clip_to", clip_to, _CLIP_TO)
+        if clip_to == "last_pixel" and inclusive_corners:
+            raise ValueError(
+                "clip_to='last_pixel' contradicts inclusive_corners=True, which already clips boxes so "
+                "that they include the last pixel. Use clip_to='image'."
+            )
         check_choice("size_rounding", size_rounding, SIZE_ROUNDINGS)
         check_range("first_stride", first_stride, 1)
         self.box_coder = box_coder
         self.score_threshold = score_threshold
         self.pre_nms_top_k = pre_nms_top_k
+        self.pre_nms_top_k_of = pre_nms_top_k_of
+        self.pre_nms_top_k_per_class = pre_nms_top_k_per_class
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.class_agnostic_nms = class_agnostic_nms
@@ -225,6 +254,9 @@ class PostProcess(nn.Module):
         clip_last = self.clip_to == "image_after_nms"
         if not clip_last:
             boxes, scores, labels = self._clip(boxes, scores, labels, size)
+        if self.pre_nms_top_k_per_class is not None:
+            best = _best_of_each_class(scores, labels, self.pre_nms_top_k_per_class)
+            boxes, scores, labels = boxes[best], scores[best], labels[best]
         compared = boxes
         if self.scale_before_nms and rescaling is not None:
             compared = self.scale_to_original(boxes, *rescaling)
@@ -235,16 +267,19 @@ class PostProcess(nn.Module):
     def _clip(
         self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if self.inclusive_corners:
-            last_pixels = boxes - boxes.new_tensor((0, 0, 1, 1))
-            last_pixels = clip_boxes(last_pixels, (size[0] - 1, size[1] - 1))
-            boxes = last_pixels + boxes.new_tensor((0, 0, 1, 1))
-        else:
-            boxes = clip_boxes(boxes, size)
+        if self.clip_to is not None:
+            boxes = self._clipped(boxes, size)
         if self.drop_empty:
             some = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             boxes, scores, labels = boxes[some], scores[some], labels[some]
         return boxes, scores, labels
+
+    def _clipped(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        last_pixel = (size[0] - 1, size[1] - 1)
+        if self.inclusive_corners:
+            one = boxes.new_tensor((0, 0, 1, 1))
+            return clip_boxes(boxes - one, last_pixel) + one
+        return clip_boxes(boxes, last_pixel if self.clip_to == "last_pixel" else size)
 
     def scale_to_original(
         self, boxes: Tensor, size: tuple[int, int], original_size: tuple[int, int]
@@ -285,7 +320,12 @@ class PostProcess(nn.Module):
         _, _, height, width = logits_BCHW.shape
         num_anchors = len(anchors) // (height * width)
         num_classes = logits_BCHW.shape[1] // num_anchors
-        scores, channel, cell = _best_of_map(logits_BCHW[image], threshold, self.pre_nms_top_k)
+        if self.pre_nms_top_k_of == "anchors" and self.pre_nms_top_k is not None:
+            scores, channel, cell = _best_anchors_of_map(
+                logits_BCHW[image], threshold, self.pre_nms_top_k, num_anchors
+            )
+        else:
+            scores, channel, cell = _best_of_map(logits_BCHW[image], threshold, self.pre_nms_top_k)
         anchor_idxs = cell * num_anchors + channel // num_classes
         deltas = gather_from_map(
             box_deltas_BCHW, torch.full_like(anchor_idxs, image), anchor_idxs, num_anchors
@@ -305,7 +345,8 @@ class PostProcess(nn.Module):
         """Return the arguments, for ``repr``."""
         return (
             f"{self.box_coder}, score_threshold={self.score_threshold}, "
-            f"pre_nms_top_k={self.pre_nms_top_k}, nms_threshold={self.nms_threshold}, "
+            f"pre_nms_top_k={self.pre_nms_top_k}, pre_nms_top_k_of={self.pre_nms_top_k_of!r}, "
+            f"pre_nms_top_k_per_class={self.pre_nms_top_k_per_class}, nms_threshold={self.nms_threshold}, "
             f"max_detections={self.max_detections}, class_agnostic_nms={self.class_agnostic_nms}, "
             f"clip_to={self.clip_to!r}, drop_empty={self.drop_empty}, "
             f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}, "
@@ -344,6 +385,32 @@ def _best_of_map(
     if last:
         return scores, index % channels, index // channels
     return scores, index // (height * width), index % (height * width)
+
+
+def _best_anchors_of_map(
+    logits_CHW: Tensor, threshold: float, k: int, num_anchors: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores above the threshold of the ``k`` anchors with the best class, as above."""
+    channels, height, width = logits_CHW.shape
+    num_classes = channels // num_anchors
+    logits_AKHW = logits_CHW.unflatten(0, (num_anchors, num_classes))
+    best = logits_AKHW.amax(dim=1).flatten()
+    index = _indices_above(best, _floor(threshold, best.dtype))
+    index = index[best[index].topk(min(k, len(index))).indices]
+    anchor, cell = index // (height * width), index % (height * width)
+    scores_NK = logits_AKHW[anchor, :, cell // width, cell % width].float().sigmoid()
+    row, label = (scores_NK > threshold).nonzero(as_tuple=True)
+    return scores_NK[row, label], anchor[row] * num_classes + label, cell[row]
+
+
+def _best_of_each_class(scores: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the indices of the ``count`` highest scores of each class."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    sorted_labels = labels[order]
+    first = torch.searchsorted(sorted_labels, sorted_labels)  # of the same class
+    rank = torch.arange(len(order), device=order.device) - first
+    return order[rank < count]
 
 
 def _indices_above(flat: Tensor, floor: float) -> Tensor:

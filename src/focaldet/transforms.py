@@ -208,6 +208,7 @@ class Preprocess(nn.Module):
         self.std = tuple(std)
         self.size_divisor = size_divisor
         self.size_rounding = size_rounding
+        self.resize_by = resize_by
         self.antialias = antialias
         self.round_pixels = round_pixels
         self.always_pad = always_pad
@@ -326,9 +327,9 @@ class Preprocess(nn.Module):
             f"min_size={self.min_size}, max_size={self.max_size}, "
             f"{'' if self.keep_ratio else 'keep_ratio=False, '}mean={self.mean}, "
             f"std={self.std}, size_divisor={self.size_divisor}, "
-            f"size_rounding={self.size_rounding!r}, antialias={self.antialias}, "
+            f"size_rounding={self.size_rounding!r}, resize_by={self.resize_by!r}, "
+            f"antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
-            f", resize_by={self.resize_by!r}"
         )
 
 

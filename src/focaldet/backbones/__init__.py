@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from torch import nn
 
 from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._padding import SameConv2d, SameMaxPool2d
 from focaldet.backbones._networks import Backbone, MobileNet, ResNet
 from focaldet.backbones._norms import FrozenBatchNorm2d
 from focaldet.backbones._table import ROWS, BackboneSpec
@@ -70,6 +71,7 @@ def build_backbone(
     stride_in_1x1: bool = False,
     weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    strided_padding: Literal["symmetric", "same"] = "symmetric",
 ) -> NamedBackbone:
     """Build a backbone by name.
 
@@ -91,6 +93,12 @@ def build_backbone(
 
             .. versionadded:: 0.3.0
 
+        strided_padding: How the first convolution and the pooling pad maps with an even side:
+            "symmetric", as in PyTorch, or "same", with one row or column less before, as in
+            keras-resnet. Only for torchvision's ResNets and ResNeXts.
+
+            .. versionadded:: 0.3.0
+
     Raises:
         ImportError: If a backbone of timm is named and timm is not installed.
         TypeError: If ``in_channels`` is not an integer.
@@ -100,6 +108,7 @@ def build_backbone(
     (128, 256, 512)
     """
     check_choice("norm", norm, ("frozen", "batch"))
+    check_choice("strided_padding", strided_padding, ("symmetric", "same"))
     if norm_eps is not None:
         check_range("norm_eps", norm_eps, 0)
     check_integer("in_channels", in_channels)
@@ -116,6 +125,13 @@ def build_backbone(
             replace_first_convolution(backbone, in_channels)
         if stride_in_1x1:
             _move_strides(backbone, name)
+    if strided_padding == "same":
+        if not isinstance(backbone, ResNet):
+            raise ValueError(
+                f"strided_padding is 'same', but {name!r} is not a torchvision ResNet; leave it "
+                "'symmetric'."
+            )
+        _pad_as_tensorflow(backbone)
     if weights is not None:
         load_backbone_weights(backbone, name, weights)
     return backbone
@@ -137,6 +153,15 @@ def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet |
     else:
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=spec.norm_momentum)
     return spec(spec.network(norm_layer=norm_layer))
+
+
+def _pad_as_tensorflow(backbone: ResNet) -> None:
+    """Replace the two layers of the stem. keras-resnet pads the layers of the blocks symmetrically."""
+    conv, pool = backbone.conv1, backbone.maxpool
+    backbone.conv1 = SameConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
+    )
+    backbone.maxpool = SameMaxPool2d(pool.kernel_size, pool.stride, pool.padding)
 
 
 def _move_strides(backbone: nn.Module, name: str) -> None:

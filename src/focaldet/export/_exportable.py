@@ -70,9 +70,10 @@ class ExportableDetector(nn.Module):
         model: The model, whose modules are shared. Its maps and boxes should be float32.
 
     Raises:
-        ValueError: If ``pre_nms_top_k`` is None, because the number of candidates has no bound then, or
-            if ``clip_to`` is "original" or ``scale_before_nms`` is True, because the sizes of the input
-            images are no input.
+        ValueError: If ``pre_nms_top_k`` is None or counts anchors, or ``pre_nms_top_k_per_class`` is
+            given: the number of candidates would have no bound that is small enough. Also if ``clip_to``
+            is "original" or ``scale_before_nms`` is True, because the sizes of the input images are no
+            input.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -93,16 +94,25 @@ class ExportableDetector(nn.Module):
                 "number of candidates has no bound. Set pre_nms_top_k in the config to a number, or "
                 "export the maps (postprocess=False)."
             )
-        if model.postprocess.clip_to == "original" or model.postprocess.scale_before_nms:
+        postprocess = model.postprocess
+        if postprocess.clip_to == "original" or postprocess.scale_before_nms:
             option = (
-                "scale_before_nms=True"
-                if model.postprocess.scale_before_nms
-                else "clip_to='original'"
+                "scale_before_nms=True" if postprocess.scale_before_nms else "clip_to='original'"
             )
             raise ValueError(
                 f"A model with {option} cannot be exported with post-processing, because it suppresses "
                 "boxes in pixels of the input image, whose size the file does not get. Choose a "
                 "different option, or export the maps (postprocess=False)."
+            )
+        if (
+            postprocess.pre_nms_top_k_of != "pairs"
+            or postprocess.pre_nms_top_k_per_class is not None
+        ):
+            raise ValueError(
+                "A model with pre_nms_top_k_of='anchors' or a pre_nms_top_k_per_class cannot be "
+                "exported with post-processing, because each anchor would be a candidate for every "
+                "class. Set pre_nms_top_k_of='pairs' and pre_nms_top_k_per_class=None in the config, "
+                "or export the maps (postprocess=False)."
             )
         self.model = model
         self.top_k = top_k
@@ -225,11 +235,12 @@ class ExportableDetector(nn.Module):
 
     def _clip(self, boxes: Tensor, scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         postprocess = self.model.postprocess
-        if postprocess.inclusive_corners:
+        if postprocess.inclusive_corners and postprocess.clip_to is not None:
             last = boxes.new_tensor((0.0, 0.0, 1.0, 1.0))
             boxes = torch.minimum((boxes - last).clamp(min=0), limits - 1) + last
-        else:
-            boxes = torch.minimum(boxes.clamp(min=0), limits)
+        elif postprocess.clip_to is not None:
+            last_pixel = postprocess.clip_to == "last_pixel"
+            boxes = torch.minimum(boxes.clamp(min=0), limits - 1 if last_pixel else limits)
         if postprocess.drop_empty:
             has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
             scores = torch.where(has_area, scores, 0.0)

@@ -30,8 +30,8 @@ def for_other_classes(
     The class output layer is new unless the classes are the checkpoint's: the same number and, where
     both have names, the same names in the same order. Weights of classes that coincide are not
     carried over. With different anchors (``octave_scales``, ``aspect_ratios`` or a field
-    ``anchor_…``), the class and box output layers are both new; with different ``box_weights``, the
-    box output layer is.
+    ``anchor_…``), the class and box output layers are both new; with a different ``box_encoding`` or
+    ``box_weights``, the box output layer is.
 
     Args:
         checkpoint: The checkpoint to start from.
@@ -63,7 +63,8 @@ def for_other_classes(
     renewed = []
     if not (same_anchors and same_names and old.num_classes == new.num_classes):
         renewed.append(_CLASS_OUTPUT)
-    if not (same_anchors and old.box_weights == new.box_weights):
+    same_boxes = (old.box_encoding, old.box_weights) == (new.box_encoding, new.box_weights)
+    if not (same_anchors and same_boxes):
         renewed.append(_BOX_OUTPUT)
     return checkpoint._replace(config=new, renewed=tuple(renewed))
 

@@ -39,7 +39,8 @@ class PublishedWeights:
         num_classes: The number of classes, or None if it is not published. torchvision's files for
             COCO have 91 channels, of which 80 are kept.
         metric: What ``ap`` is: "AP" for the mean over IoU thresholds from 0.5 to 0.95, "AP50" for one
-            threshold of 0.5, each on the validation images of ``data`` (COCO's val2017).
+            threshold of 0.5, each on the validation images of ``data`` (COCO's val2017); "LB" for the
+            same on the public leaderboard of the challenge.
 
             .. versionadded:: 0.3.0
         hub: The repository on the Hugging Face Hub that has the file, "user/repo". None if the file
@@ -457,6 +458,81 @@ def _deepforest() -> list[PublishedWeights]:
     ]
 
 
+def _fizyr() -> list[PublishedWeights]:
+    return [
+        PublishedWeights(
+            name="fizyr/resnet50_coco_best",
+            ap=35.0,
+            url="https://github.com/fizyr/keras-retinanet/releases/download/0.5.1/"
+            "resnet50_coco_best_v2.1.0.h5",
+            file_name="resnet50_coco_best_v2.1.0.h5",
+            sha256_prefix=None,
+            megabytes=152,
+            input="800/1333, rounded to the nearest; not padded",
+            licence="Apache-2.0 for the code; none stated for the weights",
+        )
+    ]
+
+
+def _zfturbo() -> list[PublishedWeights]:
+    base = "https://github.com/ZFTurbo/Keras-RetinaNet-for-Open-Images-Challenge-2018/releases/download"
+    return [
+        PublishedWeights(
+            name=f"zfturbo/{name}",
+            ap=ap,
+            url=f"{base}/{release}/{name}{version}_converted.h5",
+            file_name=f"{name}{version}_converted.h5",
+            sha256_prefix=None,
+            megabytes=megabytes,
+            input="768/1024 (ResNet-152: 600/800), rounded to the nearest; not padded",
+            licence="see the project, ZFTurbo's Keras-RetinaNet-for-Open-Images-Challenge-2018",
+            data=data,
+            num_classes=num_classes,
+            metric=metric,
+        )
+        for data, num_classes, metric, release, name, version, ap, megabytes in (
+            *(
+                ("OpenImages (443 classes of level 1)", 443, "AP50", *row)
+                for row in (
+                    ("v1.1", "retinanet_resnet50_level_1", "", 35.2, 178),
+                    ("v1.2", "retinanet_resnet101_level_1", "_v1.2", 38.7, 247),
+                    ("v1.2", "retinanet_resnet152_level_1", "_v1.2", 39.6, 308),
+                )
+            ),
+            *(
+                ("OpenImages (500 classes)", 500, "LB", *row)
+                for row in (
+                    ("v1.3", "retinanet_resnet50_500_classes", "_0.4594", 42.2, 178),
+                    ("v1.3", "retinanet_resnet101_500_classes", "_0.4986", 45.2, 251),
+                    ("v1.3", "retinanet_resnet152_500_classes", "_0.4991", 46.5, 312),
+                )
+            ),
+        )
+    ]
+
+
+def _paddledetection() -> list[PublishedWeights]:
+    base = "https://bj.bcebos.com/v1/paddledet/models"
+    return [
+        PublishedWeights(
+            name=f"paddledetection/{name}",
+            ap=ap,
+            url=f"{url}/{name}.pdparams",
+            file_name=f"{name}.pdparams",
+            sha256_prefix=None,
+            megabytes=megabytes,
+            input="800/1333, rounded to the nearest",
+            licence="Apache-2.0 for the code; none stated for the weights",
+        )
+        for url, name, ap, megabytes in (
+            (base, "retinanet_r50_fpn_1x_coco", 37.5, 152),
+            (base, "retinanet_r50_fpn_2x_coco", 39.1, 152),
+            (base, "retinanet_r101_distill_r50_2x_coco", 40.8, 152),  # a ResNet-50
+            ("https://paddledet.bj.bcebos.com/models", "retinanet_r101_fpn_2x_coco", 40.6, 228),
+        )
+    ]
+
+
 PUBLISHED = PublishedTable(
     [
         *_torchvision(),
@@ -467,6 +543,9 @@ PUBLISHED = PublishedTable(
         *_mlperf(),
         *_deepforest(),
         *_detectron(),
+        *_fizyr(),
+        *_zfturbo(),
+        *_paddledetection(),
     ]
 )
 """All published checkpoints, by family."""
@@ -476,8 +555,8 @@ def list_published(family: str | None = None) -> PublishedTable:
     """Return the published RetinaNets that ``RetinaNet.from_pretrained`` loads by name.
 
     Args:
-        family: "torchvision", "detectron2", "mmdet", "odtk", "yhenon", "mlperf", "deepforest" or
-            "detectron". None returns all.
+        family: "torchvision", "detectron2", "mmdet", "odtk", "yhenon", "mlperf", "deepforest",
+            "detectron", "fizyr", "zfturbo" or "paddledetection". None returns all.
 
     Raises:
         ValueError: If the family is unknown.

@@ -24,6 +24,7 @@ from focaldet.pretrained._budget import (
     check_tensor_sizes,
 )
 from focaldet.pretrained._checkpoint import CheckpointFile
+from focaldet.pretrained._hdf5 import is_hdf5, read_hdf5
 from focaldet.pretrained._state_dict import find_state_dict
 from focaldet.pretrained._tensor_values import unsupported_kind
 from focaldet.pretrained._unpickling import UnsafePickleError, unpickle_arrays
@@ -42,8 +43,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         path: A ``.safetensors`` file; a ``torch.save`` file with a state dict, either alone or as the
-            entry "model" or "state_dict" of a dictionary; a zip archive of one such file; or a
-            ``.pkl`` file of NumPy arrays.
+            entry "model" or "state_dict" of a dictionary; a zip archive of one such file; a ``.pkl``
+            or ``.pdparams`` file of NumPy arrays; or an HDF5 file of Keras (``.h5``).
 
     Returns:
         The tensors by the file's own key names, on the CPU.
@@ -67,11 +68,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
     if path.suffix.lower() == ".safetensors":
         return _checked(CheckpointFile(_read_safetensors(path), {}, path.name), path)
     try:
-        contents = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
+        if is_hdf5(path):
+            return _checked(CheckpointFile(*read_hdf5(path), path.name), path)
+        pickled = path.suffix.lower() in _PICKLE_SUFFIXES
+        contents = _read_pickle(path) if pickled else _read_torch(path)
     except UnsafePickleError as error:
         raise CheckpointError(
-            f"{str(path)!r} was not opened: it asks for {error}, but a .pkl file may only contain "
-            f"NumPy arrays. {_SAVE_STATE_DICT}"
+            f"{str(path)!r} was not opened: it asks for {error}, but a {path.suffix} file may only "
+            f"contain NumPy arrays. {_SAVE_STATE_DICT}"
         ) from error
     except pickle.UnpicklingError as error:
         name = _IMPORTED.search(str(error))
@@ -122,8 +126,15 @@ _BROKEN = (
 )
 
 
+_PICKLE_SUFFIXES = (".pkl", ".pdparams")
+_PADDLE_NAMES = "StructuredToParameterName@@"  # a table of names, next to the arrays
+
+
 def _read_pickle(path: Path) -> Any:
-    return unpickle_arrays(path.read_bytes())
+    contents = unpickle_arrays(path.read_bytes())
+    if path.suffix.lower() == ".pdparams" and isinstance(contents, dict):
+        contents.pop(_PADDLE_NAMES, None)
+    return contents
 
 
 def _read_torch(path: Path) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["locate"]
 
-_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors")
+_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors", ".h5", ".hdf5", ".pdparams")
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

@@ -13,15 +13,26 @@ from focaldet.pretrained._checkpoint import Family
 from focaldet.pretrained.families import (
     _detectron,
     _detectron2,
+    _keras_retinanet,
     _mmdet,
     _odtk,
+    _paddledetection,
     _torchvision,
     _yhenon,
 )
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: tuple[Family, ...] = (_torchvision, _detectron2, _mmdet, _odtk, _yhenon, _detectron)
+FAMILIES: tuple[Family, ...] = (
+    _torchvision,
+    _detectron2,
+    _mmdet,
+    _odtk,
+    _yhenon,
+    _detectron,
+    _keras_retinanet,
+    _paddledetection,
+)
 """The supported families, in the order in which they are tried.
 
 :meta hide-value:

@@ -81,6 +81,7 @@ _CAFFE = Pixels(mean=(123.675, 116.28, 103.53), std=(1.0, 1.0, 1.0), to_rgb=Fals
 _VERSION_1 = {
     "anchor_offset": 0.5,
     "anchor_mode": "inclusive_rounded",
+    "pre_nms_top_k_of": "anchors",
     "drop_empty": False,
     "inclusive_corners": True,
     "uniform_rescale": True,
@@ -322,10 +323,10 @@ def _input_said(meta: Meta, file: CheckpointFile) -> dict[str, Any]:
     """Return the fields of preprocessing."""
     fields: dict[str, Any] = {}
     sizes = meta.input_sizes
-    if sizes is None and "openimages" in file.name:
-        sizes = (800, 1024)  # of the published model
     if sizes is not None:
-        fields["min_size"], fields["max_size"] = sizes
+        fields |= sizes
+    elif "openimages" in file.name:  # the published model
+        fields |= {"min_size": 800, "max_size": 1024}
     divisor = meta.size_divisor
     if divisor is not None:
         fields["size_divisor"] = divisor

@@ -232,8 +232,8 @@ class Meta:
         return Pixels(mean[::order], std[::order], to_rgb)
 
     @property
-    def input_sizes(self) -> tuple[int, int] | None:
-        """The short and the long side to which images are resized in testing.
+    def input_sizes(self) -> dict[str, Any] | None:
+        """The fields of the sizes to which images are resized in testing.
 
         Raises:
             CheckpointError: If they are resized in a way that cannot be represented.
@@ -260,10 +260,14 @@ class Meta:
         ):
             remedy = "It should be one pair of a short and a long side."
             raise self.error(f"the scale {where}", scale, remedy)
+        sizes: dict[str, Any] = {"min_size": min(scale), "max_size": max(scale)}
         keep_ratio = settings.get("keep_ratio", not is_version_3)
-        if keep_ratio is not True:
-            raise self.error(f"keep_ratio {where}", keep_ratio, "Only True can be loaded.")
-        return min(scale), max(scale)
+        if keep_ratio is True:
+            return sizes
+        if keep_ratio is not False or min(scale) != max(scale):
+            remedy = "It should be True, or False with a square scale."
+            raise self.error(f"keep_ratio {where}", keep_ratio, remedy)
+        return {**sizes, "keep_ratio": False}
 
     @property
     def size_divisor(self) -> int | None:
