@@ -65,7 +65,8 @@ class Preprocess(nn.Module):
 
     Args:
         min_size: Length to which the short side is resized, up or down, in pixels.
-        max_size: Maximum length of the long side, in pixels.
+        max_size: Maximum length of the long side, in pixels. It prevails where it conflicts with
+            ``min_size``.
         mean: The mean of each channel, which is subtracted from images in [0, 1]. The number of
             values is the number of channels.
         std: The standard deviation of each channel, greater than 0.
@@ -107,7 +108,7 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         check_range("min_size", min_size, 1)
-        check_range("max_size", max_size, min_size)
+        check_range("max_size", max_size, 1)
         check_range("size_divisor", size_divisor, 1)
         check_choice("size_rounding", size_rounding, _HALF)
         if not mean or len(mean) != len(std):
@@ -195,8 +196,8 @@ class Preprocess(nn.Module):
             self._padded(max(image.shape[axis] for image in images)) for axis in (1, 2)
         )
         batch = images[0].new_zeros(len(images), self.in_channels, height, width)
-        for padded, image in zip(batch, images, strict=True):
-            padded[:, : image.shape[1], : image.shape[2]] = image
+        for index, image in enumerate(images):  # not by views, which cannot carry gradients
+            batch[index, :, : image.shape[1], : image.shape[2]] = image
         return batch
 
     def _padded(self, side: int) -> int:
