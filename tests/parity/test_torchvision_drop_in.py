@@ -169,7 +169,7 @@ def other_matching(model: Any) -> None:
 def a_new_class_layer(model: Any) -> None:
     torch.manual_seed(2)
     head = model.head.classification_head
-    spread = float(head.cls_logits.weight.std())
+    spread = float(head.cls_logits.weight.detach().std())
     head.cls_logits = nn.Conv2d(CHANNELS, 9 * 5, 3, padding=1)
     nn.init.normal_(head.cls_logits.weight, std=spread)
     nn.init.constant_(head.cls_logits.bias, -2.0)
