@@ -76,7 +76,7 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         ({"num_classes": 2, "octave_scales": ()}, "octave_scales.* 1 to 100.* 0"),
         ({"num_classes": 2, "box_weights": (1, 1)}, r"box_weights.* 4 .*\(1, 1\)"),
         ({"num_classes": 2, "image_std": (1.0, 0.0, 1.0)}, r"image_std\[1\].* 0.0"),
-        ({"num_classes": 2, "max_size": 700}, r"max_size.* 800.* 700"),
+        ({"num_classes": 2, "max_size": 0}, r"max_size.* 0"),
         ({"num_classes": 2, "negative_threshold": 0.6}, r"negative_threshold.* 0.5\].* 0.6"),
         ({"num_classes": 2, "anchor_mode": "torchvision"}, r"anchor_offset=0.*anchor_offset=0.5"),
         (

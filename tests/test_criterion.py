@@ -184,7 +184,7 @@ def test_the_initial_loss_is_small_with_the_prior() -> None:
     [
         ({"focal_alpha": 2}, r"focal_alpha must be in \[0, 1\], got 2"),
         ({"focal_gamma": -1}, "focal_gamma.* -1"),
-        ({"box_loss": "iou"}, "box_loss 'iou'.*'smooth_l1', 'l1' or 'giou'"),
+        ({"box_loss": "iou"}, "box_loss 'iou'.*'smooth_l1', 'l1', 'giou'"),
         ({"smooth_l1_beta": 0}, "smooth_l1_beta.* 0"),
         ({"box_loss_weight": -1}, "box_loss_weight.* -1"),
         ({"normalizer": "sum"}, "normalizer 'sum'.*'batch', 'image' or 'ema'"),

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from focaldet.postprocess import PostProcess
     from focaldet.transforms import Preprocess
 
-__all__ = ["RetinaNetDetector"]
+__all__ = ["RetinaNetDetector", "weight_of_head"]
+
+
+def weight_of_head(model: RetinaNetDetector) -> Tensor:
+    """Return a weight of the head, which has the dtype and device of the maps."""
+    return next(model.head.parameters())
 
 
 class RetinaNetDetector(Predictor, nn.Module):
@@ -106,7 +111,7 @@ class RetinaNetDetector(Predictor, nn.Module):
 
     def _run_batch(self, batch: ImageBatch) -> RetinaNetOutput:
         """Run the network on a batch and add the anchors. The output has no losses."""
-        weight = self.head.class_logits.weight
+        weight = weight_of_head(self)
         logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
         anchors = self.anchor_generator(
             [(level.shape[2], level.shape[3]) for level in logits],

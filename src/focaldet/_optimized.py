@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from focaldet._checks import check_choice
-from focaldet._detector import RetinaNetDetector
+from focaldet._detector import RetinaNetDetector, weight_of_head
 from focaldet._norm_folding import fold_norms
 from focaldet._winograd import is_winograd_faster, use_winograd
 
@@ -101,7 +101,7 @@ def optimized_copy(
     network: tuple[nn.Module, ...] = (result.backbone, result.fpn, result.head)
     for part in network:
         part.to(dtype=dtype).to(memory_format=torch.channels_last)
-    weight = result.head.class_logits.weight
+    weight = weight_of_head(result)
     if winograd is None:
         supported = (weight.device.type, weight.dtype) == ("cpu", torch.float32)
         winograd = supported and is_winograd_faster(torch.get_num_threads())

@@ -10,6 +10,7 @@ boxes convert them by it with :func:`as_xyxy` and return plain tensors.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,9 @@ __all__ = [
     "box_area",
     "box_iou",
     "clip_boxes",
+    "complete_box_iou",
     "cxcywh_to_xyxy",
+    "distance_box_iou",
     "generalized_box_iou",
     "paired_box_iou",
     "scale_boxes",
@@ -32,6 +35,8 @@ __all__ = [
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",
 ]
+
+_EPSILON = 1e-7  # added to denominators
 
 
 def as_xyxy(boxes: Tensor, name: str = "boxes") -> Tensor:
@@ -91,11 +96,14 @@ _FORMATS = {
 }
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return floating-point values in a dtype that is precise enough for geometry."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _widened(boxes: Tensor) -> Tensor:
     """Return boxes in a dtype that holds their areas: float32 at least, or int64."""
-    if not boxes.is_floating_point():
-        return boxes.long()
-    return boxes.float() if boxes.dtype.itemsize < 4 else boxes
+    return at_least_float32(boxes) if boxes.is_floating_point() else boxes.long()
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -199,6 +207,83 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> generalized_box_iou(a, a + 1.0)  # no overlap; the enclosing box is half empty
     tensor([-0.5000])
     """
+    boxes1, boxes2, dtype = _corresponding(boxes1, boxes2)
+    intersection, union, outer = _overlap(boxes1, boxes2)
+    enclosing = outer.prod(-1)
+    giou = intersection / (union + _EPSILON) - (enclosing - union) / (enclosing + _EPSILON)
+    return giou.to(dtype)
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the distance IoU of corresponding boxes.
+
+    ``DIoU = IoU - d^2 / c^2``, where d is the distance between the centres and c the diagonal of the
+    smallest box that encloses both.
+
+    Args:
+        boxes1: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
+        boxes2: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 >= y1``.
+
+    Returns:
+        ``[N]`` in [-1, 1], with the dtype and precision of :func:`generalized_box_iou`.
+
+    Raises:
+        ValueError: If shapes differ or are not ``[N, 4]``.
+        TypeError: If boxes are not floating-point.
+
+    References:
+        Zheng et al., Distance-IoU Loss, equation 7. AAAI 2020. arXiv:1911.08287.
+
+    .. versionadded:: 0.3.0
+
+    >>> a = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    >>> distance_box_iou(a, a + 1.0)  # no overlap; the centres are half the diagonal apart
+    tensor([-0.2500])
+    """
+    boxes1, boxes2, dtype = _corresponding(boxes1, boxes2)
+    return _distance_iou(boxes1, boxes2)[0].to(dtype)
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the complete IoU of corresponding boxes.
+
+    ``CIoU = DIoU - alpha * v``, where v compares the aspect ratios and alpha is a weight that has no
+    gradient.
+
+    Args:
+        boxes1: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 > y1``.
+        boxes2: ``[N, 4]``, xyxy, with ``x2 >= x1`` and ``y2 > y1``.
+
+    Returns:
+        ``[N]``, at most 1, with the dtype and precision of :func:`generalized_box_iou`.
+
+    Raises:
+        ValueError: If shapes differ or are not ``[N, 4]``.
+        TypeError: If boxes are not floating-point.
+
+    References:
+        Zheng et al., Distance-IoU Loss, equations 8 to 11. AAAI 2020. arXiv:1911.08287.
+
+    .. versionadded:: 0.3.0
+
+    >>> wide, high = torch.tensor([[0.0, 1.0, 4.0, 3.0]]), torch.tensor([[1.0, 0.0, 3.0, 4.0]])
+    >>> complete_box_iou(wide, high) < distance_box_iou(wide, high)
+    tensor([True])
+    """
+    boxes1, boxes2, dtype = _corresponding(boxes1, boxes2)
+    diou, iou = _distance_iou(boxes1, boxes2)
+    angle1, angle2 = (
+        torch.atan((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
+        for boxes in (boxes1, boxes2)
+    )
+    v = 4 / math.pi**2 * (angle2 - angle1) ** 2
+    with torch.no_grad():
+        alpha = v / (1 - iou + v + _EPSILON)
+    return (diou - alpha * v).to(dtype)
+
+
+def _corresponding(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Check pairs of boxes, and return them in float32 at least, with the dtype of the result."""
     boxes1, boxes2 = as_xyxy(boxes1, "boxes1"), as_xyxy(boxes2, "boxes2")
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2)
@@ -207,9 +292,11 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
             f"boxes1 and boxes2 must have the same shape, got {list(boxes1.shape)} and "
             f"{list(boxes2.shape)}."
         )
-    epsilon = 1e-7
-    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
-    boxes1, boxes2 = _widened(boxes1), _widened(boxes2)
+    return _widened(boxes1), _widened(boxes2), torch.promote_types(boxes1.dtype, boxes2.dtype)
+
+
+def _overlap(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the areas of the intersections and unions, ``[N]``, and the enclosing sizes ``[N, 2]``."""
     inner = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(
         boxes1[:, :2], boxes2[:, :2]
     )
@@ -217,10 +304,15 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes1[:, :2], boxes2[:, :2]
     )
     intersection = inner.clamp(min=0).prod(-1)
-    enclosing = outer.prod(-1)
-    union = _area(boxes1) + _area(boxes2) - intersection
-    giou = intersection / (union + epsilon) - (enclosing - union) / (enclosing + epsilon)
-    return giou.to(dtype)
+    return intersection, _area(boxes1) + _area(boxes2) - intersection, outer
+
+
+def _distance_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance IoU and the IoU of corresponding boxes."""
+    intersection, union, outer = _overlap(boxes1, boxes2)
+    iou = intersection / (union + _EPSILON)
+    offset = (boxes1[:, :2] + boxes1[:, 2:] - boxes2[:, :2] - boxes2[:, 2:]) / 2
+    return iou - (offset**2).sum(-1) / ((outer**2).sum(-1) + _EPSILON), iou
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

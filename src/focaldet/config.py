@@ -87,7 +87,7 @@ class RetinaNetConfig:
             :class:`focaldet.criterion.CrossEntropyMapLoss`, or "softmax_focal" for
             :class:`focaldet.criterion.SoftmaxFocalMapLoss`, whose scores mean something else.
         focal_alpha, focal_gamma: Options of both focal losses; see :class:`focaldet.FocalLoss`.
-        box_loss: "smooth_l1", "l1" or "giou".
+        box_loss: "smooth_l1", "l1", "giou", "diou" or "ciou".
         smooth_l1_beta: Difference at which smooth L1 turns from a parabola into a line.
         box_loss_weight: Factor on the box loss.
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
@@ -161,7 +161,7 @@ class RetinaNetConfig:
     classification_loss: Literal["focal", "cross_entropy", "softmax_focal"] = "focal"
     focal_alpha: float | None = 0.25
     focal_gamma: float = 2.0
-    box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
+    box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
     smooth_l1_beta: float = 0.11
     box_loss_weight: float = 1.0
     normalizer: Literal["batch", "image", "ema"] = "batch"
@@ -242,7 +242,6 @@ class RetinaNetConfig:
                 )
 
     def _check_combinations(self) -> None:
-        check_range("max_size", self.max_size, self.min_size)
         if self.head_norm is not None and self.fpn_channels % _HEAD_GROUPS:
             raise ValueError(
                 f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from focaldet._checks import check_choice, check_levels, check_number, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import AnchorGrid
-from focaldet.boxes import as_xyxy, generalized_box_iou
+from focaldet.boxes import as_xyxy, complete_box_iou, distance_box_iou, generalized_box_iou
 from focaldet.heads import gather_from_map
 from focaldet.losses import sigmoid_focal_loss_maps, softmax_focal_loss
 from focaldet.matching import BACKGROUND, BETWEEN
@@ -44,6 +44,7 @@ IGNORED = -100
 """Class target of an anchor that is ignored by the classification loss."""
 
 _EMA_START, _EMA_MOMENTUM = 100.0, 0.9
+_BOX_IOUS = {"giou": generalized_box_iou, "diou": distance_box_iou, "ciou": complete_box_iou}
 
 
 class ClassificationLoss(Protocol):
@@ -231,7 +232,8 @@ class RetinaNetCriterion(nn.Module):
             ``FocalMapLoss(focal_alpha, focal_gamma)``.
         focal_alpha: Weight of the positives in the default focal loss, in [0, 1], or None.
         focal_gamma: Focusing exponent of the default focal loss, at least 0.
-        box_loss: "smooth_l1" or "l1" of the deltas, or "giou", 1 - GIoU of the decoded boxes.
+        box_loss: "smooth_l1" or "l1" of the deltas; or "giou", "diou" or "ciou": 1 minus the
+            generalised, distance or complete IoU of the decoded boxes.
         smooth_l1_beta: Difference at which smooth L1 turns from a parabola into a line, above 0.
         box_loss_weight: Factor on the box loss, at least 0.
         normalizer: What both losses are divided by. "batch" is the number of positives in the batch,
@@ -274,7 +276,7 @@ class RetinaNetCriterion(nn.Module):
         classification_loss: ClassificationLoss | None = None,
         focal_alpha: float | None = 0.25,
         focal_gamma: float = 2.0,
-        box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1",
+        box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1",
         smooth_l1_beta: float = 0.11,
         box_loss_weight: float = 1.0,
         normalizer: Literal["batch", "image", "ema"] = "batch",
@@ -286,7 +288,7 @@ class RetinaNetCriterion(nn.Module):
                 f"focal_alpha={focal_alpha} and focal_gamma={focal_gamma} are options of the default "
                 "loss; set them in classification_loss instead."
             )
-        check_choice("box_loss", box_loss, ("smooth_l1", "l1", "giou"))
+        check_choice("box_loss", box_loss, ("smooth_l1", "l1", *_BOX_IOUS))
         check_range("smooth_l1_beta", smooth_l1_beta, 0, low_open=True)
         check_range("box_loss_weight", box_loss_weight, 0)
         check_choice("normalizer", normalizer, ("batch", "image", "ema"))
@@ -385,8 +387,9 @@ class RetinaNetCriterion(nn.Module):
     def _box_losses(self, box_deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Return the box loss of each positive anchor, ``[P, 4]`` or ``[P, 1]``."""
         deltas = box_deltas.to(anchors.dtype)  # geometry is float32 under autocast
-        if self.box_loss == "giou":
-            return 1 - generalized_box_iou(self.box_coder.decode(deltas, anchors), boxes)[:, None]
+        if self.box_loss in _BOX_IOUS:
+            iou = _BOX_IOUS[self.box_loss](self.box_coder.decode(deltas, anchors), boxes)
+            return 1 - iou[:, None]
         wanted = self.box_coder.encode(boxes, anchors)
         if self.box_loss == "l1":
             return F.l1_loss(deltas, wanted, reduction="none")

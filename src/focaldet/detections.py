@@ -245,8 +245,8 @@ class Detections:
         )
 
         return supervision.Detections(
-            xyxy=self.boxes.float().cpu().numpy(),
-            confidence=self.scores.float().cpu().numpy(),
+            xyxy=self.boxes.detach().float().cpu().numpy(),
+            confidence=self.scores.detach().float().cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
             data={"class_name": np.array(self.label_names, dtype=str)},
         )

@@ -12,7 +12,7 @@ import torch
 
 from focaldet._checks import check_boxes, check_integer, check_range
 from focaldet.anchor_grid import AnchorGrid
-from focaldet.boxes import as_xyxy, box_iou, paired_box_iou
+from focaldet.boxes import as_xyxy, at_least_float32, box_iou, paired_box_iou
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +33,6 @@ _WINDOWS_PAY = 6  # a pair from a window takes as long as this many pairs of box
 # GPUs is estimated from the number of kernels (about 100 either way), not measured.
 _FEW_PAIRS = 2**16
 _FEW_PAIRS_ON_A_GPU = 2**25
-
-
-def _at_least_float32(boxes: Tensor) -> Tensor:
-    """Return boxes in a dtype in which IoUs and distances can be compared with thresholds."""
-    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 class Assigner(Protocol):
@@ -132,7 +127,7 @@ class Matcher:
         grid = anchors if isinstance(anchors, AnchorGrid) else None
         rows = anchors.anchors if isinstance(anchors, AnchorGrid) else as_xyxy(anchors, "anchors")
         check_boxes("anchors", rows)
-        boxes, rows = _at_least_float32(boxes), _at_least_float32(rows)
+        boxes, rows = at_least_float32(boxes), at_least_float32(rows)
         if not len(rows):
             raise ValueError("anchors is empty; pass at least one anchor.")
         few = _FEW_PAIRS if rows.device.type == "cpu" else _FEW_PAIRS_ON_A_GPU
@@ -169,7 +164,7 @@ class Matcher:
         the nearest anchors. Returns None if the windows are so large that comparing all pairs is
         cheaper.
         """
-        anchors, floor = _at_least_float32(grid.anchors), self.force_match_floor
+        anchors, floor = at_least_float32(grid.anchors), self.force_match_floor
         reach_G = boxes.new_full((len(boxes),), self.negative_threshold)
         if floor is not None:
             at_hand_GN = paired_box_iou(boxes[:, None], anchors[grid.nearest(boxes)])
@@ -286,7 +281,7 @@ class ATSSAssigner:
             )
         boxes = as_xyxy(boxes)
         check_boxes("boxes", boxes)
-        boxes, rows = _at_least_float32(boxes), _at_least_float32(anchors.anchors)
+        boxes, rows = at_least_float32(boxes), at_least_float32(anchors.anchors)
         matched_idxs = torch.full((len(rows),), BACKGROUND, device=rows.device)
         if not len(boxes):
             return matched_idxs
@@ -310,7 +305,7 @@ class ATSSAssigner:
         """Return the candidate anchors of each box, ``[G, C]`` indices, level by level."""
         of_levels: list[Tensor] = []
         first = 0
-        for level in torch.split(_at_least_float32(grid.anchors), list(grid.num_anchors)):
+        for level in torch.split(at_least_float32(grid.anchors), list(grid.num_anchors)):
             height, width = grid.grid_sizes[len(of_levels)]
             per_cell = len(level) // (height * width)
             centres = ((level[:, :2] + level[:, 2:]) / 2).view(-1, per_cell, 2).mean(dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_levels, check_range, check_size
 from focaldet._torchvision import torchvision
-from focaldet.boxes import clip_boxes, scale_boxes
+from focaldet.boxes import at_least_float32, clip_boxes, scale_boxes
 from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
 from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
@@ -36,7 +36,7 @@ class PostProcess(nn.Module):
     The steps are: keep predictions above the score threshold, keep the best of each level, decode
     their boxes, clip them, apply non-maximum suppression, and keep the best of the image. The maps of
     the head are read in their memory layout, and only predictions that pass the first steps are
-    decoded. Suppression is computed in float32 for every dtype of the maps.
+    decoded. Boxes and scores are float32, or float64 if the maps are.
 
     Args:
         box_coder: Decodes the deltas.
@@ -163,7 +163,6 @@ class PostProcess(nn.Module):
         self.last_level_threshold = last_level_threshold
         self.first_stride = first_stride
 
-    @torch.no_grad()
     def forward(
         self,
         logits: Sequence[Tensor],
@@ -176,6 +175,9 @@ class PostProcess(nn.Module):
         class_names: tuple[str, ...] | None = None,
     ) -> list[Detections]:
         """Return the detections of every image.
+
+        Boxes and scores carry gradients to the maps if gradients are enabled. Which predictions are
+        kept, and their order, has none.
 
         Args:
             logits: ``[B, A * K, H, W]`` per level, contiguous or channels_last.
@@ -330,9 +332,12 @@ class PostProcess(nn.Module):
         deltas = gather_from_map(
             box_deltas_BCHW, torch.full_like(anchor_idxs, image), anchor_idxs, num_anchors
         )
-        boxes = self.box_coder.decode(deltas.float(), anchors[anchor_idxs].float())
+        boxes = self.box_coder.decode(
+            at_least_float32(deltas), at_least_float32(anchors[anchor_idxs])
+        )
         return boxes, scores, channel % num_classes
 
+    @torch.no_grad()
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         if self.class_agnostic_nms:
             labels = torch.zeros_like(labels)
@@ -375,8 +380,8 @@ def _best_of_map(
     channels, height, width = logits_CHW.shape
     last = logits_CHW.stride(0) == 1 and channels > 1  # channels_last: cell by cell
     flat = logits_CHW.permute(1, 2, 0).reshape(-1) if last else logits_CHW.reshape(-1)
-    index = _indices_above(flat, _floor(threshold, flat.dtype))
-    logits = flat[index].float()
+    index = _indices_above(flat.detach(), _floor(threshold, flat.dtype))
+    logits = at_least_float32(flat[index])
     scores = logits.sigmoid()
     sure = scores > threshold
     logits, scores, index = logits[sure], scores[sure], index[sure]
@@ -394,11 +399,11 @@ def _best_anchors_of_map(
     channels, height, width = logits_CHW.shape
     num_classes = channels // num_anchors
     logits_AKHW = logits_CHW.unflatten(0, (num_anchors, num_classes))
-    best = logits_AKHW.amax(dim=1).flatten()
+    best = logits_AKHW.detach().amax(dim=1).flatten()
     index = _indices_above(best, _floor(threshold, best.dtype))
     index = index[best[index].topk(min(k, len(index))).indices]
     anchor, cell = index // (height * width), index % (height * width)
-    scores_NK = logits_AKHW[anchor, :, cell // width, cell % width].float().sigmoid()
+    scores_NK = at_least_float32(logits_AKHW[anchor, :, cell // width, cell % width]).sigmoid()
     row, label = (scores_NK > threshold).nonzero(as_tuple=True)
     return scores_NK[row, label], anchor[row] * num_classes + label, cell[row]
 

@@ -124,7 +124,8 @@ class Preprocess(nn.Module):
 
     Args:
         min_size: Length to which the short side is resized, up or down, in pixels.
-        max_size: Maximum length of the long side, in pixels.
+        max_size: Maximum length of the long side, in pixels. It prevails where it conflicts with
+            ``min_size``.
         keep_ratio: Whether to keep the aspect ratio. If False, both sides are resized to ``min_size``,
             ``max_size`` has no effect, and no image of a batch needs padding beyond ``size_divisor``.
 
@@ -186,7 +187,7 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         check_range("min_size", min_size, 1)
-        check_range("max_size", max_size, min_size)
+        check_range("max_size", max_size, 1)
         check_range("size_divisor", size_divisor, 1)
         check_choice("size_rounding", size_rounding, SIZE_ROUNDINGS)
         check_choice("resize_by", resize_by, ("size", "factor"))
@@ -314,8 +315,8 @@ class Preprocess(nn.Module):
             self._padded(max(image.shape[axis] for image in images)) for axis in (1, 2)
         )
         batch = images[0].new_zeros(len(images), self.in_channels, height, width)
-        for padded, image in zip(batch, images, strict=True):
-            padded[:, : image.shape[1], : image.shape[2]] = image
+        for index, image in enumerate(images):  # not by views, which cannot carry gradients
+            batch[index, :, : image.shape[1], : image.shape[2]] = image
         return batch
 
     def _padded(self, side: int) -> int:

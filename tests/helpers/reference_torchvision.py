@@ -100,17 +100,19 @@ def small_retinanet(
 NOISE = 2e-6  # float32 rounding of one convolution, which can differ between runs
 
 
-def assert_same_detections(found: Any, expected: Any) -> None:
+def assert_same_detections(
+    found: Any, expected: Any, *, boxes_atol: float = 0.02, scores_atol: float = 5e-5
+) -> None:
     """Require equal detections in equal order, except that scores within rounding may swap."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours) == len(theirs["scores"])
         order = torch.arange(len(ours))
-        moved = (ours.boxes - theirs["boxes"]).abs().amax(dim=1) > 0.02
+        moved = (ours.boxes - theirs["boxes"]).abs().amax(dim=1) > boxes_atol
         for i in (moved | (ours.labels != theirs["labels"])).nonzero()[:, 0].tolist():
             tied = (ours.scores - theirs["scores"][i]).abs() <= NOISE
-            same = (ours.boxes - theirs["boxes"][i]).abs().amax(dim=1) <= 0.02
+            same = (ours.boxes - theirs["boxes"][i]).abs().amax(dim=1) <= boxes_atol
             [order[i]] = (tied & same & (ours.labels == theirs["labels"][i])).nonzero()[:, 0]
         assert_close(ours.labels[order], theirs["labels"], rtol=0, atol=0)
-        assert_close(ours.scores[order], theirs["scores"], rtol=0, atol=5e-5)
-        assert_close(ours.boxes[order], theirs["boxes"], rtol=0, atol=0.02)
+        assert_close(ours.scores[order], theirs["scores"], rtol=0, atol=scores_atol)
+        assert_close(ours.boxes[order], theirs["boxes"], rtol=0, atol=boxes_atol)

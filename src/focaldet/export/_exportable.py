@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from focaldet._detector import weight_of_head
 from focaldet._torchvision import torchvision
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class ExportableDetector(nn.Module):
             )
         self.model = model
         self.top_k = top_k
-        device = model.head.class_logits.weight.device
+        device = weight_of_head(model).device
         for level in range(len(model.anchor_generator.strides)):
             cells = model.anchor_generator.cell_anchors(level).to(device)
             self.register_buffer(f"cell_anchors_{level}", cells, persistent=False)
