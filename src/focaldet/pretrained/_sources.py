@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["locate"]
 
-_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors")
+_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors", ".ckpt", ".bin")
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: str | os.PathLike[str], file_name: str | None = None) -> Path:
     """Return the path of a checkpoint, downloading it first if necessary.
 
     A path object must exist. A string is looked up in this order:
@@ -27,6 +27,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
     2. a published name; a string that begins with a family's name, or nearly so, is not looked up
        further;
     3. a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
+
+    Args:
+        source: The source.
+        file_name: Which file of a repository to download. None downloads its only checkpoint.
 
     Raises:
         FileNotFoundError: If the source is none of these. Similar published names are suggested.
@@ -43,7 +47,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
             return fetch(weights)
     if is_repository(source) and not _resembles_file_or_family(source):
         try:
-            return download_repository(source)
+            return download_repository(source, file_name)
         except OSError as error:
             raise FileNotFoundError(
                 f"No such file, folder or published name: {source!r}. It could not be loaded from the "

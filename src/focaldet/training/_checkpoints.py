@@ -19,6 +19,7 @@ from focaldet._checks import check_range
 from focaldet.errors import TrainingError
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
+from focaldet.pretrained.families._focaldet import CONFIG_KEY
 from focaldet.training._logging import LOG
 
 if TYPE_CHECKING:
@@ -192,6 +193,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, *_: Any) -> None:
         """Exit if the run is to stop."""
         self.on_train_batch_start()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the model's configuration, so that ``RetinaNet.from_pretrained`` can read the file."""
+        del trainer
+        with contextlib.suppress(ValueError):  # a part that no config describes
+            checkpoint[CONFIG_KEY] = pl_module.model.current_config().to_json()
 
     def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)

@@ -10,11 +10,25 @@ describes. To add a family, write its module and list it in ``FAMILIES``.
 from __future__ import annotations
 
 from focaldet.pretrained._checkpoint import Family
-from focaldet.pretrained.families import _detectron2, _mmdet, _odtk, _torchvision, _yhenon
+from focaldet.pretrained.families import (
+    _detectron2,
+    _focaldet,
+    _mmdet,
+    _odtk,
+    _torchvision,
+    _yhenon,
+)
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: tuple[Family, ...] = (_torchvision, _detectron2, _mmdet, _odtk, _yhenon)
+FAMILIES: tuple[Family, ...] = (
+    _focaldet,
+    _torchvision,
+    _detectron2,
+    _mmdet,
+    _odtk,
+    _yhenon,
+)
 """The supported families, in the order in which they are tried.
 
 :meta hide-value:
