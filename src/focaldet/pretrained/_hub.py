@@ -64,12 +64,13 @@ def download_repository(name: str, file_name: str | None = None) -> Path:
         f"No such file or folder: {name!r}. Loading it as a repository of the Hugging Face Hub"
     )
     repository, _, revision = name.partition("@")
-    files = _files_of(hub, repository, revision or None)
+    files = _files_of(hub, repository, revision or "main")
+    needed = _USUAL if files is None else _needed(name, files, file_name)
     try:
         folder = hub.snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=None if files is None else _needed(name, files, file_name),
+            allow_patterns=needed,
             library_name="focaldet",
             library_version=__version__,
         )
@@ -79,13 +80,17 @@ def download_repository(name: str, file_name: str | None = None) -> Path:
     return Path(folder)
 
 
-def _files_of(hub: Any, repository: str, revision: str | None) -> dict[str, int | None] | None:
+# Used if the files cannot be listed: then they are in the cache, or the download says why.
+_USUAL = ["config.json", "model.safetensors"]
+
+
+def _files_of(hub: Any, repository: str, revision: str) -> dict[str, int | None] | None:
     """Return the sizes of a repository's files by their paths, or None without an answer."""
     api = hub.HfApi(library_name="focaldet", library_version=__version__)
     try:
         info = api.model_info(repository, revision=revision, files_metadata=True)
     except (OSError, ValueError):
-        return None  # without a network, the cache may have them; otherwise the download says why
+        return None
     return {one.rfilename: one.size for one in info.siblings or ()}
 
 

@@ -22,7 +22,7 @@ from focaldet.pretrained._neighbours import (
 )
 from focaldet.pretrained._other_classes import for_other_classes, without_background
 from focaldet.pretrained._published import PUBLISHED
-from focaldet.pretrained._reading import check_tensors, read_weight_sets
+from focaldet.pretrained._reading import read_weight_sets
 from focaldet.pretrained._recognition import recognise
 from focaldet.pretrained._sources import locate
 from focaldet.pretrained.families import _focaldet, _torchvision
@@ -165,7 +165,6 @@ def _file_of(path: Path) -> Path:
 def _from_file(path: Path, request: _Request, *, published: bool) -> Checkpoint:
     sets = read_weight_sets(path)
     file, family = recognise(sets, path, request.weights, texts_beside(path))
-    check_tensors(file.tensors, path)
     if request.config is not None and not request.other_classes:
         config = request.config
         if request.drop_background:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from focaldet._checks import shortened
 from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import CheckpointFile
+from focaldet.pretrained._reading import check_tensors
 from focaldet.pretrained._state_dict import (
     choose,
     is_counter,
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["recognise"]
 
 _logger = logging.getLogger(__name__)
+
+_MIN_TENSORS = 3  # that a family is recognised by
+_MIN_SHARE = 8  # a detector has at least one tensor for so many of the largest set in its file
+_MAX_SETS = 100  # that are searched, the largest ones
 
 
 class _Match(NamedTuple):
@@ -72,11 +79,14 @@ def recognise(
     """
     matches, nearest = _matches(sets)
     if not matches:
+        for one in sets:
+            check_tensors(one.tensors, path)
         raise _unknown(sets, nearest, path)
     try:
         match = matches[choose([one.label for one in matches], weights)]
     except CheckpointError as error:
         raise CheckpointError(f"Cannot load {str(path)!r}. {error}") from error
+    check_tensors(match.tensors, path)
     _account_for_others(match, matches, path, chosen=weights is not None)
     _log_choice(match, matches, path, chosen=weights is not None)
     file = CheckpointFile(match.tensors, match.weights.extras, path.name, beside)
@@ -87,7 +97,9 @@ def _matches(sets: Sequence[WeightSet]) -> tuple[list[_Match], _Near | None]:
     """Return what the families recognise, and otherwise the family that lacks the fewest keys."""
     matches: list[_Match] = []
     near: list[_Near] = []
-    for one in sets:
+    large = heapq.nlargest(_MAX_SETS, (len(one.tensors) for one in sets))
+    least = max(large[-1], large[0] // _MIN_SHARE, _MIN_TENSORS)
+    for one in (one for one in sets if len(one.tensors) >= least):
         _search(one, matches, near)
     return matches, min(near, key=lambda one: len(one.missing), default=None)
 
@@ -109,6 +121,7 @@ def _search(one: WeightSet, matches: list[_Match], near: list[_Near]) -> None:
     search_prefixes(tensors, fits)
 
 
+@functools.cache
 def _most_missing(family: Family) -> int:
     return len(family.missing({}))
 
