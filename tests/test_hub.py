@@ -238,7 +238,7 @@ def torch_file(contents: object) -> bytes:
 
 
 def downloaded(hub: FakeHub) -> set[str]:
-    return {one.partition("/resolve/main/")[2] for one in hub.log if "GET /me/owls/resolve" in one}
+    return {one.split("/", 5)[5] for one in hub.log if one.startswith("GET /me/owls/resolve/")}
 
 
 def test_a_repository_of_a_different_project_is_loaded_from_its_only_checkpoint(

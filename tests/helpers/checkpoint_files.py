@@ -91,9 +91,17 @@ def foreign(*names: str, base: type = object) -> Iterator[list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         for full_name in names:
             module_name, _, name = full_name.rpartition(".")
-            made = type(name, (base,), {"__module__": module_name, "mean": lambda self: self})
-            if module_name not in sys.modules:
-                patch.setitem(sys.modules, module_name, types.ModuleType(module_name))
+
+            def mean(self: Any) -> Any:
+                return self
+
+            mean.__module__, mean.__qualname__ = module_name, f"{name}.mean"
+            made = type(name, (base,), {"__module__": module_name, "mean": mean})
+            parts = module_name.split(".")
+            for end in range(1, len(parts) + 1):
+                parent = ".".join(parts[:end])
+                if parent not in sys.modules:
+                    patch.setitem(sys.modules, parent, types.ModuleType(parent))
             patch.setattr(sys.modules[module_name], name, made, raising=False)
             classes.append(made)
         yield classes

@@ -99,10 +99,11 @@ def read_weight_sets(path: str | os.PathLike[str]) -> list[WeightSet]:
         ) from error
     except pickle.UnpicklingError as error:
         name = _IMPORTED.search(str(error))
-        if name is None:
+        if name is None and not _CALLED.search(str(error)):
             raise _damaged(path, error) from error
+        asked_for = "a call of an unknown function" if name is None else name[1]
         raise CheckpointError(
-            f"{str(path)!r} was not opened: it asks for {name[1]}, which could run code. "
+            f"{str(path)!r} was not opened: it asks for {asked_for}, which could run code. "
             f"{_SAVE_STATE_DICT}"
         ) from error
     except _TorchScriptError as error:
@@ -145,6 +146,7 @@ class _TorchScriptError(Exception):
 _SAVE_PLAIN_TENSORS = "Save dense tensors with values, such as those of model.cpu().state_dict()."
 _SAVE_STATE_DICT = "Save the state dict alone: torch.save(model.state_dict(), path)."
 _IMPORTED = re.compile(r"GLOBAL ([\w.]*\w)")  # in torch's message
+_CALLED = re.compile("call reduce for unrecognized function|Can only (?:create new object|build)")
 _OPERAND = re.compile(r"Unsupported operand \d+")  # in torch's message, too
 _MAX_DETAIL = 200  # characters of a message that may repeat a damaged file's bytes
 _OTHER_CONTENTS = {

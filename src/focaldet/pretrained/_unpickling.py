@@ -248,6 +248,7 @@ _INERT_NAMES = (
     "datetime.date",
     "datetime.datetime",
     "datetime.timedelta",
+    "datetime.timezone",
     "numpy.dtype",
     "numpy.ndarray",
     "torch.torch_version.TorchVersion",
