@@ -154,18 +154,23 @@ def _account_for_others(
 
 def _log_choice(match: _Match, matches: Sequence[_Match], path: Path, *, chosen: bool) -> None:
     name = match.name or "at the top level"
-    if len(matches) == 1 or chosen:
+    containers = {one.label[0] for one in matches if one.label}
+    swapped = {"state_dict", "ema_state_dict"} <= containers
+    if chosen and swapped:
+        _logger.warning("Loading %s of %s.%s", name, path.name, _SWAPPED)
+    elif chosen or len(matches) == 1:
         _logger.info("Loading the weights %s of %s.", name, path.name)
-        return
-    others = ", ".join(one.name or "at the top level" for one in matches if one is not match)
-    swapped = "ema_state_dict" in {one.label[0] for one in matches if one.label}
-    _logger.warning(
-        "%s contains several sets of weights. Loading %s; choose another with weights=: %s.%s",
-        path.name,
-        name,
-        others,
-        " (MMEngine saves the average as state_dict.)" if swapped else "",
-    )
+    else:
+        _logger.warning(
+            "%s contains several sets of weights. Loading %s; choose another with weights=: %s.%s",
+            path.name,
+            name,
+            ", ".join(one.name or "at the top level" for one in matches if one is not match),
+            _SWAPPED if swapped else "",
+        )
+
+
+_SWAPPED = " MMEngine saves the average as state_dict, and the weights before it as ema_state_dict."
 
 
 def _unknown(sets: Sequence[WeightSet], near: _Near | None, path: Path) -> CheckpointError:

@@ -39,7 +39,7 @@ _PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "network", "
 _AVERAGED = re.compile(
     r"(?:^|[^a-z])(?:ema|swa)(?:[^a-z]|$)|averag|teacher|shadow|momentum", re.IGNORECASE
 )
-_COUNTERS = ("n_averaged", "num_updates")
+_COUNTERS = ("n_averaged", "num_updates", "steps")  # of torch, timm and MMEngine
 
 
 class WeightSet(NamedTuple):
