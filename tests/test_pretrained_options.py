@@ -330,7 +330,12 @@ def test_a_family_sees_the_texts_next_to_a_checkpoint(
 ) -> None:
     seen: list[CheckpointFile] = []
     original = _yhenon.suggest
-    monkeypatch.setattr(_yhenon, "suggest", lambda one: seen.append(one) or original(one))
+
+    def suggest(file: CheckpointFile) -> SuggestedConfig:
+        seen.append(file)
+        return original(file)
+
+    monkeypatch.setattr(_yhenon, "suggest", suggest)
     (file.parent / "config.json").write_text(json.dumps({"num_classes": 3}))
     load_checkpoint(file.parent)
     load_checkpoint(file)

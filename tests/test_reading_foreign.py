@@ -155,7 +155,7 @@ def test_code_inside_admitted_objects_is_not_run(how: str, tmp_path: Path) -> No
     for inside in (
         argparse.Namespace(callback=bomb),
         collections.deque([bomb]),
-        collections.defaultdict(list, a=bomb),
+        collections.defaultdict(dict, {"a": {"b": bomb}}),
         {"deep": [argparse.Namespace(a={"b": (bomb,)})]},
     ):
         path = write_checkpoint({"model": W, "args": inside}, tmp_path / "x.pth", "torch")

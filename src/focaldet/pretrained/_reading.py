@@ -223,7 +223,7 @@ def _load_unchecked(file: IO[bytes]) -> Any:
     with _admitting, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about pickles that others wrote
         taken = {_full_name(one) for one in torch.serialization.get_safe_globals()}
-        names = [one for one in admitted_names() if one[1] not in taken]
+        names: list[Any] = [one for one in admitted_names() if one[1] not in taken]
         with torch.serialization.safe_globals(names):
             return torch.load(file, map_location="cpu", weights_only=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
 import logging
 from typing import TYPE_CHECKING, NamedTuple
@@ -121,7 +120,6 @@ def _search(one: WeightSet, matches: list[_Match], near: list[_Near]) -> None:
     search_prefixes(tensors, fits)
 
 
-@functools.cache
 def _most_missing(family: Family) -> int:
     return len(family.missing({}))
 

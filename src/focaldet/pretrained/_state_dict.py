@@ -53,7 +53,7 @@ class WeightSet(NamedTuple):
 
     path: tuple[str, ...]
     tensors: Mapping[str, Tensor]
-    around: tuple[Mapping[str, Any], ...] = ()
+    around: tuple[Mapping[Any, Any], ...] = ()
 
     @property
     def others(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class WeightSet(NamedTuple):
         return entries
 
 
-def _named_others(dictionary: Mapping[str, Any]) -> dict[str, Any]:
+def _named_others(dictionary: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in dictionary.items()
@@ -86,7 +86,7 @@ def find_weight_sets(contents: object) -> list[WeightSet]:
     (('state_dict',), {'w': tensor(1)}, {'epoch': 3})
     """
     found: list[WeightSet] = []
-    waiting: list[tuple[tuple[str, ...], tuple[dict[str, Any], ...]]] = []
+    waiting: list[tuple[tuple[str, ...], tuple[dict[Any, Any], ...]]] = []
     if isinstance(contents, dict):
         waiting.append(((), (contents,)))
     for path, around in waiting:  # it grows meanwhile
