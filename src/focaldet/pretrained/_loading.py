@@ -104,7 +104,8 @@ def load_checkpoint(
         checkpoint = _from_file(_file_of(path), request, published=published)
     checkpoint = checkpoint._replace(source=str(path))
     if drop_background:
-        checkpoint = without_background(checkpoint)
+        with _explained(path, _focaldet):  # whose keys the converted tensors have
+            checkpoint = without_background(checkpoint)
         names = _without_first(names, checkpoint.config.num_classes)
     if other_classes:
         return for_other_classes(checkpoint, config, num_classes=num_classes, class_names=names)

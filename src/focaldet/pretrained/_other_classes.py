@@ -82,12 +82,11 @@ def without_background(checkpoint: Checkpoint) -> Checkpoint:
     num_classes = num_classes_of(tensors)
     if num_classes < 2:
         raise CheckpointError(
-            f"Cannot load {checkpoint.source!r}: with drop_background=True no class remains, because its "
-            "head has only one."
+            "With drop_background=True no class remains, because the head has only one."
         )
     for kind in ("weight", "bias"):
         values = tensors[f"{_CLASS_OUTPUT}.{kind}"]
-        rows = values.view(-1, num_classes, *values.shape[1:])
+        rows = values.reshape(-1, num_classes, *values.shape[1:])
         tensors[f"{_CLASS_OUTPUT}.{kind}"] = rows[:, 1:].flatten(0, 1).clone()
     names = config.class_names
     names = names[1:] if names is not None and len(names) == num_classes else None
