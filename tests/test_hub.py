@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.server
+import io
 import json
 import logging
 import sys
@@ -27,6 +28,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("safetensors")
 
 from huggingface_hub import constants  # noqa: E402
+from safetensors.torch import save  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.log.append(f"{self.command} {path}")
         files = self.server.files
         if path in (f"/api/models/me/owls/revision/{rev}" for rev in ("main", "v1")):
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [{"rfilename": name, "size": len(files[name])} for name in files]
             self.answer_json({"id": "me/owls", "sha": COMMIT, "siblings": siblings})
         elif path == f"/api/models/me/owls/tree/{COMMIT}":
             self.answer_json(
@@ -78,8 +80,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     for name, content in files.items()
                 ]
             )
-        elif path.startswith("/me/owls/resolve/") and path.rpartition("/")[2] in files:
-            content = files[path.rpartition("/")[2]]
+        elif path.startswith("/me/owls/resolve/") and path.split("/", 5)[5] in files:
+            content = files[path.split("/", 5)[5]]
             etag = f'"{oid(content)}"'
             self.answer(200, content, ETag=etag, X_Repo_Commit=COMMIT)
         elif path.startswith("/me/owls/"):
@@ -221,9 +223,57 @@ def test_the_error_for_a_missing_or_unsuitable_repository_names_it(hub: FakeHub)
     with pytest.raises(FileNotFoundError, match=message):
         RetinaNet.from_pretrained("me/cats")
     hub.files["config.json"] = b'{"model_type": "detr"}'
-    hub.files["model.safetensors"] = b"0"
-    with pytest.raises(CheckpointError, match=r"config\.json'.*model_type"):
+    hub.files["model.safetensors"] = save({"detr.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' \(1 tensor: 'detr\.weight'\)"):
         RetinaNet.from_pretrained("me/owls")
+    hub.files.clear()
+    with pytest.raises(FileNotFoundError, match="'me/owls'.*no checkpoint at the top level"):
+        RetinaNet.from_pretrained("me/owls")
+
+
+def torch_file(contents: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    return buffer.getvalue()
+
+
+def downloaded(hub: FakeHub) -> set[str]:
+    return {one.split("/", 5)[5] for one in hub.log if one.startswith("GET /me/owls/resolve/")}
+
+
+def test_a_repository_of_a_different_project_is_loaded_from_its_only_checkpoint(
+    hub: FakeHub, tiny_model: RetinaNet
+) -> None:
+    state = {f"model.{key}": value for key, value in tiny_model.state_dict().items()}
+    large = b"a: 1\n" * 300_000
+    hub.files |= {
+        "model_final.pth": torch_file({"model": state}),
+        "config.json": tiny_model.config.to_json().encode(),
+        "config.yaml": large,
+        "notes.yaml": b"",
+        "README.md": b"",
+        "samples/x.jpg": b"",
+        "weights/other.pth": b"",
+    }
+    hub.files["config.json"] = hub.files["config.json"].replace(b"format_version", b"their_version")
+    model = RetinaNet.from_pretrained("me/owls", config=tiny_model.config)
+    assert equal(model, tiny_model)
+    assert downloaded(hub) == {"model_final.pth", "config.json"}
+
+
+def test_a_repository_with_several_checkpoints_needs_a_file_name(
+    hub: FakeHub, tiny_model: RetinaNet
+) -> None:
+    content = torch_file(tiny_model.state_dict())
+    hub.files |= {"a.pth": content, "sub/b.pth": content, "c.pth": content, "sub/b.yaml": b"a: 1"}
+    with pytest.raises(CheckpointError, match="2 checkpoints: 'a.pth', 'c.pth'.*file_name="):
+        RetinaNet.from_pretrained("me/owls", config=tiny_model.config)
+    with pytest.raises(FileNotFoundError, match=r"no file 'd.pth'.*a.pth, c.pth, sub/b.pth"):
+        RetinaNet.from_pretrained("me/owls", config=tiny_model.config, file_name="d.pth")
+    assert not downloaded(hub)
+    model = RetinaNet.from_pretrained("me/owls", config=tiny_model.config, file_name="sub/b.pth")
+    assert equal(model, tiny_model)
+    assert downloaded(hub) == {"sub/b.pth", "sub/b.yaml"}
 
 
 @pytest.mark.usefixtures("hub")

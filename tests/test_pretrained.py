@@ -207,7 +207,9 @@ def test_the_error_for_other_files_says_what_they_contain_and_which_formats_were
 ) -> None:
     tensors = {"model.diffusion.weight": torch.zeros(2)}
     assert_refused(
-        tensors, tmp_path / "x.pth", r"x\.pth.*1 tensor: 'model.diff.*Tried: torchvision"
+        tensors,
+        tmp_path / "x.pth",
+        r"x\.pth.*1 tensor: 'model.diff.*no key of focaldet, torchvision",
     )
     assert_refused([1, 2], tmp_path / "x.pth", r"x\.pth.*no state dict.*type list")
     assert_refused({}, tmp_path / "x.pth", "no state dict.*an empty dict")

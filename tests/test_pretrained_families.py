@@ -160,20 +160,16 @@ def test_the_error_for_an_unknown_backbone_gives_its_blocks(family: str) -> None
         convert(CheckpointFile(tensors), FAMILY[family])
 
 
-def test_the_error_for_an_unsupported_file_gives_a_missing_key_per_family(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_file_names_the_nearest_family(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
-    torch.save({"conv1.weight": torch.zeros(2), "fc.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="2 tensors: 'conv1.weight', 'fc.weight'") as caught:
+    torch.save({key: torch.zeros(1) for key in ("conv1.weight", "bn1.bias", "fc.weight")}, path)
+    with pytest.raises(CheckpointError, match="3 tensors: 'bn1.bias', 'conv1.weight'") as caught:
         RetinaNet.from_pretrained(path)
-    assert str(caught.value).partition("Tried: ")[2] == (
-        "torchvision (no key 'head.classification_head.cls_logits.weight'); "
-        "Detectron2 (no key 'backbone.bottom_up.stem.conv1.weight'); "
-        "MMDetection (no key 'backbone.conv1.weight'); "
-        "ODTK (no key 'backbones.….lateral3.weight'); "
-        "yhenon/pytorch-retinanet (no key 'fpn.P5_1.weight'); "
-        "Detectron (no key 'conv1_w'); "
-        "keras-retinanet (no key 'conv1/kernel'); "
-        "PaddleDetection (no key 'backbone.conv1.conv1.conv.weight')."
+    assert str(caught.value).partition("format. ")[2] == (
+        "The nearest is yhenon/pytorch-retinanet: 3 keys ('fpn.P5_1.weight', "
+        "'classificationModel.output.weight', 'regressionModel.output.weight') are missing. Also tried: "
+        "focaldet, torchvision, Detectron2, MMDetection, ODTK, Detectron, keras-retinanet, "
+        "PaddleDetection."
     )
 
 

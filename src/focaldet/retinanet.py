@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from focaldet import pretrained
 from focaldet._assembly import (
@@ -177,13 +177,22 @@ class RetinaNet(RetinaNetDetector):
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         criterion: nn.Module | None = None,
+        weights: str | None = None,
+        drop_background: bool = False,
+        file_name: str | None = None,
+        **changes: Any,
     ) -> RetinaNet:
         """Build a RetinaNet and load its weights; it is in evaluation mode.
 
+        A checkpoint can be wrapped in any dictionaries, and its keys can have any prefix. What a file
+        of a different project does not say about the model is logged as a warning (logger
+        ``focaldet``), and can be given as ``config`` or ``changes``.
+
         Args:
             source: A folder written by :meth:`save_pretrained`; a published name, which is downloaded
-                once (see :func:`focaldet.pretrained.list`); a checkpoint file of another project; or
-                a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
+                once (see :func:`focaldet.pretrained.list`); the checkpoint of a run, a checkpoint file
+                of a different project, or a folder with one; or a repository on the Hugging Face Hub,
+                "user/repo" or "user/repo@revision".
             config: Used instead of the checkpoint's config. The weights must fit it, except that RGB
                 weights are adapted to its ``in_channels`` by
                 :func:`focaldet.backbones.adapt_input_channels`.
@@ -192,10 +201,17 @@ class RetinaNet(RetinaNetDetector):
                 checkpoint's, the class output layer is newly initialised, and with different anchors
                 in ``config`` the box output layer too; see
                 :func:`focaldet.pretrained.for_other_classes`.
-            class_names: Names of the classes.
+            class_names: Names of these classes, or of the checkpoint's if it does not have them.
             criterion: Your own criterion, as in :meth:`from_config`. Its parameters and buffers are
                 loaded if the checkpoint was saved with a custom criterion. A model that was saved
                 with one can predict without it, but not compute losses.
+            weights: Which set of weights to load if a file has several, for example "ema". None loads
+                the one that is not an average, and logs a warning that lists the others.
+            drop_background: Whether the first class of the checkpoint is an unused background. It is
+                dropped, so that labels count from the class that follows.
+            file_name: Which file of a folder or repository to load.
+            **changes: Fields of :class:`RetinaNetConfig` that replace those of the checkpoint, such as
+                ``min_size=600``. They cannot be combined with ``config``.
 
         Raises:
             FileNotFoundError: If nothing is found at ``source`` or on the Hub.
@@ -204,12 +220,20 @@ class RetinaNet(RetinaNetDetector):
                 in a supported format, or does not fit the architecture. It is also a ValueError. No
                 code in a file is ever run.
             ValueError: If arguments contradict each other.
+            TypeError: If a change is not a field of the config, or is combined with ``config``.
 
         .. versionchanged:: 0.3.0
-            Added ``criterion``.
+            Added ``criterion``, ``weights``, ``drop_background``, ``file_name`` and ``changes``.
         """
         checkpoint = pretrained.load_checkpoint(
-            source, config, num_classes=num_classes, class_names=class_names
+            source,
+            config,
+            num_classes=num_classes,
+            class_names=class_names,
+            weights=weights,
+            drop_background=drop_background,
+            file_name=file_name,
+            **changes,
         )
         model = cls._build(checkpoint.config, backbone, criterion=criterion)
         if (checkpoint.config.criterion == "custom") != (criterion is not None):

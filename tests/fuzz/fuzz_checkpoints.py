@@ -22,7 +22,7 @@ from focaldet import RetinaNetConfig
 from focaldet.errors import CheckpointError
 from focaldet.pretrained import Checkpoint, check_fit, load_checkpoint, save_checkpoint
 from tests.fuzz.mutations import mutate_bytes, mutate_json, run_main
-from tests.helpers.checkpoint_files import FILE_FORMATS, write_checkpoint
+from tests.helpers.checkpoint_files import FILE_FORMATS, WRAPPERS, prefixed, write_checkpoint
 
 if TYPE_CHECKING:
     import random
@@ -57,12 +57,14 @@ def _keys() -> tuple[dict[str, torch.Tensor], ...]:
         ("backbone.body.conv1.weight", "head.classification_head.cls_logits.weight"),
         ("backbone.bottom_up.stem.conv1.weight", "head.cls_score.weight", "head.bbox_pred.weight"),
         ("conv1.weight", "fpn.P5_1.weight", "classificationModel.output.weight"),
+        ("fpn.lateral.0.weight", "fpn.p7.weight"),
         ("w",),
     )
     more = (
         ("head.regression_head.bbox_reg.weight", "head.regression_head.bbox_reg.bias"),
         ("backbone.fpn_lateral3.weight", "head.bbox_pred.bias", "pixel_mean"),
         ("regressionModel.output.weight", "regressionModel.output.bias"),
+        ("head.class_logits.weight", "head.box_deltas.weight"),
         ("bn.num_batches_tracked",),
     )
     return tuple(
@@ -135,6 +137,10 @@ def _damaged_file(folder: Path, rng: random.Random) -> Path:
     if file_format == "pickle":
         tensors = {key: np.ones((36, 2, 1, 1), dtype="f4") for key in tensors}
     contents: Any = {"model": tensors, "ratios": [1.0], "meta": {"config": "x"}, "epoch": 3}
+    if rng.random() < 0.5:
+        contents = rng.choice(list(WRAPPERS.values()))(tensors)
+        if rng.random() < 0.3:
+            contents = {"x": contents, "model_ema": prefixed("module.", tensors)}
     if rng.random() < 0.3:
         contents["ratios"] = mutate_json({"ratios": [0.5, 1.0]}, rng)
     if file_format.startswith("pickle"):

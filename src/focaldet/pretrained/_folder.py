@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from focaldet.pretrained._reading import read_tensors
 if TYPE_CHECKING:
     import os
 
-__all__ = ["load_folder", "save_checkpoint"]
+__all__ = ["is_own_folder", "load_folder", "no_checkpoint_in", "save_checkpoint"]
 
 _CONFIG = "config.json"
 _SAFE, _TORCH = "model.safetensors", "model.pth"
@@ -75,27 +76,41 @@ def _safetensors_installed() -> bool:
     return importlib.util.find_spec("safetensors") is not None
 
 
-def load_folder(folder: Path, config: RetinaNetConfig | None = None) -> Checkpoint:
-    """Read a folder that :func:`save_checkpoint` wrote.
+def is_own_folder(folder: Path) -> bool:
+    """Return whether a folder has a ``config.json`` that is not that of a different project."""
+    path = folder / _CONFIG
+    if not path.is_file() or path.stat().st_size > _MAX_CONFIG_SIZE:
+        return path.is_file()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return True  # whose error says what is wrong with it
+    return not isinstance(values, dict) or "format_version" in values
 
-    Args:
-        folder: The folder.
-        config: The configuration to use. None uses the folder's own.
+
+def load_folder(folder: Path) -> Checkpoint:
+    """Read a folder that :func:`save_checkpoint` wrote.
 
     Raises:
         FileNotFoundError: If ``config.json`` or the tensors are missing.
         CheckpointError: If a file is damaged or the configuration is invalid.
     """
-    if not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(
-            f"No {_CONFIG} in {str(folder)!r}, so it was not written by save_pretrained."
-            f"{_models_within(folder)}"
-        )
     for name in (_SAFE, _TORCH):
         if (folder / name).is_file():
-            written = _read_config(folder / _CONFIG)
-            return Checkpoint(config or written, read_tensors(folder / name))
-    raise FileNotFoundError(f"No {_SAFE} or {_TORCH} in {str(folder)!r}.{_models_within(folder)}")
+            return Checkpoint(_read_config(folder / _CONFIG), read_tensors(folder / name))
+    raise no_checkpoint_in(folder)
+
+
+def no_checkpoint_in(folder: Path) -> FileNotFoundError:
+    """Build the error for a folder without a checkpoint."""
+    if (folder / _CONFIG).is_file():
+        return FileNotFoundError(
+            f"No {_SAFE} or {_TORCH} in {str(folder)!r}.{_models_within(folder)}"
+        )
+    return FileNotFoundError(
+        f"No {_CONFIG} in {str(folder)!r}, so it was not written by save_pretrained, and no checkpoint of "
+        f"a different project.{_models_within(folder)}"
+    )
 
 
 def _models_within(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face Hub, in the files that ``save_pretrained`` writes.
+"""Checkpoints on the Hugging Face Hub: those of ``save_pretrained``, and the files of other projects.
 
 huggingface_hub is optional, so its mixin can't be a base class. Its functions are called instead.
 They follow the same environment variables: ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and
@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING, Any
 from focaldet._extras import import_extra
 from focaldet._version import __version__
 from focaldet.pretrained._folder import save_checkpoint
+from focaldet.pretrained._neighbours import (
+    MAX_TEXT_SIZE,
+    checkpoint_among,
+    describing_files,
+    is_checkpoint_name,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from focaldet.config import RetinaNetConfig
     from focaldet.pretrained._checkpoint import Checkpoint
 
 __all__ = ["download_repository", "is_repository", "model_card", "push_checkpoint"]
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)
-_FILES = ("config.json", "model.safetensors")
 _CARD = "README.md"
 
 
@@ -36,28 +43,34 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None
 
 
-def download_repository(name: str) -> Path:
+def download_repository(name: str, file_name: str | None = None) -> Path:
     """Download what is new in a repository, and return the folder in the Hub's own cache.
 
-    Without a network, or with ``HF_HUB_OFFLINE=1``, the cached files are used.
+    Only the checkpoint and the files that may describe it are downloaded. Without a network, or with
+    ``HF_HUB_OFFLINE=1``, the cached files are used.
 
     Args:
         name: The repository, "user/repo" or "user/repo@revision" with a branch, tag or commit.
+        file_name: The checkpoint's path in the repository. None downloads the only one at the top
+            level, or the one with a usual name.
 
     Raises:
         FileNotFoundError: If there is no such repository, or no network and no cached file. The
-            message is the first line of the Hub's.
+            message is the first line of the Hub's. Also if the repository has no checkpoint.
+        CheckpointError: If it has several, none of which has a usual name.
         ImportError: If huggingface_hub or safetensors is not installed.
     """
     hub = _import_hub(
         f"No such file or folder: {name!r}. Loading it as a repository of the Hugging Face Hub"
     )
     repository, _, revision = name.partition("@")
+    files = _files_of(hub, repository, revision or "main")
+    needed = _USUAL if files is None else _needed(name, files, file_name)
     try:
         folder = hub.snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=[*_FILES],
+            allow_patterns=needed,
             library_name="focaldet",
             library_version=__version__,
         )
@@ -65,6 +78,37 @@ def download_repository(name: str) -> Path:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         raise FileNotFoundError(lines[0].removeprefix("Got: ").rstrip(".")) from error
     return Path(folder)
+
+
+# Used if the files cannot be listed: then they are in the cache, or the download says why.
+_USUAL = ["config.json", "model.safetensors"]
+
+
+def _files_of(hub: Any, repository: str, revision: str) -> dict[str, int | None] | None:
+    """Return the sizes of a repository's files by their paths, or None without an answer."""
+    api = hub.HfApi(library_name="focaldet", library_version=__version__)
+    try:
+        info = api.model_info(repository, revision=revision, files_metadata=True)
+    except (OSError, ValueError):
+        return None
+    return {one.rfilename: one.size for one in info.siblings or ()}
+
+
+def _needed(name: str, files: Mapping[str, int | None], file_name: str | None) -> list[str]:
+    """Return the paths of a checkpoint in a repository and of the files that may describe it."""
+    top = [file for file in files if "/" not in file]
+    wanted = checkpoint_among(top, name) if file_name is None else file_name
+    if wanted is None or wanted not in files:
+        found = ", ".join(sorted(filter(is_checkpoint_name, files))) or "none"
+        what = "no checkpoint at the top level" if file_name is None else f"no file {file_name!r}"
+        raise FileNotFoundError(f"the repository has {what}; its checkpoints: {found}")
+    folder, _, within = wanted.rpartition("/")
+    neighbours = {
+        file.rpartition("/")[2]: file for file in files if file.rpartition("/")[0] == folder
+    }
+    texts = [neighbours[text] for text in describing_files(within, neighbours)]
+    small = [text for text in texts if text != wanted and (files[text] or 0) <= MAX_TEXT_SIZE]
+    return [wanted, *small]
 
 
 def push_checkpoint(
@@ -100,7 +144,8 @@ def push_checkpoint(
 
 
 def _import_hub(purpose: str) -> Any:
-    # Without safetensors a checkpoint is a pickle, and none is uploaded or downloaded.
+    # Without safetensors, save_pretrained writes a pickle, and none is uploaded. A repository may have
+    # both, of which safetensors is preferred.
     import_extra("safetensors", purpose=purpose, install="focaldet[hub]")
     return import_extra("huggingface_hub", purpose=purpose, install="focaldet[hub]")
 

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from focaldet._checks import check_names, shortened
+from focaldet.errors import CheckpointError
+from focaldet.pretrained.families._focaldet import num_classes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from focaldet.config import RetinaNetConfig
     from focaldet.pretrained._checkpoint import Checkpoint
 
-__all__ = ["for_other_classes"]
+__all__ = ["for_other_classes", "without_background"]
 
 _CLASS_OUTPUT, _BOX_OUTPUT = "head.class_logits", "head.box_deltas"
 
@@ -67,6 +69,31 @@ def for_other_classes(
     if not (same_anchors and same_boxes):
         renewed.append(_BOX_OUTPUT)
     return checkpoint._replace(config=new, renewed=tuple(renewed))
+
+
+def without_background(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the first channel of each anchor's classes, a background.
+
+    Its class is dropped from the config, with its name.
+
+    Raises:
+        CheckpointError: If the checkpoint has only one class.
+    """
+    tensors, config = dict(checkpoint.tensors), checkpoint.config
+    num_classes = num_classes_of(tensors)
+    if num_classes < 2:
+        raise CheckpointError(
+            "With drop_background=True no class remains, because the head has only one."
+        )
+    for kind in ("weight", "bias"):
+        values = tensors[f"{_CLASS_OUTPUT}.{kind}"]
+        rows = values.reshape(-1, num_classes, *values.shape[1:])
+        tensors[f"{_CLASS_OUTPUT}.{kind}"] = rows[:, 1:].flatten(0, 1).clone()
+    names = config.class_names
+    names = names[1:] if names is not None and len(names) == num_classes else None
+    return checkpoint._replace(
+        config=config.replace(num_classes=num_classes - 1, class_names=names), tensors=tensors
+    )
 
 
 def _check_agreement(

@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
@@ -25,51 +26,75 @@ from focaldet.pretrained._budget import (
 )
 from focaldet.pretrained._checkpoint import CheckpointFile
 from focaldet.pretrained._hdf5 import is_hdf5, read_hdf5
-from focaldet.pretrained._state_dict import find_state_dict
+from focaldet.pretrained._state_dict import WeightSet, choose, find_weight_sets
 from focaldet.pretrained._tensor_values import unsupported_kind
-from focaldet.pretrained._unpickling import UnsafePickleError, unpickle_arrays
+from focaldet.pretrained._unpickling import UnsafePickleError, admitted_names, unpickle_arrays
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["read_checkpoint", "read_tensors"]
+
+__all__ = ["check_tensors", "read_checkpoint", "read_tensors", "read_weight_sets"]
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], *, weights: str | None = None) -> dict[str, Tensor]:
     """Read the state dict in a file, without running any code in it.
 
     Args:
-        path: A ``.safetensors`` file; a ``torch.save`` file with a state dict, either alone or as the
-            entry "model" or "state_dict" of a dictionary; a zip archive of one such file; a ``.pkl``
-            or ``.pdparams`` file of NumPy arrays; or an HDF5 file of Keras (``.h5``).
+        path: A ``.safetensors`` file; a ``torch.save`` file with a state dict, either alone or within
+            dictionaries; a zip archive of one such file; a ``.pkl`` or ``.pdparams`` file of NumPy
+            arrays; or an HDF5 file of Keras (``.h5``).
+        weights: Which state dict to read if there are several: the keys of the dictionaries that
+            contain it, joined with dots, or a part of that. None reads the one that is called "model"
+            or "state_dict", not an average.
 
     Returns:
         The tensors by the file's own key names, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged, would run code, or contains no state dict.
+        CheckpointError: If the file is damaged, would run code, contains no state dict, or contains
+            several and it is not clear which to read.
         ImportError: If a ``.safetensors`` file is given and safetensors is not installed.
 
     .. versionadded:: 0.3.0
     """
-    return dict(read_checkpoint(path).tensors)
+    return dict(read_checkpoint(path, weights=weights).tensors)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
-    """Read the state dict in a file, and the other entries of the file.
+def read_checkpoint(path: str | os.PathLike[str], *, weights: str | None = None) -> CheckpointFile:
+    """Read a state dict in a file, and the other entries of the file.
+
+    See :func:`read_tensors` for the arguments, the formats and the errors.
+    """
+    sets = read_weight_sets(path)
+    path = existing_file("path", path)
+    most = max(len(one.tensors) for one in sets)
+    sets = [one for one in sets if 2 * len(one.tensors) > most]  # without those of optimisers
+    try:
+        one = sets[choose([one.path for one in sets], weights)]
+    except CheckpointError as error:
+        raise CheckpointError(f"Cannot read {str(path)!r}. {error}") from error
+    check_tensors(one.tensors, path)
+    return CheckpointFile(one.tensors, one.extras, path.name)
+
+
+def read_weight_sets(path: str | os.PathLike[str]) -> list[WeightSet]:
+    """Read all sets of weights in a file. At least one is returned.
 
     See :func:`read_tensors` for the formats and the errors.
     """
     path = existing_file("path", path)
     if path.suffix.lower() == ".safetensors":
-        return _checked(CheckpointFile(_read_safetensors(path), {}, path.name), path)
+        return _sets_in(_read_safetensors(path), path)
     try:
         if is_hdf5(path):
-            return _checked(CheckpointFile(*read_hdf5(path), path.name), path)
+            tensors, described = read_hdf5(path)
+            return [WeightSet((), tensors, ({**described, **tensors},))]
         pickled = path.suffix.lower() in _PICKLE_SUFFIXES
         contents = _read_pickle(path) if pickled else _read_torch(path)
     except UnsafePickleError as error:
@@ -79,40 +104,54 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
         ) from error
     except pickle.UnpicklingError as error:
         name = _IMPORTED.search(str(error))
-        if name is None:
+        if name is None and not _CALLED.search(str(error)):
             raise _damaged(path, error) from error
+        asked_for = "a call of an unknown function" if name is None else name[1]
         raise CheckpointError(
-            f"{str(path)!r} was not opened: it asks for {name[1]}, which could run code. "
+            f"{str(path)!r} was not opened: it asks for {asked_for}, which could run code. "
             f"{_SAVE_STATE_DICT}"
+        ) from error
+    except _TorchScriptError as error:
+        raise CheckpointError(
+            f"{str(path)!r} was not opened: it is a TorchScript archive, which consists of code. Save the "
+            "state dict of the model that it was made from: torch.save(model.state_dict(), path)."
         ) from error
     except _BROKEN as error:
         raise _damaged(path, error) from error
-    found = find_state_dict(contents)
-    if found is None:
+    return _sets_in(contents, path)
+
+
+def _sets_in(contents: object, path: Path) -> list[WeightSet]:
+    sets = find_weight_sets(contents)
+    if not sets:
         raise CheckpointError(
             f"{str(path)!r} contains no state dict, but {_describe(contents)}. {_SAVE_STATE_DICT}"
         )
-    return _checked(CheckpointFile(*found, path.name), path)
+    return sets
 
 
-def _checked(file: CheckpointFile, path: Path) -> CheckpointFile:
-    """Return the contents of a file, if all its tensors hold plain numbers, and not far too many."""
-    for key, tensor in file.tensors.items():
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless all tensors of a file hold plain numbers, and not far too many for its size."""
+    for key, tensor in tensors.items():
         kind = unsupported_kind(tensor)
         if kind:
             raise CheckpointError(
                 f"Cannot read {str(path)!r}: {shortened(key)} is {kind}. {_SAVE_PLAIN_TENSORS}"
             )
     try:
-        check_tensor_sizes(file.tensors.values(), path.stat().st_size)
+        check_tensor_sizes(tensors.values(), path.stat().st_size)
     except ValueError as error:
         raise _damaged(path, error) from error
-    return file
+
+
+class _TorchScriptError(Exception):
+    """A file is a TorchScript archive."""
 
 
 _SAVE_PLAIN_TENSORS = "Save dense tensors with values, such as those of model.cpu().state_dict()."
 _SAVE_STATE_DICT = "Save the state dict alone: torch.save(model.state_dict(), path)."
 _IMPORTED = re.compile(r"GLOBAL ([\w.]*\w)")  # in torch's message
+_CALLED = re.compile("call reduce for unrecognized function|Can only (?:create new object|build)")
 _OPERAND = re.compile(r"Unsupported operand \d+")  # in torch's message, too
 _MAX_DETAIL = 200  # characters of a message that may repeat a damaged file's bytes
 _OTHER_CONTENTS = {
@@ -170,7 +209,10 @@ def _load(file: IO[bytes], size: int) -> Any:
     """Load a file that torch.save wrote, after adding up what its pickles would cost."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            for name in _checked_members(archive, size):
+            members = _checked_members(archive, size)
+            if any(PurePosixPath(name).name == "constants.pkl" for name in members):
+                raise _TorchScriptError
+            for name in members:
                 if PurePosixPath(name).name == "data.pkl":
                     data = archive.read(name)
                     check_pickle(io.BytesIO(data), len(data), strict=False)
@@ -188,9 +230,23 @@ _PICKLES_BEFORE_STORAGES = 5  # in torch's format before version 1.6
 
 
 def _load_unchecked(file: IO[bytes]) -> Any:
-    with warnings.catch_warnings():
+    # torch keeps the admitted names for the whole process: what a program has admitted is not replaced,
+    # and another thread must not remove them before this file is read.
+    with _admitting, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about pickles that others wrote
-        return torch.load(file, map_location="cpu", weights_only=True)
+        taken = {_full_name(one) for one in torch.serialization.get_safe_globals()}
+        names: list[Any] = [one for one in admitted_names() if one[1] not in taken]
+        with torch.serialization.safe_globals(names):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+_admitting = threading.Lock()
+
+
+def _full_name(admitted: Any) -> str:
+    if isinstance(admitted, tuple):
+        return str(admitted[1])
+    return f"{admitted.__module__}.{admitted.__qualname__}"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["locate"]
 
-_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".zip", ".safetensors", ".h5", ".hdf5", ".pdparams")
+_FILE_SUFFIXES = (
+    *(".pth", ".pt", ".ckpt", ".bin", ".pkl", ".zip", ".safetensors", ".h5", ".hdf5", ".pdparams"),
+)
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: str | os.PathLike[str], file_name: str | None = None) -> Path:
     """Return the path of a checkpoint, downloading it first if necessary.
 
     A path object must exist. A string is looked up in this order:
@@ -28,6 +30,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
     2. a published name; a string that begins with a family's name, or nearly so, is not looked up
        further;
     3. a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
+
+    Args:
+        source: The source.
+        file_name: Which file of a repository to download. None downloads its only checkpoint.
 
     Raises:
         FileNotFoundError: If the source is none of these. Similar published names are suggested.
@@ -41,10 +47,12 @@ def locate(source: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"No such file or folder: {str(path)!r} (source).")
     for weights in PUBLISHED:
         if weights.name == source:
-            return fetch(weights) if weights.hub is None else _fetch_from_hub(source, weights.hub)
+            if weights.hub is None:
+                return fetch(weights)
+            return _fetch_from_hub(source, weights.hub, file_name)
     if is_repository(source) and not _resembles_file_or_family(source):
         try:
-            return download_repository(source)
+            return download_repository(source, file_name)
         except OSError as error:
             raise FileNotFoundError(
                 f"No such file, folder or published name: {source!r}. It could not be loaded from the "
@@ -56,10 +64,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
     )
 
 
-def _fetch_from_hub(name: str, repository: str) -> Path:
+def _fetch_from_hub(name: str, repository: str, file_name: str | None) -> Path:
     """Return the folder of a published checkpoint that is a repository on the Hub."""
     try:
-        return download_repository(repository)
+        return download_repository(repository, file_name)
     except OSError as error:
         raise DownloadError(
             f"Could not download {name!r} from the Hugging Face Hub repository {repository!r}: {error}."

@@ -7,6 +7,7 @@ functions that only record their arguments, and any other name raises an error.
 
 from __future__ import annotations
 
+import collections
 import io
 import math
 import pickle
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["UnsafePickleError", "unpickle_arrays"]
+__all__ = ["UnsafePickleError", "admitted_names", "unpickle_arrays"]
 
 _DTYPES: dict[str, torch.dtype] = {
     "b1": torch.bool,
@@ -196,6 +197,110 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
     known |= {(module, "scalar"): scalar for module in _ARRAY_MODULES}
     known |= {(module, "_frombuffer"): from_buffer for module in _NUMERIC_MODULES}
     return known
+
+
+class Inert:
+    """Stands for an object that training scripts save, and keeps nothing of it."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _new_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _new_list(*_: Any) -> list[Any]:
+    return []
+
+
+def _inert(*_: Any) -> Inert:
+    return Inert()
+
+
+def admitted_names() -> list[tuple[Any, str]]:
+    """Return what torch's reader of tensors may use besides tensors, as (stand-in, full name).
+
+    Training scripts save their arguments, paths, logs and settings next to the weights. Nothing of
+    these is imported or run: each name stands for a class or function of this module that does
+    nothing. What is a dictionary remains one, so that its entries can be read.
+    """
+    names = [
+        *((Inert, name) for name in _INERT_NAMES),
+        *((collections.OrderedDict, name) for name in _DICTIONARY_NAMES),
+        (_new_dict, "collections.defaultdict"),
+        (_new_list, "collections.deque"),
+        (_inert, "builtins.getattr"),  # how the methods of a class are saved
+    ]
+    for module in _ARRAY_MODULES:
+        names += [(_inert, f"{module}._reconstruct"), (_inert, f"{module}.scalar")]
+    return [*names, *((_inert, f"{module}._frombuffer") for module in _NUMERIC_MODULES)]
+
+
+_LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_INERT_NAMES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.date",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "torch.torch_version.TorchVersion",
+    "typing.Any",
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.logging.message_hub.MessageHub",
+    *(
+        f"{package}.callbacks.{name}"
+        for package in _LIGHTNING
+        for name in (
+            "early_stopping.EarlyStopping",
+            "lr_monitor.LearningRateMonitor",
+            "model_checkpoint.ModelCheckpoint",
+        )
+    ),
+    *(
+        f"omegaconf.{name}"
+        for name in (
+            "base.ContainerMetadata",
+            "base.Metadata",
+            "dictconfig.DictConfig",
+            "listconfig.ListConfig",
+            *(
+                f"nodes.{kind}Node"
+                for kind in (
+                    "Any",
+                    "Boolean",
+                    "Bytes",
+                    "Enum",
+                    "Float",
+                    "Integer",
+                    "Path",
+                    "String",
+                )
+            ),
+        )
+    ),
+)
+_DICTIONARY_NAMES = (
+    *(f"{package}.utilities.parsing.AttributeDict" for package in _LIGHTNING),
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "addict.addict.Dict",
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
+    "detectron2.config.config.CfgNode",
+    "fvcore.common.config.CfgNode",
+)
 
 
 def _with_tensors(content: Any, converted: dict[int, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -17,6 +18,7 @@ from focaldet._atomic import atomic_write
 from focaldet._checks import check_range, is_number, shortened
 from focaldet.pretrained import Checkpoint as Weights
 from focaldet.pretrained import save_checkpoint
+from focaldet.pretrained.families._focaldet import CONFIG_KEY
 from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
 from focaldet.training._resuming import check_count, explain_damage
@@ -158,6 +160,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, *_: Any) -> None:
         """Exit if the run is to stop."""
         self.on_train_batch_start()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the model's configuration, so that ``RetinaNet.from_pretrained`` can read the file."""
+        del trainer
+        with contextlib.suppress(ValueError):  # a part that no config describes
+            checkpoint[CONFIG_KEY] = pl_module.model.current_config().to_json()
 
     def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
         asked: bool = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)

@@ -13,6 +13,7 @@ from focaldet.pretrained._checkpoint import Family
 from focaldet.pretrained.families import (
     _detectron,
     _detectron2,
+    _focaldet,
     _keras_retinanet,
     _mmdet,
     _odtk,
@@ -24,6 +25,7 @@ from focaldet.pretrained.families import (
 __all__ = ["FAMILIES", "Family"]
 
 FAMILIES: tuple[Family, ...] = (
+    _focaldet,
     _torchvision,
     _detectron2,
     _mmdet,

@@ -69,8 +69,7 @@ _DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)
 
 def missing(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the characteristic keys of the family that a file lacks."""
-    known = {key.removeprefix("module.") for key in tensors}
-    return [key for key in _CHARACTERISTIC if key not in known]
+    return [key for key in _CHARACTERISTIC if key not in tensors]
 
 
 def suggest(file: CheckpointFile) -> SuggestedConfig:
@@ -107,7 +106,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
     """Convert a state dict of yhenon/pytorch-retinanet.
 
     Args:
-        file: The state dict, with or without the prefix "module." that DataParallel adds.
+        file: The state dict.
         config: The configuration to use.
 
     Raises:
@@ -119,5 +118,4 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
 
 
 def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
-    tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
-    return rename(tensors, NAME, _RENAMES, _IGNORED)
+    return rename(file.tensors, NAME, _RENAMES, _IGNORED)
