@@ -156,9 +156,9 @@ def test_urls_are_built_correctly(name: str, folder: str, file_name: str) -> Non
 
 
 def test_the_list_is_a_tuple_that_prints_as_a_table() -> None:
-    table = focaldet.pretrained.list("detectron2")
+    table = PublishedTable(focaldet.pretrained.list("detectron2")[:3])
     lines = str(table).splitlines()
-    assert lines[0].startswith("6 published RetinaNets")
+    assert lines[0].startswith("3 published RetinaNets")
     assert lines[2] == "detectron2, trained on COCO"
     assert lines[4].split() == ["detectron2/retinanet_R_50_FPN_1x", "80", "37.4", "152", "-"]
     assert "  input: 800/1333, rounded to the nearest, antialiased" in lines
