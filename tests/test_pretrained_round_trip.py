@@ -49,6 +49,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "box_loss_weight": (2.0,),
     "score_threshold": (1 / 3,),
     "pre_nms_top_k": (10,),
+    "pre_nms_top_k_per_class": (10,),
     "nms_threshold": (0.7,),
     "max_detections": (3,),
     "min_size": (32,),
