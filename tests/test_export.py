@@ -61,6 +61,7 @@ def program_file(model: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> 
         ("torchvision_v2", {"class_agnostic_nms": True}),
         ("paper", {"clip_to": "image_after_nms", "drop_empty": True, "max_detections": None}),
         ("paper", {"clip_to": "batch", "inclusive_corners": True, "log_scale_clamp": None}),
+        ("paper", {"clip_to": "last_pixel", "box_encoding": "corners", "strided_padding": "same"}),
     ],
     ids=str,
 )

@@ -117,8 +117,8 @@ def test_options_of_layers_are_read() -> None:
         described(size=24, std=[0.1] * 4, nms_threshold=0.3, score_threshold=0.2, max_detections=7)
     )
     config = suggested.config
-    assert config.anchor_sizes == (24, 24, 24, 24, 24)
-    assert config.box_weights == (10, 10, 10, 10)
+    assert [*config.anchor_sizes] == [24] * 5
+    assert [*config.box_weights] == [10] * 4
     assert (config.nms_threshold, config.score_threshold, config.max_detections) == (0.3, 0.2, 7)
     assert suggested.assumed == ("min_size", "max_size")
 

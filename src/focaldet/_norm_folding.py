@@ -15,6 +15,8 @@ from focaldet.backbones import FrozenBatchNorm2d, TimmBackbone
 
 __all__ = ["fold_norms"]
 
+_CONVOLUTIONS = (nn.Conv2d, SameConv2d)  # and not other subclasses, which may do more
+
 
 def fold_norms(backbone: nn.Module) -> None:
     """Replace each convolution followed by a BatchNorm by one convolution, and the norm by identity.
@@ -74,11 +76,9 @@ def _pairs(backbone: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Mod
         if before.op != "call_module" or len(before.users) != 1:
             continue
         conv = backbone.get_submodule(str(before.target))
-        if (
-            type(conv) not in (nn.Conv2d, SameConv2d)
-            or len(calls[conv]) > 1
-            or {conv, norm} & used_directly
-        ):
+        if not isinstance(conv, nn.Conv2d) or type(conv) not in _CONVOLUTIONS:
+            continue
+        if len(calls[conv]) > 1 or {conv, norm} & used_directly:
             continue
         if not _is_extended(conv) and not _is_extended(norm):
             pairs.append((conv, norm))

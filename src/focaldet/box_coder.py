@@ -162,7 +162,8 @@ class CornerBoxCoder:
             ``[N, 4]``, xyxy with x1 <= x2 and y1 <= y2, not clipped to any image.
         """
         deltas = box_deltas / box_deltas.new_tensor(self.weights)
-        first, last = (anchors + deltas * _sides(anchors)).split(2, dim=1)
+        corners = anchors + deltas * _sides(anchors)
+        first, last = corners[:, :2], corners[:, 2:]
         return torch.cat((torch.minimum(first, last), torch.maximum(first, last)), dim=1)
 
     def __repr__(self) -> str:

@@ -398,7 +398,7 @@ def _best_anchors_of_map(
     """Return the scores above the threshold of the ``k`` anchors with the best class, as above."""
     channels, height, width = logits_CHW.shape
     num_classes = channels // num_anchors
-    logits_AKHW = logits_CHW.unflatten(0, (num_anchors, num_classes))
+    logits_AKHW = logits_CHW.view(num_anchors, num_classes, height, width)
     best = logits_AKHW.detach().amax(dim=1).flatten()
     index = _indices_above(best, _floor(threshold, best.dtype))
     index = index[best[index].topk(min(k, len(index))).indices]

@@ -23,7 +23,12 @@ CLASS_TOWER = [f"pyramid_classification_{i}" for i in range(4)]
 BOX_TOWER = [f"pyramid_regression_{i}" for i in range(4)]
 CLASSES, BOXES = "pyramid_classification", "pyramid_regression"
 NAMES = plain.Names(  # what calibrate needs
-    *([""] * 6),
+    stem="",
+    stem_norm="",
+    conv="",
+    norm="",
+    shortcut="",
+    shortcut_norm="",
     laterals=("C3_reduced", "C4_reduced", "C5_reduced"),
     outputs=("P3", "P4", "P5"),
     p6="P6",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -157,7 +157,8 @@ def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet |
 
 def _pad_as_tensorflow(backbone: ResNet) -> None:
     """Replace the two layers of the stem. keras-resnet pads the layers of the blocks symmetrically."""
-    conv, pool = backbone.conv1, backbone.maxpool
+    conv: Any = backbone.conv1
+    pool: Any = backbone.maxpool
     backbone.conv1 = SameConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
     )
