@@ -18,9 +18,11 @@ from focaldet.pretrained._loading import convert
 from focaldet.pretrained._recognition import recognise
 from focaldet.pretrained._state_dict import find_weight_sets
 from tests.helpers import (
+    reference_detectron,
     reference_detectron2,
     reference_mmdet,
     reference_odtk,
+    reference_paddle,
     reference_yhenon,
 )
 from tests.helpers import reference_models as plain
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
 
     from focaldet.pretrained import Checkpoint
 
-STATES = ["focaldet", "torchvision", "Detectron2", "MMDetection", "ODTK", "yhenon"]
+STATES = [
+    *("focaldet", "torchvision", "Detectron2", "MMDetection", "ODTK", "yhenon", "Detectron"),
+    "PaddleDetection",
+]  # keras-retinanet's files are HDF5, which has no wrappers
 
 
 @functools.cache
@@ -62,6 +67,13 @@ def state_of(family: str) -> dict[str, Tensor]:
             )
             peer = detection.RetinaNet(backbone, num_classes=3)
         return thin({key: value.shape for key, value in peer.state_dict().items()})
+    if family == "Detectron":
+        shapes = plain.layout(reference_detectron.NAMES, plain.Body(50), classes=3, channels=8)
+        return reference_detectron.blobs_of(thin(shapes))
+    if family == "PaddleDetection":
+        shapes = plain.layout(reference_paddle.NAMES, plain.Body(50), classes=3, channels=8)
+        shapes[f"{reference_paddle.NAMES.p6}.weight"] = (8, 8, 3, 3)
+        return reference_paddle.file_keys(thin(shapes), 50)
     names, depth = {
         "Detectron2": (reference_detectron2.NAMES, 50),
         "MMDetection": (reference_mmdet.NAMES, 18),

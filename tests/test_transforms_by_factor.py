@@ -33,7 +33,7 @@ def preprocess(low: int, high: int, **options: Any) -> Preprocess:
         mean=(0.0, 0.0, 0.0),
         std=(1 / 255,) * 3,
         size_divisor=1,
-        size_rounding="half_even",
+        size_rounding="round_half_even",
         resize_by="factor",
         **options,
     )
@@ -69,7 +69,7 @@ def test_sampling_by_the_ratio_of_the_sizes_is_something_else() -> None:
 
 
 def test_halves_are_rounded_to_the_even_number() -> None:
-    sizes = [resized_size((4, side), 2, 100, rounding="half_even") for side in (5, 7, 9)]
+    sizes = [resized_size((4, side), 2, 100, rounding="round_half_even") for side in (5, 7, 9)]
     assert sizes == [(2, 2), (2, 4), (2, 4)]
 
 

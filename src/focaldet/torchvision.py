@@ -16,22 +16,31 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from focaldet._torchvision import torchvision  # first: it explains a broken installation
+from focaldet.backbones import BACKBONES
 from focaldet.box_coder import BoxCoder
 from focaldet.boxes import scale_boxes
 from focaldet.criterion import RetinaNetCriterion
 from focaldet.matching import Matcher
 from focaldet.postprocess import PostProcess
+from focaldet.pretrained import CheckpointFile
+from focaldet.pretrained.families import _torchvision as family
+from focaldet.retinanet import RetinaNet as FocaldetRetinaNet
 from focaldet.structures import ImageBatch, Target, check_targets
 from focaldet.transforms import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from focaldet.config import RetinaNetConfig
+    from focaldet.detections import Detections
+    from focaldet.retinanet import OptimizedRetinaNet as FocaldetOptimizedRetinaNet
 
 from torchvision.models.detection import _utils as _tv_utils
 from torchvision.models.detection import retinanet as _tv
@@ -48,6 +57,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 __all__ = [
     "AnchorGenerator",
+    "OptimizedRetinaNet",
     "RetinaNet",
     "RetinaNetClassificationHead",
     "RetinaNetHead",
@@ -61,7 +71,7 @@ __all__ = [
 _BOX_LOSSES = ("l1", "smooth_l1", "giou", "diou", "ciou")
 
 
-class RetinaNet(_tv.RetinaNet):
+class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's RetinaNet, computed by focaldet's parts.
 
     See :class:`torchvision.models.detection.RetinaNet` for the arguments, and for what the model takes
@@ -96,9 +106,115 @@ class RetinaNet(_tv.RetinaNet):
     @classmethod
     def from_torchvision(cls, model: _tv.RetinaNet) -> RetinaNet:
         """Return a model of this class that shares the modules and weights of a torchvision model."""
-        converted = copy.copy(model)
+        converted: RetinaNet = copy.copy(model)
         converted.__class__ = cls
-        return converted  # type: ignore[return-value]
+        return converted
+
+    @classmethod
+    def from_focaldet(cls, model: FocaldetRetinaNet) -> RetinaNet:
+        """Return a model of this class with copies of the weights of a focaldet model.
+
+        See :meth:`focaldet.RetinaNet.to_torchvision` for what can be converted.
+
+        Raises:
+            ValueError: If options that affect the detections have no counterpart in torchvision.
+        """
+        return cls.from_torchvision(model.to_torchvision())
+
+    def to_focaldet(self) -> FocaldetRetinaNet:
+        """Return a :class:`focaldet.RetinaNet` that shares the weights.
+
+        Nothing is copied, so training either changes both. Thresholds, sizes, anchors and the other
+        settings are those that this model has now; later changes have no effect on the other.
+
+        Raises:
+            ValueError: If the architecture or a setting has no counterpart in focaldet. The message
+                names it.
+
+        >>> model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
+        >>> model.score_thresh = 0.3
+        >>> model.to_focaldet().config.score_threshold
+        0.3
+        """
+        file = CheckpointFile(dict(self.state_dict(keep_vars=True)))
+        config = self._config(file)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of random weights, which are replaced
+            model = FocaldetRetinaNet.from_config(config)
+        trains = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        model.load_state_dict(family.convert(file, config), assign=True)
+        for parameter, flag in trains.items():  # assigning changes it
+            parameter.requires_grad_(flag)
+        model.config = config  # from_config takes weights for random ones, which all train
+        return model.train(self.training)
+
+    def optimize_for_inference(
+        self, dtype: torch.dtype | None = None, *, winograd: bool | None = None
+    ) -> OptimizedRetinaNet:
+        """Return a faster copy that only predicts, with the settings that this model has now.
+
+        Args:
+            dtype: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
+            winograd: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
+
+        Raises:
+            ValueError: If the dtype is not supported, or the architecture or a setting has no
+                counterpart in focaldet.
+        """
+        detector = self.to_focaldet().optimize_for_inference(dtype, winograd=winograd)
+        return OptimizedRetinaNet(detector)
+
+    def _config(self, file: CheckpointFile) -> RetinaNetConfig:
+        """Return the configuration of this model in focaldet.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        steps = {
+            "preprocessing": self._why_not_preprocessing(),
+            "head": self._why_not_head(),
+            "losses": self._why_not_losses(),
+            "detections": self._why_not_detections(),
+        }
+        fixed = self.transform.fixed_size
+        square = fixed is not None and len(set(fixed)) == 1
+        if square:  # torchvision's transform runs, but focaldet can do it, too
+            steps.pop("preprocessing")
+        reasons = [reason for reason in steps.values() if reason]
+        if self.head.regression_head.box_coder.weights != self.box_coder.weights:
+            reasons.append("box_coder and head.regression_head.box_coder have different weights")
+        groups = {norm.num_groups for norm in self.head.modules() if isinstance(norm, nn.GroupNorm)}
+        if groups - {32}:
+            reasons.append(f"the head's GroupNorm has {max(groups - {32})} groups instead of 32")
+        if reasons:
+            raise ValueError(f"The model has no counterpart in focaldet: {'; '.join(reasons)}.")
+        config = family.suggest(file).config
+        transform, matcher = self.transform, self.proposal_matcher
+        box_loss = self.head.regression_head._loss_type
+        return config.replace(
+            num_classes=self.head.classification_head.num_classes,
+            class_names=None,
+            in_channels=len(transform.image_mean),
+            backbone_norm_eps=_norm_eps(self.backbone, config.backbone),
+            trainable_stages=_trainable_stages(self.backbone, config.trainable_stages),
+            box_weights=tuple(float(weight) for weight in self.box_coder.weights),
+            positive_threshold=matcher.high_threshold,
+            negative_threshold=matcher.low_threshold,
+            force_match_floor=0.0 if matcher.allow_low_quality_matches else None,
+            box_loss=box_loss,
+            **({"smooth_l1_beta": 1.0} if box_loss == "smooth_l1" else {}),
+            score_threshold=min(max(self.score_thresh, 0.0), 1.0),
+            pre_nms_top_k=self.topk_candidates,
+            nms_threshold=min(max(self.nms_thresh, 0.0), 1.0),
+            max_detections=self.detections_per_img,
+            min_size=fixed[0] if square else transform.min_size[-1],
+            max_size=transform.max_size,
+            keep_ratio=not square,
+            image_mean=tuple(transform.image_mean),
+            image_std=tuple(transform.image_std),
+            size_divisor=transform.size_divisible,
+            **_anchor_fields(self.anchor_generator),
+        )
 
     @property
     def uses_focaldet(self) -> dict[str, str]:
@@ -147,7 +263,7 @@ class RetinaNet(_tv.RetinaNet):
             _check_areas(scaled)
         features = self.backbone(batch.tensor)
         features = [features] if isinstance(features, Tensor) else list(features.values())
-        if self.training:
+        if self.training and scaled is not None:
             return self.eager_outputs(self._losses(features, batch, scaled), [])  # type: ignore[no-any-return]
         return self.eager_outputs({}, self._detections(features, batch))  # type: ignore[no-any-return]
 
@@ -236,7 +352,7 @@ class RetinaNet(_tv.RetinaNet):
             batch.sizes,
             batch.original_sizes,
         )
-        return [{"boxes": one.boxes, "scores": one.scores, "labels": one.labels} for one in found]
+        return [_as_dictionary(one) for one in found]
 
     def _torchvision_detections(
         self, features: list[Tensor], batch: ImageBatch
@@ -337,6 +453,79 @@ class RetinaNet(_tv.RetinaNet):
         return None
 
 
+class OptimizedRetinaNet(nn.Module):
+    """A faster copy of a :class:`RetinaNet` that only predicts and is called in the same way.
+
+    Created by :meth:`RetinaNet.optimize_for_inference`.
+
+    Attributes:
+        detector: The :class:`focaldet.retinanet.OptimizedRetinaNet` that does the work. Its ``predict``
+            takes files, too.
+    """
+
+    def __init__(self, detector: FocaldetOptimizedRetinaNet) -> None:
+        super().__init__()
+        self.detector = detector
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Return one dictionary per image with ``boxes``, ``scores`` and ``labels``.
+
+        Args:
+            images: ``[C, H, W]`` tensors of any sizes, floating-point in [0, 1].
+        """
+        output = self.detector(list(images), validate=False)
+        return [_as_dictionary(found) for found in self.detector.detections(output)]
+
+
+def _as_dictionary(found: Detections) -> dict[str, Tensor]:
+    return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+
+
+def _anchor_fields(generator: AnchorGenerator) -> dict[str, Any]:
+    """Return the fields of the config that describe anchors.
+
+    Raises:
+        ValueError: If there are none: focaldet has the same shapes, scaled, on every level.
+    """
+    sizes, ratios = generator.sizes, generator.aspect_ratios
+    usual = tuple(2 ** (i / 3) for i in range(3))
+    for scales in (usual, tuple(size / sizes[0][0] for size in sizes[0])):
+        firsts = tuple(float(level[0]) for level in sizes)
+        expected = tuple(tuple(int(first * scale) for scale in scales) for first in firsts)
+        same_sizes = tuple(tuple(level) for level in sizes) == expected
+        if type(generator) is AnchorGenerator and same_sizes and len(set(ratios)) == 1:
+            return {
+                "anchor_sizes": firsts,
+                "octave_scales": scales,
+                "aspect_ratios": tuple(float(ratio) for ratio in ratios[0]),
+            }
+    raise ValueError(
+        "The anchors have no counterpart in focaldet, where every level has the same shapes, scaled: "
+        f"{type(generator).__name__} with sizes {sizes} and aspect_ratios {ratios}."
+    )
+
+
+def _norm_eps(backbone: nn.Module, name: str) -> float | None:
+    """Return the eps of the BatchNorm layers, None for the usual one of the named backbone."""
+    found: list[float] = [
+        module.eps
+        for module in backbone.modules()
+        if isinstance(module, nn.BatchNorm2d | torchvision.ops.FrozenBatchNorm2d)
+    ]
+    return None if not found or found[0] == BACKBONES[name].norm_eps else found[0]
+
+
+def _trainable_stages(backbone: nn.Module, default: int) -> int:
+    """Return how many stages of a ResNet train, counted from the last."""
+    body = getattr(backbone, "body", backbone)
+    stages = [getattr(body, name, None) for name in ("layer4", "layer3", "layer2", "layer1")]
+    if not all(isinstance(stage, nn.Module) for stage in stages):
+        return default
+    flags = [any(p.requires_grad for p in stage.parameters()) for stage in (*stages, body.conv1)]  # type: ignore[union-attr]
+    return flags.index(False) if False in flags else len(flags)
+
+
 def _overridden(part: Any, base: type, name: str, methods: Sequence[str]) -> str | None:
     """Return which method of a part is not torchvision's, or None."""
     if not isinstance(part, base):
@@ -364,7 +553,7 @@ def _as_maps(rows: Tensor, features: list[Tensor]) -> list[Tensor]:
     return [
         level.reshape(len(rows), *feature.shape[-2:], -1).permute(0, 3, 1, 2).contiguous()
         for level, feature in zip(
-            rows.split([count * per_cell for count in cells], dim=1), features, strict=True
+            torch.split(rows, [count * per_cell for count in cells], dim=1), features, strict=True
         )
     ]
 
@@ -426,9 +615,9 @@ def _check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> Non
 def _with_this_class(build: Callable[..., _tv.RetinaNet]) -> Callable[..., RetinaNet]:
     @functools.wraps(build)
     def build_drop_in(*args: Any, **kwargs: Any) -> RetinaNet:
-        model = build(*args, **kwargs)
+        model: RetinaNet = build(*args, **kwargs)
         model.__class__ = RetinaNet
-        return model  # type: ignore[return-value]
+        return model
 
     build_drop_in.__module__ = __name__
     del build_drop_in.__wrapped__

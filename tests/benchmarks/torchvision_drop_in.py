@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ def steps_of(size: tuple[int, int], boxes: int) -> dict[str, Callable[[], Any]]:
         model.train()
         for name, parameter in model.backbone.body.named_parameters():
             parameter.requires_grad_(not name.startswith(("conv1", "layer1")))
-        steps[side] = stepping(model, lambda model=model: model(images, targets))
+        steps[side] = stepping(model, functools.partial(model, images, targets))
     return steps
 
 
@@ -76,9 +77,8 @@ def compare_inference(size: tuple[int, int], rounds: int) -> None:
         found = [Detections(**one, image_size=size) for one in model(images)]
         same, boxes, scores = differences(found, models["torchvision"](images))
         remark = f"{same:.1%} in common, boxes {boxes:.1e} px, scores {scores:.1e} apart"
-        times = in_turn(
-            lambda model=model: model(images), lambda: models["torchvision"](images), rounds
-        )
+        theirs = functools.partial(models["torchvision"], images)
+        times = in_turn(functools.partial(model, images), theirs, rounds)
         report(name, *times, 1.0, remark)
 
 

@@ -27,7 +27,7 @@ SIZES = {"min_size": 96, "max_size": 128}
 CHANNELS = 64  # of the pyramid; torchvision's builders use 256
 
 
-def resnet() -> nn.Module:
+def resnet() -> Any:
     """ResNet-18 with P3 to P7, as torchvision's builders make it of a ResNet-50, but narrower."""
     return backbone_utils.BackboneWithFPN(
         models.resnet18(weights=None),
@@ -38,7 +38,7 @@ def resnet() -> nn.Module:
     )
 
 
-def mobilenet() -> nn.Module:
+def mobilenet() -> Any:
     """MobileNetV3 with the pyramid of torchvision's ``mobilenet_backbone``."""
     return backbone_utils.mobilenet_backbone(
         backbone_name="mobilenet_v3_small",
@@ -49,7 +49,7 @@ def mobilenet() -> nn.Module:
     )
 
 
-def one_map() -> nn.Module:
+def one_map() -> Any:
     """The example in torchvision's docstring: the features of a MobileNetV2, without a pyramid."""
     features = models.mobilenet_v2(weights=None).features[:14]
     features.out_channels = 96
@@ -61,7 +61,7 @@ def _v1(num_classes: int) -> dict[str, Any]:
 
 
 def _v2(num_classes: int) -> dict[str, Any]:
-    head = RetinaNetHead(CHANNELS, 9, num_classes, norm_layer=partial(nn.GroupNorm, 16))
+    head = RetinaNetHead(CHANNELS, 9, num_classes, norm_layer=partial(nn.GroupNorm, 32))
     head.regression_head._loss_type = "giou"
     return {"backbone": resnet(), "num_classes": num_classes, "head": head}
 
@@ -125,7 +125,7 @@ def images(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tens
 
 def targets(num_classes: int, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
     """Return targets of the images: three objects, none, and one."""
-    boxes = (
+    boxes: tuple[list[list[float]], ...] = (
         [[8.0, 8.0, 40.0, 44.0], [30.0, 20.0, 90.0, 70.0], [50.0, 5.0, 60.0, 30.0]],
         [],
         [[20.0, 24.0, 80.0, 90.0]],

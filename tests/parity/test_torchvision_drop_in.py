@@ -399,11 +399,13 @@ def test_overridden_methods_are_called() -> None:
 def test_steps_that_torchvision_computes_are_named_and_equal() -> None:
     theirs, mine = build_pair()
     calls = []
+
+    def mirrored(resize: Any, image: Any, target: Any = None) -> Any:
+        calls.append(image.shape)
+        return resize(image.flip(-1), target)
+
     for model in (theirs, mine):
-        resize = model.transform.resize
-        model.transform.resize = lambda image, target=None, resize=resize: (
-            calls.append(image.shape) or resize(image.flip(-1), target)
-        )
+        model.transform.resize = partial(mirrored, model.transform.resize)
         model.head.classification_head.register_forward_hook(lambda _, __, rows: rows + 0.1)
     assert mine.uses_focaldet == {
         "preprocessing": "no: transform.resize is overridden",
@@ -468,7 +470,7 @@ def test_from_torchvision_shares_the_weights() -> None:
 
 
 def test_a_custom_generator_of_anchors_is_used() -> None:
-    class Shifted(AnchorGenerator):
+    class Shifted(AnchorGenerator):  # type: ignore[misc]
         def forward(self, image_list: Any, feature_maps: Any) -> Any:
             return [rows + 3 for rows in super().forward(image_list, feature_maps)]
 

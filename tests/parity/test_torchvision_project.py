@@ -33,7 +33,7 @@ def project(retinanet: Any) -> Any:
     """Return the project's module, with its one import of RetinaNet from elsewhere."""
     here = types.SimpleNamespace()
 
-    class TreeDetector(retinanet.RetinaNet, hub.PyTorchModelHubMixin):  # type: ignore[misc]
+    class TreeDetector(retinanet.RetinaNet, hub.PyTorchModelHubMixin):  # type: ignore[misc, name-defined]
         """The network with the names of its classes, which the Hub's config.json keeps."""
 
         def __init__(
