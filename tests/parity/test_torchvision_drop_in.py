@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,16 @@ def assert_same_training(theirs: Any, mine: Any, wanted: Any = None) -> None:
     assert_close(wanted, before, rtol=0, atol=0)  # targets are not changed in place
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 21, 91])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = {("v1", 1), ("v1", 21), ("v2", 2), ("v2", 91), ("mobilenet", 1), ("one map", 91)}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(ARCHITECTURES, (1, 2, 21, 91))
+    ],
+)
 def test_detections_losses_and_gradients_are_torchvisions(name: str, num_classes: int) -> None:
     theirs, mine = build_pair(name, num_classes)
     assert set(mine.uses_focaldet.values()) == {"yes"}
@@ -198,7 +207,7 @@ CHANGES = (
 )
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changes_of_a_built_model_have_the_same_effect(
     change: Callable[[Any], None], name: str

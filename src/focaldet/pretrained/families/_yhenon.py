@@ -96,7 +96,7 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
         uniform_rescale=True,
         min_size=608,
         max_size=1024,
-        size_rounding="round",
+        size_rounding="round_half_even",
         always_pad=True,
     )
     return SuggestedConfig(config)
