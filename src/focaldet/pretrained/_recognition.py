@@ -31,7 +31,6 @@ __all__ = ["recognise"]
 
 _logger = logging.getLogger(__name__)
 
-_MIN_TENSORS = 3  # that a family is recognised by
 _MIN_SHARE = 8  # a detector has at least one tensor for so many of the largest set in its file
 _MAX_SETS = 100  # that are searched, the largest ones
 
@@ -97,7 +96,7 @@ def _matches(sets: Sequence[WeightSet]) -> tuple[list[_Match], _Near | None]:
     matches: list[_Match] = []
     near: list[_Near] = []
     large = heapq.nlargest(_MAX_SETS, (len(one.tensors) for one in sets))
-    least = max(large[-1], large[0] // _MIN_SHARE, _MIN_TENSORS)
+    least = max(large[-1], large[0] // _MIN_SHARE)
     for one in (one for one in sets if len(one.tensors) >= least):
         _search(one, matches, near)
     return matches, min(near, key=lambda one: len(one.missing), default=None)
