@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     (
         "py:class",
-        r"SupportsToCoco|Normalizer|Reduction|Report|Severity|Shape|RuntimeName|Batch",
+        r"Focaldet(Optimized)?RetinaNet|SupportsToCoco|Normalizer|Reduction|Report|Severity|Shape|RuntimeName|Batch",
     ),  # aliases kept inside
     (
         "py:class",
@@ -115,6 +115,18 @@ def _resolve_short_name(
     )
 
 
+def _qualify_ambiguous_names(app: Sphinx, doctree: Any) -> None:
+    """Make a bare ``RetinaNet`` focaldet's own, except in the module of the drop-in for torchvision."""
+    del app
+    for node in doctree.findall(pending_xref):
+        target = node.get("reftarget")
+        if target in _AMBIGUOUS and node.get("py:module") != "focaldet.torchvision":
+            node["reftarget"] = _HOMES[target]
+
+
+_AMBIGUOUS = ("RetinaNet", "OptimizedRetinaNet")
+
+
 def _keep_colons(*event: Any) -> None:
     """Stop napoleon from reading what stands before a colon as a type: types are in signatures."""
     _, what, _, _, _, lines = event
@@ -159,6 +171,7 @@ def setup(app: Sphinx) -> None:
     """Register the hooks and the directive."""
     app.add_directive("backbones", _BackboneTable)
     app.connect("doctree-read", _unlink_builtin_list)
+    app.connect("doctree-read", _qualify_ambiguous_names)
     app.connect("missing-reference", _resolve_short_name)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # napoleon's is 500
     app.connect("autodoc-skip-member", _skip_field_aliases)
