@@ -492,6 +492,19 @@ def test_a_custom_generator_of_anchors_is_used() -> None:
     assert_same_training(*pair)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_other_numbers_of_channels(channels: int) -> None:
+    pair = build_pair()
+    for model in pair:
+        torch.manual_seed(0)
+        model.backbone.body.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        model.transform.image_mean, model.transform.image_std = [0.4] * channels, [0.3] * channels
+    given = [image[:1].expand(channels, -1, -1).contiguous() for image in images()]
+    assert pair[1].uses_focaldet["preprocessing"] == "yes"
+    assert_same_detections(*pair, given)
+    assert pair[1].to_focaldet().config.in_channels == channels
+
+
 def test_a_group_norm_head_with_a_plain_class_head() -> None:
     pair = build_pair("v2")
     for model in pair:
