@@ -247,7 +247,8 @@ def test_a_published_repository_is_fetched_from_the_hub(
 ) -> None:
     asked = []
 
-    def download(repository: str, file_name: str | None = None) -> Path:
+    def download(repository: str, file_name: str | None) -> Path:
+        assert file_name is None
         asked.append(repository)
         return home
 
@@ -257,7 +258,8 @@ def test_a_published_repository_is_fetched_from_the_hub(
 
 
 def test_the_error_for_a_published_repository_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(repository: str, file_name: str | None = None) -> Path:
+    def download(repository: str, file_name: str | None) -> Path:
+        assert file_name is None
         raise FileNotFoundError(f"no connection to {repository}")
 
     monkeypatch.setattr(_sources, "download_repository", download)
