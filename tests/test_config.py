@@ -57,14 +57,10 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         ({"num_classes": 2, "anchor_sizes": (8, 16)}, r"anchor_sizes.* 5 .*\(8, 16\)"),
         ({"num_classes": 2, "class_names": ("a",)}, "class_names has 1 entry.*num_classes is 2"),
         ({"num_classes": 2, "log_scale_clamp": "below"}, "log_scale_clamp 'below'.*'both' or None"),
-<<<<<<< HEAD
-        ({"num_classes": 2, "head_norm": "batch"}, "head_norm 'batch'.*'group'"),
-=======
         (
-            {"num_classes": 2, "head_norm": "batch"},
-            "head_norm 'batch'.*'group', 'group_with_bias' or None",
+            {"num_classes": 2, "head_norm": "layer"},
+            "head_norm 'layer'.*'group', 'group_with_bias', 'batch' or None",
         ),
->>>>>>> wip/d2_13
         ({"num_classes": 2, "assigner": "simota"}, "assigner 'simota'.*'iou' or 'atss'"),
         ({"num_classes": 2, "classification_loss": "mse"}, "classification_loss 'mse'.*'focal'"),
         ({"num_classes": 2, "fpn_channels": -1}, "fpn_channels.* -1"),
@@ -101,6 +97,10 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         (
             {"num_classes": 2, "head_norm": "group", "fpn_channels": 40},
             r"head_norm='group'.*fpn_channels.* multiple of 32, got 40",
+        ),
+        (
+            {"num_classes": 2, "head_box_norm": "group", "fpn_channels": 40},
+            r"head_box_norm='group'.*fpn_channels.* multiple of 32, got 40",
         ),
     ],
 )

@@ -63,6 +63,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
 # Changes to other fields without which some values of a field are invalid.
 REQUIRED_CHANGES: dict[str, dict[str, Any]] = {
     "head_norm": {"fpn_channels": 32},  # 32 groups
+    "head_box_norm": {"fpn_channels": 32},
     "anchor_mode": {"anchor_offset": 0.0},
     "resize_by": {"antialias": False},
 }

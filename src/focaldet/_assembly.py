@@ -106,6 +106,7 @@ def build_parts(
             config.num_classes,
             depth=config.head_depth,
             norm=config.head_norm,
+            box_norm=config.head_box_norm,
             prior=config.prior,
         ),
         anchor_generator=anchor_generator,

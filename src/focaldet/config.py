@@ -64,8 +64,10 @@ class RetinaNetConfig:
             as in TensorFlow. See :func:`focaldet.backbones.build_backbone` and :class:`focaldet.FPN`.
             A custom backbone pads as it likes.
         head_depth: Number of convolutions in each tower.
-        head_norm: None, or "group" or "group_with_bias", which need ``fpn_channels`` to be a multiple of
-            32; see :class:`focaldet.RetinaNetHead`.
+        head_norm: None, "batch", or "group" or "group_with_bias", which need ``fpn_channels`` to be a
+            multiple of 32; see :class:`focaldet.RetinaNetHead`.
+        head_box_norm: "same" for a box tower like the class tower, or what ``head_norm`` is for the box
+            tower alone.
         prior: Initial probability of each class at each anchor, in (0, 1).
         anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
@@ -113,7 +115,7 @@ class RetinaNetConfig:
             other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``strided_padding``, ``box_encoding``, ``criterion``, ``assigner``,
+        Added ``in_channels``, ``strided_padding``, ``head_box_norm``, ``box_encoding``, ``criterion``, ``assigner``,
         ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
         ``scale_before_nms``, ``last_level_threshold``, ``keep_ratio``, ``resize_by`` and several values
         of other options. The ranges of all numbers are checked.
@@ -139,7 +141,8 @@ class RetinaNetConfig:
     strided_padding: Literal["symmetric", "same"] = "symmetric"
 
     head_depth: int = 4
-    head_norm: Literal["group", "group_with_bias"] | None = None
+    head_norm: Literal["group", "group_with_bias", "batch"] | None = None
+    head_box_norm: Literal["same", "group", "group_with_bias", "batch"] | None = "same"
     prior: float = 0.01
 
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
@@ -242,11 +245,13 @@ class RetinaNetConfig:
                 )
 
     def _check_combinations(self) -> None:
-        if self.head_norm is not None and self.fpn_channels % _HEAD_GROUPS:
-            raise ValueError(
-                f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so "
-                f"fpn_channels must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
-            )
+        for name in ("head_norm", "head_box_norm"):
+            norm = getattr(self, name)
+            if norm in ("group", "group_with_bias") and self.fpn_channels % _HEAD_GROUPS:
+                raise ValueError(
+                    f"{name}={norm!r} divides the channels into {_HEAD_GROUPS} groups, so "
+                    f"fpn_channels must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
+                )
         if self.uniform_rescale and not self.keep_ratio:
             raise ValueError(
                 "uniform_rescale=True scales boxes back by one factor, but keep_ratio=False resizes each "
