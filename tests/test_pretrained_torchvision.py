@@ -179,18 +179,50 @@ def replaced_norms(model: Any) -> None:
     model.head = detection.retinanet.RetinaNetHead(256, 9, 3, norm_layer=nn.BatchNorm2d)
 
 
+def replaced_box_head(model: Any) -> None:
+    model.head.regression_head = detection.retinanet.RetinaNetRegressionHead(
+        256, 9, norm_layer=nn.BatchNorm2d
+    )
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "expected"),
     [
-        (replaced_class_head, "The box tower .* has norms and its class tower has none"),
-        (replaced_norms, "has BatchNorm, but focaldet's only supports GroupNorm"),
+        (replaced_class_head, (None, "group", "giou")),
+        (replaced_norms, ("batch", "same", "l1")),
+        (replaced_box_head, ("group", "batch", "giou")),
     ],
 )
-def test_heads_without_a_counterpart_are_errors(change: Any, message: str) -> None:
+def test_heads_with_other_norms_give_torchvisions_detections(
+    change: Any, expected: tuple[str | None, str, str], tmp_path: Path
+) -> None:
+    theirs = small_retinanet(
+        3, group_norm=True, norm_layer=FrozenBatchNorm2d, min_size=64, max_size=96
+    )
+    change(theirs)
+    randomise(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    config = load_checkpoint(tmp_path / "own.pth").config
+    assert (config.head_norm, config.head_box_norm, config.box_loss) == expected
+    assert config.backbone_norm == "frozen"  # whatever counters the head has
+    ours = RetinaNet.from_pretrained(tmp_path / "own.pth", min_size=64, max_size=96)
+    images = [torch.rand(3, 64, 80), torch.rand(3, 60, 64)]
+    with torch.no_grad():
+        found = ours.detections(ours(images))
+        assert min(map(len, found)) >= 10
+        assert_same_detections(found, theirs.eval()(images))
+    back: Any = ours.to_torchvision()
+    state, wanted = back.state_dict(), theirs.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+def test_a_head_with_fixed_statistics_is_an_error() -> None:
     with torch.device("meta"):
-        model = small_retinanet(3, group_norm=True)
-        change(model)
-    with pytest.raises(CheckpointError, match=message):
+        model = small_retinanet(3)
+        model.head = detection.retinanet.RetinaNetHead(256, 9, 3, norm_layer=FrozenBatchNorm2d)
+    with pytest.raises(CheckpointError, match="has BatchNorm with fixed statistics, but"):
         suggested(model.state_dict())
 
 

@@ -78,7 +78,7 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
 def suggest(file: CheckpointFile) -> SuggestedConfig:
     """Return the configuration of a torchvision RetinaNet, as far as its tensors show it.
 
-    The file does not record everything. With GroupNorm in the head it is treated as a V2, otherwise as
+    The file does not record everything. With GroupNorm in a tower it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
     need an eps of 0 in their frozen BatchNorm, and every V1 with 91 classes and a frozen ResNet-50 is
     treated as one of them. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
@@ -98,19 +98,24 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
         names = COCO_CLASS_NAMES
     elif names is None and mlperf:
         names = MLPERF_CLASS_NAMES
-    second = "head.class_tower.0.norm.weight" in renamed
+    norm, box_norm = (_norm_of(renamed, tower) for tower in ("class_tower", "box_tower"))
+    second = "group" in (norm, box_norm)
     preset = RetinaNetConfig.torchvision_v2 if second else RetinaNetConfig.torchvision_v1
-    frozen = not any(key.endswith("num_batches_tracked") for key in renamed)
+    frozen = not any(map(_is_counter_of_backbone, renamed))
     changes: dict[str, Any] = dict(_USUAL_SHAPES.get(num_anchors, {}))
     if mlperf:
         changes |= {"keep_ratio": False, "max_size": 800}
     config = preset(len(names) if names else channels, names).replace(
         backbone=backbone,
         backbone_norm="frozen" if frozen else "batch",
-        backbone_norm_eps=_eps_of(backbone, channels, published=not second) if frozen else None,
+        backbone_norm_eps=_eps_of(backbone, channels, published=not (norm or box_norm))
+        if frozen
+        else None,
         fpn_channels=len(renamed["fpn.p7.weight"]),
         p6_from=_p6_source_of(renamed),
         head_depth=depth_of_head(renamed),
+        head_norm=norm,
+        head_box_norm="same" if box_norm == norm else box_norm,
         **changes,
     )
     config, told = with_thresholds(config, file, described.thresholds)
@@ -144,7 +149,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
             "aspect_ratios= that it was trained with, or config= with them."
         )
     if config.backbone_norm == "frozen":
-        renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
+        renamed = {k: v for k, v in renamed.items() if not _is_counter_of_backbone(k)}
     channels = len(renamed["head.class_logits.bias"])
     if channels == num_anchors * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
@@ -191,18 +196,25 @@ def _check_pyramid(file: CheckpointFile, renamed: Mapping[str, Tensor]) -> None:
 def _check_head(renamed: Mapping[str, Tensor]) -> None:
     if "head.regression_head.bbox_ctrness.weight" in renamed:
         raise CheckpointError(f"This {NAME} model is an FCOS, not a RetinaNet.")
-    norms = [f"head.{tower}.0.norm.weight" in renamed for tower in ("class_tower", "box_tower")]
-    if norms[0] != norms[1]:
-        having, lacking = ("class", "box") if norms[0] else ("box", "class")
-        raise CheckpointError(
-            f"The {having} tower of this {NAME} RetinaNet has norms and its {lacking} tower has none, as "
-            "after replacing one of the heads. In focaldet both towers have them, or neither."
-        )
-    if any(key.startswith("head.") and key.endswith("norm.running_mean") for key in renamed):
-        raise CheckpointError(
-            f"The head of this {NAME} RetinaNet has BatchNorm, but focaldet's only supports GroupNorm "
-            "(head_norm='group') or no norm."
-        )
+    for tower in ("class_tower", "box_tower"):
+        norm = f"head.{tower}.0.norm."
+        if f"{norm}running_mean" in renamed and f"{norm}num_batches_tracked" not in renamed:
+            raise CheckpointError(
+                f"The head of this {NAME} RetinaNet has BatchNorm with fixed statistics, but focaldet's "
+                "only supports BatchNorm that trains (head_norm='batch'), GroupNorm ('group') or no norm."
+            )
+
+
+def _norm_of(renamed: Mapping[str, Tensor], tower: str) -> str | None:
+    """Return the norm of a tower: None, "group" or "batch"."""
+    norm = f"head.{tower}.0.norm."
+    if f"{norm}weight" not in renamed:
+        return None
+    return "batch" if f"{norm}running_mean" in renamed else "group"
+
+
+def _is_counter_of_backbone(key: str) -> bool:
+    return key.startswith("backbone.") and key.endswith("num_batches_tracked")
 
 
 def _num_anchors(renamed: Mapping[str, Tensor]) -> int:
