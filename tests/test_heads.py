@@ -67,6 +67,13 @@ def test_each_level_is_normalised_by_its_own_statistics_in_training() -> None:
         assert_close(head([level])[1][0], expected)
 
 
+def test_a_tensor_instead_of_a_list_of_levels_is_an_error() -> None:
+    with pytest.raises(
+        TypeError, match=r"features must be a list.*got a tensor of shape \[1, 8, 4, 4\]"
+    ):
+        RetinaNetHead(8)(torch.zeros(1, 8, 4, 4))
+
+
 def test_flattening_follows_level_row_column_anchor_class() -> None:
     batch, anchors, classes, height, width = 2, 3, 4, 2, 5
     maps = [torch.randn(batch, anchors * classes, height, width), torch.randn(batch, 12, 1, 2)]

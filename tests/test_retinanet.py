@@ -109,7 +109,7 @@ def test_a_custom_backbone_defines_the_strides(tiny_config: RetinaNetConfig) -> 
         RetinaNet.from_config(config)
     with pytest.raises(TypeError, match=r"'resnet18', but backbone= was also given \(Plain\)"):
         RetinaNet.from_config(tiny_config, backbone=Plain())
-    with pytest.raises(TypeError, match="backbone.*'channels' with three numbers.*Linear"):
+    with pytest.raises(TypeError, match="backbone.*'channels' with one number per map.*Linear"):
         RetinaNet.from_config(config, backbone=nn.Linear(1, 1))
 
 

@@ -47,7 +47,7 @@ _CARRIED = frozenset(
     (
         *("num_classes", "class_names", "in_channels"),
         *("backbone", "backbone_norm", "backbone_norm_eps", "trainable_stages"),
-        *("fpn_channels", "p6_from", "prior"),
+        *("levels", "fpn_channels", "p6_from", "prior"),
         *("anchor_sizes", "octave_scales", "aspect_ratios"),
         *("positive_threshold", "negative_threshold", "smooth_l1_beta", "atss_top_k"),
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
@@ -68,6 +68,7 @@ _LOSSES: dict[str, tuple[object, ...]] = {
 }
 # The values that torchvision has of the other fields, where they differ from the defaults.
 _FIXED: dict[str, object] = {"anchor_mode": "torchvision", "anchor_offset": 0.0}
+_LAST_LEVEL = 7  # of its pyramid, from LastLevelP6P7
 _SMOOTH_L1_BETA = 1.0
 # The layers after the convolutions of a tower, by the values of the head's norms.
 _NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
@@ -138,7 +139,12 @@ def _without_counterpart(config: RetinaNetConfig, state: Mapping[str, Tensor]) -
             unknown = not known and value != expected
         if unknown:
             found.append(f"{field.name}={value!r}")
-    channels = state["fpn.lateral.2.weight"].shape[1]
+    if config.levels[-1] != _LAST_LEVEL:
+        found.append(f"levels={config.levels!r}, which do not end at {_LAST_LEVEL}")
+    if config.fpn_channels is None:
+        found.append("fpn_channels=None")
+        return found
+    channels = state[f"fpn.lateral.{len(config.map_levels) - 1}.weight"].shape[1]
     if config.p6_from == "c5" and channels == config.fpn_channels:
         # torchvision's block takes P5 if it has as many input as output channels.
         found.append(f"p6_from='c5' with fpn_channels={channels}, as many as C5 has")
@@ -218,13 +224,14 @@ def _build_backbone(config: RetinaNetConfig, state: Mapping[str, Tensor]) -> nn.
         first.weight = nn.Parameter(
             first.weight.new_empty(len(first.weight), config.in_channels, *first.kernel_size)
         )
-    names = ["layer2", "layer3", "layer4"]
+    levels = config.map_levels
+    names = ["relu" if level == 1 else f"layer{level - 1}" for level in levels]
     extracted = spec(network)
     if isinstance(extracted, MobileNet):
         network = network.get_submodule("features")
-        names = [str(end) for end in extracted.ends[2:]]
-    widths = [state[f"fpn.lateral.{i}.weight"].shape[1] for i in range(3)]
-    p6_channels = widths[2] if config.p6_from == "c5" else config.fpn_channels
+        names = [str(extracted.ends[level - 1]) for level in levels]
+    widths = [state[f"fpn.lateral.{i}.weight"].shape[1] for i in range(len(levels))]
+    p6_channels = widths[-1] if config.p6_from == "c5" else config.fpn_channels
     backbone: nn.Module = torchvision.models.detection.backbone_utils.BackboneWithFPN(
         network,
         return_layers={name: str(i) for i, name in enumerate(names)},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import nn
 
-from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._checks import check_choice, check_integer, check_maps, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +123,11 @@ class RetinaNetHead(nn.Module):
         Returns:
             ``logits``, ``[B, A * K, H, W]`` per level, and ``box_deltas``, ``[B, A * 4, H, W]`` per
             level.
+
+        Raises:
+            TypeError: If ``features`` is a tensor.
         """
+        check_maps("features", features)
         logits = [self.class_logits(self.class_tower(feature)) for feature in features]
         box_deltas = [self.box_deltas(self.box_tower(feature)) for feature in features]
         return logits, box_deltas

@@ -99,7 +99,8 @@ def trace(
     example: tuple[torch.Tensor, ...] = (torch.zeros(batch, channels, height, width),)
     if kind == "detections":
         example += (torch.tensor([[height, width]] * batch),)
-    smallest_side = model.anchor_generator.strides[2]  # one cell of C5
+    # One cell of the backbone's last map.
+    smallest_side = model.anchor_generator.strides[len(model.config.map_levels) - 1]
     dynamic = (
         _dynamic_shapes(divisor, smallest_side)[: len(example)] if fixed_shape is None else None
     )

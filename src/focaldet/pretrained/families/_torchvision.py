@@ -20,7 +20,7 @@ from focaldet.pretrained.families._deepforest_config import read_description, wi
 from focaldet.pretrained.families._mlperf_classes import MLPERF_CLASS_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -44,10 +44,10 @@ _USUAL_SHAPES: dict[int, dict[str, tuple[float, ...]]] = {
     1: {"octave_scales": (1.0,), "aspect_ratios": (1.0,)},
     3: {"octave_scales": (1.0,)},
 }
-# (last block, channels of C3 to C5) -> backbone
-_MOBILENETS: dict[tuple[int, tuple[int, ...]], str] = {
-    (17, (32, 96, 320)): "mobilenet_v2",
-    (15, (40, 112, 160)): "mobilenet_v3_large",
+# last block -> backbone, channels of C1 to C5
+_MOBILENETS: dict[int, tuple[str, tuple[int, ...]]] = {
+    17: ("mobilenet_v2", (16, 24, 32, 96, 320)),
+    15: ("mobilenet_v3_large", (16, 24, 40, 112, 160)),
 }
 
 _RENAMES = tuple(
@@ -55,6 +55,7 @@ _RENAMES = tuple(
     for pattern, name in (
         (r"backbone\.body\.(\d+)\.", r"backbone.features.\1."),  # of a MobileNet
         (r"backbone\.body\.", "backbone."),
+        (r"backbone\.(\d+\.\d+\.)", r"backbone.features.\1"),  # of one without a pyramid
         (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"fpn.lateral.\1."),
         (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?", r"fpn.output.\1."),
         (r"backbone\.fpn\.extra_blocks\.", "fpn."),
@@ -81,13 +82,22 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     The file does not record everything. With GroupNorm in a tower it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
     need an eps of 0 in their frozen BatchNorm, and every V1 with 91 classes and a frozen ResNet-50 is
-    treated as one of them. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
+    treated as one of them. The pyramid shows how many maps it takes, which must be the last ones. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
 
     Raises:
-        CheckpointError: If the backbone is not in ``BACKBONES``, or the ``config.json`` next to the
-            file does not fit.
+        CheckpointError: If the backbone is not in ``BACKBONES``, its maps are not the last ones or have no
+            pyramid, or the ``config.json`` next to the file does not fit.
     """
     renamed = _renamed(file)
+    if not _widths_of(renamed):
+        if any(key.startswith("backbone.body.") for key in file.tensors):
+            raise KeyError("fpn.lateral.0.weight")  # a damaged file
+        raise CheckpointError(
+            f"This {NAME} RetinaNet has no feature pyramid. To load it, pass its backbone as backbone= "
+            "and config= with backbone='custom', levels=(5,), fpn_channels=None and its anchors. For "
+            "the features of a MobileNetV2, the backbone is "
+            "focaldet.backbones.MobileNet(mobilenet_v2(), (1, 3, 6, 13, 18), levels=(5,))."
+        )
     num_anchors = _num_anchors(renamed)
     channels = len(renamed["head.class_logits.weight"]) // num_anchors
     described = read_description(file, channels)
@@ -103,6 +113,7 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     preset = RetinaNetConfig.torchvision_v2 if second else RetinaNetConfig.torchvision_v1
     frozen = not any(map(_is_counter_of_backbone, renamed))
     changes: dict[str, Any] = dict(_USUAL_SHAPES.get(num_anchors, {}))
+    changes |= _levels_of(renamed, backbone)
     if mlperf:
         changes |= {"keep_ratio": False, "max_size": 800}
     config = preset(len(names) if names else channels, names).replace(
@@ -122,7 +133,7 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     assumed = [field for field in _ASSUMED if field not in told]
     if frozen:
         assumed.append("backbone_norm_eps")
-    if backbone in _MOBILENETS.values():
+    if backbone in (name for name, _ in _MOBILENETS.values()):
         assumed.append("backbone")  # which of several blocks of one width gives C3 and C4
     return SuggestedConfig(config, tuple(assumed))
 
@@ -135,10 +146,15 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
         config: The configuration to use. With 91 classes it keeps all channels of a COCO head.
 
     Raises:
-        CheckpointError: If the pyramid or the head is not that of a RetinaNet with P3 to P7, or has a
+        CheckpointError: If focaldet has no counterpart of the pyramid or of the head, or the head has a
             different number of anchors per cell from the config.
     """
     renamed = _renamed(file)
+    if not _widths_of(renamed) and config.fpn_channels is not None:
+        raise CheckpointError(
+            f"This {NAME} RetinaNet has no feature pyramid, but config.fpn_channels is "
+            f"{config.fpn_channels}; it must be None."
+        )
     num_anchors = _num_anchors(renamed)
     wanted = len(config.octave_scales) * len(config.aspect_ratios)
     if num_anchors != wanted:
@@ -164,33 +180,68 @@ def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
         CheckpointError: If focaldet has no counterpart of the pyramid or of the head.
     """
     renamed = {_rename(key): value for key, value in file.tensors.items()}
-    _check_pyramid(file, renamed)
+    _check_pyramid(renamed)
     _check_head(renamed)
     return renamed
 
 
-def _check_pyramid(file: CheckpointFile, renamed: Mapping[str, Tensor]) -> None:
+def _check_pyramid(renamed: Mapping[str, Tensor]) -> None:
     if any(re.fullmatch(r"fpn\.(lateral|output)\.\d\.1\.\w+", key) for key in renamed):
         raise CheckpointError(
             f"The pyramid of this {NAME} RetinaNet has norms after its convolutions, which focaldet's "
             "FPN does not have."
         )
-    levels = {key.split(".")[2] for key in renamed if key.startswith("fpn.lateral.")}
-    if not levels:
-        if any(key.startswith("backbone.body.") for key in file.tensors):
-            return  # a damaged file, whose missing tensors are named later
+    count = len(_widths_of(renamed))
+    if count and not any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed):
         raise CheckpointError(
-            f"This {NAME} RetinaNet has no feature pyramid, but focaldet's detects on P3 to P7."
+            f"The pyramid of this {NAME} RetinaNet has {count} level{'s' * (count != 1)} from the "
+            "backbone and a max-pooled one, but focaldet's has convolutions for P6 and P7. Only models "
+            "whose backbone was built with extra_blocks=LastLevelP6P7(...) can be loaded, which is not "
+            "the default of resnet_fpn_backbone and mobilenet_backbone."
         )
-    convolved = any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed)
-    extra = "P6 and P7" if convolved else "a max-pooled one"
-    if len(levels) != 3 or not convolved:
+
+
+def _widths_of(renamed: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the channels of the maps that the pyramid takes; none if there is no pyramid."""
+    layers = (re.match(r"fpn\.(?:lateral|output)\.(\d)\.", key) for key in renamed)
+    count = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
+    return tuple(renamed[f"fpn.lateral.{i}.weight"].shape[1] for i in range(count))
+
+
+def _levels_of(renamed: Mapping[str, Tensor], backbone: str) -> dict[str, tuple[int, ...]]:
+    """Return the levels and their usual anchor sizes, if they are not P3 to P7.
+
+    Raises:
+        CheckpointError: If the pyramid does not take the last maps of the backbone.
+    """
+    widths = _widths_of(renamed)
+    maps = dict(_MOBILENETS.values()).get(backbone) or _widths_of_resnet(renamed)
+    if widths != maps[-len(widths) :]:
         raise CheckpointError(
-            f"The pyramid of this {NAME} RetinaNet has {len(levels)} levels from the backbone and {extra}, "
-            "but focaldet's has three (from C3, C4 and C5), P6 and P7. Only models whose backbone was "
-            "built with three returned_layers and extra_blocks=LastLevelP6P7(...) can be loaded; these "
-            "are not the defaults of resnet_fpn_backbone and mobilenet_backbone."
+            f"The pyramid of this {NAME} RetinaNet takes maps of {_listed(widths)} channels, but only "
+            f"those with the last maps of the {backbone}, of {_listed(maps)} channels, can be loaded."
         )
+    levels = tuple(range(6 - len(widths), 8))
+    if levels == RetinaNetConfig.levels:
+        return {}
+    return {"levels": levels, "anchor_sizes": tuple(4 * 2**level for level in levels)}
+
+
+def _widths_of_resnet(renamed: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the channels of C1 to C5: those of the widest convolution of each stage."""
+    return tuple(
+        max(
+            len(value)
+            for key, value in renamed.items()
+            if key.startswith(f"backbone.{stage}") and value.ndim == 4
+        )
+        for stage in ("conv1.", "layer1.", "layer2.", "layer3.", "layer4.")
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _check_head(renamed: Mapping[str, Tensor]) -> None:
@@ -238,12 +289,12 @@ def _backbone_of(renamed: Mapping[str, Tensor]) -> str:
     blocks = {int(key.split(".")[2]) for key in renamed if key.startswith("backbone.features.")}
     if not blocks:
         return resnet_of(renamed, NAME)
-    widths = tuple(renamed[f"fpn.lateral.{i}.weight"].shape[1] for i in range(3))
-    name = _MOBILENETS.get((max(blocks), widths))
-    if name is None:
+    widths = _widths_of(renamed)
+    name, maps = _MOBILENETS.get(max(blocks), ("", ()))
+    if widths != maps[-len(widths) :]:
         raise CheckpointError(
             f"The backbone of this {NAME} RetinaNet is not a known MobileNet: the pyramid takes maps of "
-            f"{widths[0]}, {widths[1]} and {widths[2]} channels, and the last block is {max(blocks)}. "
+            f"{_listed(widths)} channels, and the last block is {max(blocks)}. "
             "focaldet's take the last map of each stride (mobilenet_v2: 32, 96 and 320 channels, "
             "mobilenet_v3_large: 40, 112 and 160), but torchvision's mobilenet_backbone takes the first "
             "ones. To load it, pass backbone=focaldet.backbones.MobileNet(network, ends), with the "
