@@ -51,6 +51,17 @@ CONFIGS = {
     "no norm for classes": small(V2, head_norm=None, head_box_norm="group"),
     "no norm for boxes": small(V2, head_box_norm=None),
     "batch norm": small(V1, head_norm="batch", backbone_norm="frozen", backbone_norm_eps=1e-5),
+    "a P2 level": small(
+        V1, levels=(2, 3, 4, 5, 6, 7), anchor_sizes=(16, 32, 64, 128, 256, 512), pre_nms_top_k=100
+    ),
+    "a P2 level of a MobileNet": small(
+        V2,
+        backbone="mobilenet_v2",
+        levels=(2, 3, 4, 5, 6, 7),
+        anchor_sizes=(16, 32, 64, 128, 256, 512),
+        pre_nms_top_k=100,
+    ),
+    "two maps": small(V1, levels=(4, 5, 6, 7), anchor_sizes=(64, 128, 256, 512)),
     "other colours": small(V1, in_channels=4, image_mean=(0.1,) * 4, image_std=(0.3,) * 4),
 }
 
@@ -80,7 +91,15 @@ def test_detections_are_the_same_and_the_way_back_is_bitwise(name: str, tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    ["v1", "v2", "mobilenet_v2", "mobilenet_v3", "no norm for classes", "no norm for boxes"],
+    [
+        "v1",
+        "v2",
+        "mobilenet_v2",
+        "mobilenet_v3",
+        "no norm for classes",
+        "no norm for boxes",
+        "two maps",
+    ],
 )
 def test_the_config_comes_back_as_far_as_the_tensors_show_it(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name].replace(min_size=800, max_size=1333)
@@ -151,6 +170,8 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
         size_rounding="round",
         always_pad=True,
         head_norm="group_with_bias",
+        levels=(3, 4, 5, 6),
+        anchor_sizes=(32, 64, 128, 256),
     )
     with pytest.raises(ValueError, match="torchvision's RetinaNet has no counterpart of") as caught:
         built(config).to_torchvision()
@@ -158,7 +179,11 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
     for option in (
         *("p7_relu=False", "head_depth=2", "anchor_offset=0.5", "anchor_mode='exact'"),
         *("box_weights=(1, 1, 2, 2)", "clip_to='batch'", "size_rounding='round'"),
-        *("always_pad=True", "head_norm='group_with_bias'"),
+        *(
+            "always_pad=True",
+            "head_norm='group_with_bias'",
+            r"levels=(3, 4, 5, 6), which do not end",
+        ),
     ):
         assert option in message
     assert "normalizer" not in message  # it does not affect the detections
@@ -167,6 +192,12 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
 def test_a_pyramid_that_torchvision_would_build_differently_is_an_error() -> None:
     config = small(V2, fpn_channels=512)  # C5 of a ResNet-18 has 512 channels
     with pytest.raises(ValueError, match="p6_from='c5' with fpn_channels=512, as many as C5 has"):
+        built(config).to_torchvision()
+
+
+def test_a_model_without_a_pyramid_is_an_error() -> None:
+    config = small(V1, levels=(5,), anchor_sizes=(128,), fpn_channels=None)
+    with pytest.raises(ValueError, match="levels=.*, fpn_channels=None"):
         built(config).to_torchvision()
 
 

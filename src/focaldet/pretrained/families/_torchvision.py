@@ -55,7 +55,6 @@ _RENAMES = tuple(
     for pattern, name in (
         (r"backbone\.body\.(\d+)\.", r"backbone.features.\1."),  # of a MobileNet
         (r"backbone\.body\.", "backbone."),
-        (r"backbone\.(\d+\.\d+\.)", r"backbone.features.\1"),  # of one without a pyramid
         (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"fpn.lateral.\1."),
         (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?", r"fpn.output.\1."),
         (r"backbone\.fpn\.extra_blocks\.", "fpn."),
@@ -67,6 +66,7 @@ _RENAMES = tuple(
         (r"head\.regression_head\.conv\.(\d)\.1\.", r"head.box_tower.\1.norm."),
     )
 )
+_IN_SEQUENCE = re.compile(r"^backbone\.(?=\d)")
 # Before the renaming, convolutions and ReLUs were numbered together: 0, 2, 4, 6.
 _OLD_TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.(weight|bias)")
 
@@ -180,6 +180,8 @@ def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
         CheckpointError: If focaldet has no counterpart of the pyramid or of the head.
     """
     renamed = {_rename(key): value for key, value in file.tensors.items()}
+    if "backbone.0.0.weight" in file.tensors:  # the features of a MobileNet, without a pyramid
+        renamed = {_IN_SEQUENCE.sub("backbone.features.", k): v for k, v in renamed.items()}
     _check_pyramid(renamed)
     _check_head(renamed)
     return renamed
