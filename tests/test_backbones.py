@@ -37,6 +37,44 @@ def test_every_backbone_gives_c3_to_c5_with_its_channels_and_strides(name: str) 
         assert feature.shape == (1, channels, 64 // stride, 96 // stride)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "timm/resnet18"]
+)
+@pytest.mark.parametrize("levels", [(1, 2), (2, 3, 4, 5), (4,), (3, 5)])
+def test_the_maps_of_any_levels_are_returned(name: str, levels: tuple[int, ...]) -> None:
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    everything = build_backbone(name, norm="batch", levels=(1, 2, 3, 4, 5)).eval()
+    weights = everything.body.state_dict() if name.startswith("timm/") else everything.state_dict()
+    backbone = build_backbone(name, norm="batch", levels=levels, weights=weights).eval()
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, maps = everything(image), backbone(image)
+    assert backbone.strides == tuple(2**level for level in levels)
+    for level, channels, feature in zip(levels, backbone.channels, maps, strict=True):
+        assert_close(feature, expected[level - 1], rtol=0, atol=0)
+        assert feature.shape[1] == channels
+    # What lies above the last level is left out, so that nothing trains without a gradient.
+    backbone.train()
+    torch.stack([feature.sum() for feature in backbone(image)]).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+    stages = [len(list(stage)) > 0 for stage in backbone.stages]
+    assert stages == [level <= levels[-1] for level in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ((), r"ascending numbers in \[1, 5\], got \(\)"),
+        ((4, 3), r"ascending numbers in \[1, 5\], got \(4, 3\)"),
+        ((5, 6), r"levels\[1\] must be in \[1, 5\], got 6"),
+    ],
+)
+def test_wrong_levels_are_errors(levels: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_backbone("resnet18", levels=levels)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])
 def test_features_equal_those_of_torchvisions_classifier(name: str) -> None:
@@ -182,7 +220,7 @@ def test_a_module_and_another_name_contradict_each_other() -> None:
 def test_a_module_must_tell_its_channels_and_strides() -> None:
     config = RetinaNetConfig(num_classes=1)
     with pytest.raises(
-        TypeError, match=r"backbone.*'channels' with three numbers.*Identity.channels is None"
+        TypeError, match=r"backbone.*'channels' with one number per map.*Identity.channels is None"
     ):
         RetinaNet.from_config(config, backbone=nn.Identity())
 

@@ -135,6 +135,11 @@ def test_networks_that_make_no_backbone_are_named(name: str, message: str) -> No
         build_backbone(f"timm/{name}")
 
 
+def test_a_network_without_a_map_of_a_level_is_named() -> None:
+    with pytest.raises(ValueError, match="stride 4, 8, 16, 32, but a RetinaNet needs 2, 4 and 8"):
+        build_backbone("timm/convnext_atto", levels=(1, 2, 3))
+
+
 def test_wrong_weights_and_options_are_named() -> None:
     config = tiny_config("resnet18")
     with pytest.raises(ValueError, match="^backbone_weights do not fit timm/resnet18: "):

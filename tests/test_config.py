@@ -55,9 +55,29 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
     [
         ({"num_classes": 0}, "num_classes.* 0"),
         ({"num_classes": 2, "anchor_sizes": (8, 16)}, r"anchor_sizes.* 5 .*\(8, 16\)"),
+        (
+            {"num_classes": 2, "levels": (2, 3, 4, 5, 6, 7)},
+            r"anchor_sizes must have one entry per level, 6 for .* \(16, 32, 64, 128, 256, 512\)",
+        ),
+        (
+            {"num_classes": 2, "levels": (3, 5, 4, 6, 7)},
+            r"levels .*consecutive.* \(3, 5, 4, 6, 7\)",
+        ),
+        (
+            {"num_classes": 2, "levels": (3, 4, 6, 7, 8)},
+            r"levels .*consecutive.* \(3, 4, 6, 7, 8\)",
+        ),
+        ({"num_classes": 2, "levels": ()}, r"levels .*consecutive.* \(\)"),
+        ({"num_classes": 2, "levels": (6, 7, 8, 9, 10)}, r"levels must begin at 5 or below"),
+        ({"num_classes": 2, "levels": (0, 1, 2, 3, 4)}, r"levels\[0\] .*\[1, 10\], got 0"),
+        ({"num_classes": 2, "levels": (7, 8, 9, 10, 11)}, r"levels\[4\] .*\[1, 10\], got 11"),
+        ({"num_classes": 2, "fpn_channels": None}, r"fpn_channels=None .*above 5.*levels=\(3, 4, "),
         ({"num_classes": 2, "class_names": ("a",)}, "class_names has 1 entry.*num_classes is 2"),
         ({"num_classes": 2, "log_scale_clamp": "below"}, "log_scale_clamp 'below'.*'both' or None"),
-        ({"num_classes": 2, "head_norm": "batch"}, "head_norm 'batch'.*'group'"),
+        (
+            {"num_classes": 2, "head_norm": "layer"},
+            "head_norm 'layer'.*'group', 'group_with_bias', 'batch' or None",
+        ),
         ({"num_classes": 2, "assigner": "simota"}, "assigner 'simota'.*'iou' or 'atss'"),
         ({"num_classes": 2, "classification_loss": "mse"}, "classification_loss 'mse'.*'focal'"),
         ({"num_classes": 2, "fpn_channels": -1}, "fpn_channels.* -1"),
@@ -94,6 +114,10 @@ def test_errors_name_what_is_wrong_with_the_json(text: str, message: str) -> Non
         (
             {"num_classes": 2, "head_norm": "group", "fpn_channels": 40},
             r"head_norm='group'.*fpn_channels.* multiple of 32, got 40",
+        ),
+        (
+            {"num_classes": 2, "head_box_norm": "group", "fpn_channels": 40},
+            r"head_box_norm='group'.*fpn_channels.* multiple of 32, got 40",
         ),
     ],
 )

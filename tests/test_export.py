@@ -34,6 +34,7 @@ from tests.helpers.tiny_export import (
     photo,
     with_many_detections,
 )
+from tests.helpers.tiny_model import MapsBackbone
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -114,6 +115,46 @@ def test_maps_are_exported_without_post_processing(tmp_path: Path) -> None:
             logits, box_deltas = model.forward_maps(images)
         for ours, theirs in zip(program(images), logits + box_deltas, strict=True):
             assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "levels", "fpn_channels", "last_output"),
+    [
+        ((8, 8, 8, 8), (2, 3, 4, 5, 6, 7), 32, "box_deltas_p7"),
+        ((8,), (5,), None, "box_deltas_p5"),
+    ],
+)
+def test_maps_of_any_levels_are_exported_with_their_names(
+    channels: tuple[int, ...],
+    levels: tuple[int, ...],
+    fpn_channels: int | None,
+    last_output: str,
+    tmp_path: Path,
+) -> None:
+    config = RetinaNetConfig(
+        num_classes=2,
+        levels=levels,
+        fpn_channels=fpn_channels,
+        anchor_sizes=tuple(4 * 2**level for level in levels),
+        head_depth=1,
+        min_size=64,
+        max_size=96,
+    )
+    backbone = MapsBackbone(channels, first_stride=4 if len(channels) > 1 else 16)
+    model = with_many_detections(RetinaNet.from_config(config, backbone=backbone))
+    export_program(model, tmp_path / "model.pt2", postprocess=False)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in SHAPES:
+        images, _ = batch_of(*shape)
+        with torch.no_grad():
+            logits, box_deltas = model.forward_maps(images)
+        for ours, theirs in zip(program(images), logits + box_deltas, strict=True):
+            assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    metadata = ExportMetadata.of_model(model, "maps", None)
+    assert metadata.strides == backbone.strides
+    assert (metadata.outputs[0], metadata.outputs[-1]) == (f"logits_p{levels[0]}", last_output)
+    assert len(metadata.outputs) == 2 * len(levels)
+    assert ExportMetadata.from_strings("model.pt2", metadata.to_strings()) == metadata
 
 
 def test_a_program_has_metadata(model: RetinaNet, program_file: Path) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.tiny_export import (
     photo,
     with_many_detections,
 )
+from tests.helpers.tiny_model import MapsBackbone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +91,37 @@ def test_a_file_of_maps_matches_the_network(model: RetinaNet, maps_file: Path) -
             logits, box_deltas = model.forward_maps(images)
         for ours, theirs in zip(outputs.values(), logits + box_deltas, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("postprocess", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "first_stride", "changes"),
+    [
+        ((8, 8, 8, 8), 4, {"levels": (2, 3, 4, 5, 6, 7)}),
+        ((32,), 16, {"levels": (5,), "fpn_channels": None, "clip_to": "batch"}),
+    ],
+)
+def test_files_of_other_levels_predict_as_the_model(
+    channels: tuple[int, ...],
+    first_stride: int,
+    changes: dict[str, Any],
+    postprocess: bool,
+    tmp_path: Path,
+) -> None:
+    options = {"fpn_channels": 32, "head_depth": 1, "min_size": 64, "max_size": 96}
+    sizes = tuple(4 * 2**level for level in changes["levels"])
+    config = RetinaNetConfig(
+        num_classes=2, anchor_sizes=sizes, pre_nms_top_k=100, **(options | changes)
+    )
+    model = with_many_detections(
+        RetinaNet.from_config(config, backbone=MapsBackbone(channels, first_stride))
+    )
+    export_onnx(model, tmp_path / "model.onnx", postprocess=postprocess)
+    detector = OnnxDetector(tmp_path / "model.onnx", threads=1)
+    assert detector.metadata.strides == tuple(first_stride * 2**i for i in range(len(channels)))
+    for image in (photo(80, 64), photo(50, 90)):
+        [found], [expected] = detector.predict(image), model.predict(image)
+        assert_same(found, expected)
 
 
 def test_a_file_has_metadata(model: RetinaNet, file: Path, maps_file: Path) -> None:

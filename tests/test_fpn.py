@@ -55,6 +55,37 @@ def test_gradients_of_maps_one_cell_wide_are_complete_in_bfloat16(size: tuple[in
         assert_close(ours, gradients[1][name], rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("maps", [1, 2, 4, 5])
+@pytest.mark.parametrize("num_extra", [0, 1, 2, 4])
+def test_any_number_of_maps_and_extra_levels(maps: int, num_extra: int) -> None:
+    channels = (4, 6, 8, 10, 12)[:maps]
+    inputs = [torch.randn(1, c, -(-70 // 2**i), -(-90 // 2**i)) for i, c in enumerate(channels)]
+    fpn = FPN(channels, 16, num_extra=num_extra)
+    levels = fpn(inputs)
+    assert [tuple(level.shape) for level in levels] == [
+        (1, 16, -(-70 // 2**i), -(-90 // 2**i)) for i in range(maps + num_extra)
+    ]
+    extra = [f"p{6 + i}" for i in range(num_extra)]
+    assert [name for name, _ in fpn.named_children()] == ["lateral", "output", *extra]
+
+
+def test_four_maps_with_the_same_weights_give_the_levels_of_the_last_three() -> None:
+    four, three = FPN((2, 4, 6, 8), 16), FPN((4, 6, 8), 16)
+    weights = {k: v for k, v in four.state_dict().items() if ".0." not in k}
+    shifted = {k.replace(".1.", ".0.").replace(".2.", ".1."): v for k, v in weights.items()}
+    shifted |= {k.replace(".3.", ".2."): v for k, v in weights.items() if ".3." in k}
+    three.load_state_dict({k: v for k, v in shifted.items() if ".3." not in k})
+    maps = [torch.randn(2, 2, 24, 40), *features()]
+    for ours, expected in zip(four(maps)[1:], three(maps[1:]), strict=True):
+        assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_p8_is_computed_from_p7_as_p7_from_p6() -> None:
+    fpn = FPN((4, 6, 8), 16, num_extra=3)
+    *_, p7, p8 = fpn(features(64, 64))
+    assert_close(p8, fpn.get_submodule("p8")(F.relu(p7)))
+
+
 def test_p3_depends_on_c5() -> None:
     fpn, maps = FPN((4, 6, 8), 16), features()
     maps[2].requires_grad_()
@@ -66,7 +97,8 @@ def test_p3_depends_on_c5() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_channels": (4, 6)}, r"in_channels must be three numbers.*\(4, 6\)"),
+        ({"in_channels": ()}, "in_channels is empty"),
+        ({"in_channels": (4, 6), "num_extra": -1}, "num_extra must be at least 0, got -1"),
         ({"in_channels": (4, 6, 8), "p6_from": "p4"}, "p6_from 'p4'.*'c5' or 'p5'"),
     ],
 )
@@ -76,5 +108,12 @@ def test_errors_name_wrong_options(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_wrong_number_of_features_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"features must be three maps.*2 maps"):
+    with pytest.raises(ValueError, match=r"features must be 3 maps.*got 2"):
         FPN((4, 6, 8))(features()[:2])
+
+
+def test_a_tensor_instead_of_a_list_of_maps_is_an_error() -> None:
+    with pytest.raises(
+        TypeError, match=r"features must be a list.*got a tensor of shape \[1, 4, 8, 8\]"
+    ):
+        FPN((4,))(torch.zeros(1, 4, 8, 8))

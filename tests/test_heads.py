@@ -35,6 +35,45 @@ def test_group_norm_follows_convolutions_without_bias() -> None:
     assert all(conv.bias is None for conv in convs)
 
 
+@pytest.mark.parametrize(
+    ("options", "kinds", "biases"),
+    [
+        ({"norm": "batch"}, (nn.BatchNorm2d, nn.BatchNorm2d), (False, False)),
+        ({"box_norm": "group"}, (None, nn.GroupNorm), (True, False)),
+        ({"norm": "group", "box_norm": None}, (nn.GroupNorm, None), (False, True)),
+        (
+            {"norm": "group_with_bias", "box_norm": "batch"},
+            (nn.GroupNorm, nn.BatchNorm2d),
+            (True, False),
+        ),
+    ],
+)
+def test_each_tower_has_its_norm_and_a_bias_where_the_norm_leaves_it(
+    options: dict[str, Any], kinds: tuple[Any, Any], biases: tuple[bool, bool]
+) -> None:
+    head = RetinaNetHead(32, num_classes=3, depth=2, **options)
+    for tower, kind, bias in zip((head.class_tower, head.box_tower), kinds, biases, strict=True):
+        norms = [m for m in tower.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+        convs = [m for m in tower.modules() if isinstance(m, nn.Conv2d)]
+        assert [type(norm) for norm in norms] == [kind] * (2 if kind else 0)
+        assert [conv.bias is not None for conv in convs] == [bias, bias]
+
+
+def test_each_level_is_normalised_by_its_own_statistics_in_training() -> None:
+    head = RetinaNetHead(4, num_classes=1, depth=1, norm="batch").train()
+    levels = [torch.randn(2, 4, 8, 8), 5 + 3 * torch.randn(2, 4, 4, 4)]
+    _, together = head(levels)
+    for level, expected in zip(levels, together, strict=True):
+        assert_close(head([level])[1][0], expected)
+
+
+def test_a_tensor_instead_of_a_list_of_levels_is_an_error() -> None:
+    with pytest.raises(
+        TypeError, match=r"features must be a list.*got a tensor of shape \[1, 8, 4, 4\]"
+    ):
+        RetinaNetHead(8)(torch.zeros(1, 8, 4, 4))
+
+
 def test_flattening_follows_level_row_column_anchor_class() -> None:
     batch, anchors, classes, height, width = 2, 3, 4, 2, 5
     maps = [torch.randn(batch, anchors * classes, height, width), torch.randn(batch, 12, 1, 2)]
@@ -71,7 +110,9 @@ def test_the_number_of_anchors_must_divide_the_channels(num_anchors: int) -> Non
         ({"num_anchors": 0}, "num_anchors.* 0"),
         ({"depth": -1}, "depth.* -1"),
         ({"prior": 1.0}, r"prior must be in \(0, 1\), got 1.0"),
-        ({"norm": "batch"}, "norm 'batch'.*'group'"),
+        ({"norm": "layer"}, "norm 'layer'.*'group'"),
+        ({"box_norm": "layer"}, "box_norm 'layer'.*'same'"),
+        ({"box_norm": "group", "in_channels": 40}, "num_groups.* 40 .*32"),
         ({"norm": "group", "in_channels": 40}, "num_groups.* 40 .*32"),
     ],
 )

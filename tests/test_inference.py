@@ -76,6 +76,8 @@ def assert_same_detections(optimised: OptimizedRetinaNet, model: RetinaNet) -> N
     [
         {},
         {"backbone": "resnet50", "head_norm": "group"},
+        {"head_norm": "batch"},
+        {"head_norm": "batch", "head_box_norm": "group"},
         {"backbone": "mobilenet_v2"},
         {"backbone": "mobilenet_v3_large"},
         {"backbone": "resnext50_32x4d", "stride_in_1x1": True},

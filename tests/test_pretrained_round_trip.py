@@ -30,6 +30,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "backbone": (),  # tested separately
     "backbone_norm_eps": (0.0, 1e-4),
     "trainable_stages": (0, 5),
+    "levels": (),  # tested in test_retinanet.py, as is fpn_channels=None
     "fpn_channels": (8,),
     "head_depth": (0, 2),
     "prior": (0.1,),
@@ -63,6 +64,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
 # Changes to other fields without which some values of a field are invalid.
 REQUIRED_CHANGES: dict[str, dict[str, Any]] = {
     "head_norm": {"fpn_channels": 32},  # 32 groups
+    "head_box_norm": {"fpn_channels": 32},
     "anchor_mode": {"anchor_offset": 0.0},
     "resize_by": {"antialias": False},
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import detection, mobilenet_v2, mobilenet_v3_large
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import (
     BackboneWithFPN,
     mobilenet_backbone,
@@ -179,18 +180,50 @@ def replaced_norms(model: Any) -> None:
     model.head = detection.retinanet.RetinaNetHead(256, 9, 3, norm_layer=nn.BatchNorm2d)
 
 
+def replaced_box_head(model: Any) -> None:
+    model.head.regression_head = detection.retinanet.RetinaNetRegressionHead(
+        256, 9, norm_layer=nn.BatchNorm2d
+    )
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "expected"),
     [
-        (replaced_class_head, "The box tower .* has norms and its class tower has none"),
-        (replaced_norms, "has BatchNorm, but focaldet's only supports GroupNorm"),
+        (replaced_class_head, (None, "group", "giou")),
+        (replaced_norms, ("batch", "same", "l1")),
+        (replaced_box_head, ("group", "batch", "giou")),
     ],
 )
-def test_heads_without_a_counterpart_are_errors(change: Any, message: str) -> None:
+def test_heads_with_other_norms_give_torchvisions_detections(
+    change: Any, expected: tuple[str | None, str, str], tmp_path: Path
+) -> None:
+    theirs = small_retinanet(
+        3, group_norm=True, norm_layer=FrozenBatchNorm2d, min_size=64, max_size=96
+    )
+    change(theirs)
+    randomise(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    config = load_checkpoint(tmp_path / "own.pth").config
+    assert (config.head_norm, config.head_box_norm, config.box_loss) == expected
+    assert config.backbone_norm == "frozen"  # whatever counters the head has
+    ours = RetinaNet.from_pretrained(tmp_path / "own.pth", min_size=64, max_size=96)
+    images = [torch.rand(3, 64, 80), torch.rand(3, 60, 64)]
+    with torch.no_grad():
+        found = ours.detections(ours(images))
+        assert min(map(len, found)) >= 10
+        assert_same_detections(found, theirs.eval()(images))
+    back: Any = ours.to_torchvision()
+    state, wanted = back.state_dict(), theirs.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+def test_a_head_with_fixed_statistics_is_an_error() -> None:
     with torch.device("meta"):
-        model = small_retinanet(3, group_norm=True)
-        change(model)
-    with pytest.raises(CheckpointError, match=message):
+        model = small_retinanet(3)
+        model.head = detection.retinanet.RetinaNetHead(256, 9, 3, norm_layer=FrozenBatchNorm2d)
+    with pytest.raises(CheckpointError, match="has BatchNorm with fixed statistics, but"):
         suggested(model.state_dict())
 
 
@@ -202,21 +235,24 @@ def retinanet_on(backbone: Any) -> dict[str, Tensor]:
 def test_pyramids_without_a_counterpart_are_errors() -> None:
     with torch.device("meta"):
         default = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-        six = resnet_fpn_backbone(
-            backbone_name="resnet18", weights=None, extra_blocks=LastLevelP6P7(256, 256)
+        apart = resnet_fpn_backbone(
+            backbone_name="resnet18",
+            weights=None,
+            returned_layers=[2, 4],
+            extra_blocks=LastLevelP6P7(256, 256),
         )
         pooled = mobilenet_backbone(backbone_name="mobilenet_v2", weights=None, fpn=True)
         single = mobilenet_v2().features
         single.out_channels = 1280
         fcos = detection.fcos_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-        states = [retinanet_on(one) for one in (default, six, pooled, single)]
+        states = [retinanet_on(one) for one in (default, apart, pooled, single)]
     for state, message in zip(
         states,
         (
-            "4 levels from the backbone and a max-pooled one, but .*not the defaults of resnet_fpn",
-            "4 levels from the backbone and P6 and P7, but",
+            "4 levels from the backbone and a max-pooled one, but .*not the default of resnet_fpn",
+            "takes maps of 128 and 512 channels, but .* resnet18, of 64, 64, 128, 256 and 512 ",
             "2 levels from the backbone and a max-pooled one",
-            "has no feature pyramid",
+            r"has no feature pyramid.*fpn_channels=None.*MobileNet\(mobilenet_v2\(\), ",
         ),
         strict=True,
     ):
@@ -228,6 +264,64 @@ def test_pyramids_without_a_counterpart_are_errors() -> None:
     normed = meta_state() | {"backbone.fpn.inner_blocks.0.1.weight": torch.empty(256)}
     with pytest.raises(CheckpointError, match="norms after its convolutions"):
         suggested(normed)
+
+
+@pytest.mark.parametrize(
+    ("layers", "levels"),
+    [([1, 2, 3, 4], (2, 3, 4, 5, 6, 7)), ([3, 4], (4, 5, 6, 7)), ([4], (5, 6, 7))],
+)
+def test_the_levels_are_recognised(layers: list[int], levels: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        states = [
+            retinanet_on(
+                resnet_fpn_backbone(
+                    backbone_name=name,
+                    weights=None,
+                    returned_layers=layers,
+                    extra_blocks=LastLevelP6P7(256, 256),
+                )
+            )
+            for name in ("resnet18", "resnet50", "resnext101_64x4d")
+        ]
+    for state in states:
+        found = suggested(state)
+        assert found.config.levels == levels
+        assert found.config.anchor_sizes == tuple(4 * 2**level for level in levels)
+        assert "anchor_sizes" in found.assumed
+
+
+@pytest.mark.parity
+def test_one_map_of_torchvisions_docstring_loads_with_its_backbone(tmp_path: Path) -> None:
+    features = mobilenet_v2().features
+    features.out_channels = 1280
+    anchors = AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),))
+    theirs = detection.RetinaNet(
+        features, 3, anchor_generator=anchors, min_size=64, max_size=128, topk_candidates=100
+    )
+    randomise(theirs, class_bias=-2.0)
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    config = RetinaNetConfig.torchvision_v1(3).replace(
+        backbone="custom",
+        backbone_norm="batch",
+        levels=(5,),
+        fpn_channels=None,
+        anchor_sizes=(32,),
+        octave_scales=(1, 2, 4, 8, 16),
+        min_size=64,
+        max_size=128,
+        pre_nms_top_k=100,
+    )
+    backbone = MobileNet(mobilenet_v2(), (1, 3, 6, 13, 18), levels=(5,))
+    ours = RetinaNet.from_pretrained(tmp_path / "own.pth", config=config, backbone=backbone)
+    images = [torch.rand(3, 64, 90), torch.rand(3, 120, 64)]
+    with torch.no_grad():
+        found = ours.detections(ours(images))
+        assert min(map(len, found)) >= 10
+        assert_same_detections(found, theirs.eval()(images))
+    with pytest.raises(CheckpointError, match="no feature pyramid, but config.fpn_channels is 256"):
+        RetinaNet.from_pretrained(
+            tmp_path / "own.pth", config=config.replace(fpn_channels=256), backbone=backbone
+        )
 
 
 def with_last_maps(network: Any, ends: tuple[int, ...], widths: list[int]) -> BackboneWithFPN:

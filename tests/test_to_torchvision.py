@@ -48,6 +48,20 @@ CONFIGS = {
         V1, score_threshold=0.1, nms_threshold=0.3, pre_nms_top_k=40, max_detections=20
     ),
     "no limits": small(V1, pre_nms_top_k=None, max_detections=None),
+    "no norm for classes": small(V2, head_norm=None, head_box_norm="group"),
+    "no norm for boxes": small(V2, head_box_norm=None),
+    "batch norm": small(V1, head_norm="batch", backbone_norm="frozen", backbone_norm_eps=1e-5),
+    "a P2 level": small(
+        V1, levels=(2, 3, 4, 5, 6, 7), anchor_sizes=(16, 32, 64, 128, 256, 512), pre_nms_top_k=100
+    ),
+    "a P2 level of a MobileNet": small(
+        V2,
+        backbone="mobilenet_v2",
+        levels=(2, 3, 4, 5, 6, 7),
+        anchor_sizes=(16, 32, 64, 128, 256, 512),
+        pre_nms_top_k=100,
+    ),
+    "two maps": small(V1, levels=(4, 5, 6, 7), anchor_sizes=(64, 128, 256, 512)),
     "other colours": small(V1, in_channels=4, image_mean=(0.1,) * 4, image_std=(0.3,) * 4),
 }
 
@@ -75,7 +89,18 @@ def test_detections_are_the_same_and_the_way_back_is_bitwise(name: str, tmp_path
     assert_same_detections(found, expected)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "mobilenet_v2", "mobilenet_v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v1",
+        "v2",
+        "mobilenet_v2",
+        "mobilenet_v3",
+        "no norm for classes",
+        "no norm for boxes",
+        "two maps",
+    ],
+)
 def test_the_config_comes_back_as_far_as_the_tensors_show_it(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name].replace(min_size=800, max_size=1333)
     torch.save(built(config).to_torchvision().state_dict(), tmp_path / "theirs.pth")
@@ -104,8 +129,11 @@ def test_the_state_dict_fits_torchvisions_own_builders(builder: str, preset: Any
 
 
 @pytest.mark.parity
-def test_losses_are_the_same_if_torchvision_has_them(caplog: pytest.LogCaptureFixture) -> None:
-    model = built(small(V2)).double()
+@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou", "diou", "ciou"])
+def test_losses_are_the_same_if_torchvision_has_them(
+    box_loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = built(small(V2, box_loss=box_loss, smooth_l1_beta=1.0)).double()
     theirs = model.to_torchvision()
     assert not caplog.records
     images = [torch.rand(3, 80, 120).double()]
@@ -126,6 +154,10 @@ def test_other_losses_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING, logger="focaldet"):
         built(small(V1, normalizer="batch", focal_gamma=1.5)).to_torchvision()
     assert "no counterpart of focal_gamma=1.5, normalizer='batch'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="focaldet"):
+        built(small(V1, box_loss="smooth_l1")).to_torchvision()
+    assert "no counterpart of smooth_l1_beta=0.11" in caplog.text
 
 
 def test_all_options_without_a_counterpart_are_in_one_message() -> None:
@@ -137,6 +169,9 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
         clip_to="batch",
         size_rounding="round",
         always_pad=True,
+        head_norm="group_with_bias",
+        levels=(3, 4, 5, 6),
+        anchor_sizes=(32, 64, 128, 256),
     )
     with pytest.raises(ValueError, match="torchvision's RetinaNet has no counterpart of") as caught:
         built(config).to_torchvision()
@@ -144,7 +179,11 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
     for option in (
         *("p7_relu=False", "head_depth=2", "anchor_offset=0.5", "anchor_mode='exact'"),
         *("box_weights=(1, 1, 2, 2)", "clip_to='batch'", "size_rounding='round'"),
-        "always_pad=True",
+        *(
+            "always_pad=True",
+            "head_norm='group_with_bias'",
+            r"levels=(3, 4, 5, 6), which do not end",
+        ),
     ):
         assert option in message
     assert "normalizer" not in message  # it does not affect the detections
@@ -153,6 +192,12 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
 def test_a_pyramid_that_torchvision_would_build_differently_is_an_error() -> None:
     config = small(V2, fpn_channels=512)  # C5 of a ResNet-18 has 512 channels
     with pytest.raises(ValueError, match="p6_from='c5' with fpn_channels=512, as many as C5 has"):
+        built(config).to_torchvision()
+
+
+def test_a_model_without_a_pyramid_is_an_error() -> None:
+    config = small(V1, levels=(5,), anchor_sizes=(128,), fpn_channels=None)
+    with pytest.raises(ValueError, match="levels=.*, fpn_channels=None"):
         built(config).to_torchvision()
 
 

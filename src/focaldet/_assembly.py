@@ -63,7 +63,7 @@ class Parts(TypedDict):
     """The parts of a RetinaNet except its backbone, by the names of its constructor's arguments."""
 
     preprocess: Preprocess
-    fpn: FPN
+    fpn: nn.Module
     head: RetinaNetHead
     anchor_generator: AnchorGenerator
     criterion: nn.Module
@@ -77,15 +77,16 @@ def build_parts(
 
     Args:
         config: Describes the parts.
-        backbone: Its ``channels`` and ``strides`` determine the pyramid and the anchors.
+        backbone: Its ``channels`` and ``strides`` determine the pyramid and the anchors. It has one of
+            each for every level up to 5.
         criterion: Used instead of the one that the config describes. If it is None and
             ``config.criterion`` is "custom", computing losses is an error that asks for it.
 
     Raises:
         TypeError: If the backbone lacks ``channels`` or ``strides``.
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or the backbone does not have the maps of the config.
     """
-    channels, strides = _levels_of(backbone)
+    channels, strides = _maps_of(backbone, config)
     box_coder = _build_box_coder(config)
     anchor_generator = build_anchor_generator(config, strides)
     if criterion is None:
@@ -93,19 +94,14 @@ def build_parts(
         criterion = _MissingCriterion() if custom else _build_criterion(config, box_coder)
     return Parts(
         preprocess=build_preprocess(config),
-        fpn=FPN(
-            channels,
-            config.fpn_channels,
-            p6_from=config.p6_from,
-            p7_relu=config.p7_relu,
-            strided_padding=config.strided_padding,
-        ),
+        fpn=_build_fpn(config, channels),
         head=RetinaNetHead(
-            config.fpn_channels,
+            channels[0] if config.fpn_channels is None else config.fpn_channels,
             anchor_generator.num_anchors,
             config.num_classes,
             depth=config.head_depth,
             norm=config.head_norm,
+            box_norm=config.head_box_norm,
             prior=config.prior,
         ),
         anchor_generator=anchor_generator,
@@ -128,6 +124,20 @@ def build_parts(
             last_level_threshold=config.last_level_threshold,
             first_stride=strides[0],
         ),
+    )
+
+
+def _build_fpn(config: RetinaNetConfig, channels: Sequence[int]) -> nn.Module:
+    """Build the pyramid, or nothing in its place if the config has none."""
+    if config.fpn_channels is None:
+        return nn.Identity()
+    return FPN(
+        channels,
+        config.fpn_channels,
+        num_extra=len(config.levels) - len(channels),
+        p6_from=config.p6_from,
+        p7_relu=config.p7_relu,
+        strided_padding=config.strided_padding,
     )
 
 
@@ -203,11 +213,11 @@ def build_preprocess(config: RetinaNetConfig) -> Preprocess:
 
 
 def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> AnchorGenerator:
-    """Build the anchors of P3..P7.
+    """Build the anchors of all levels.
 
     Args:
         config: Describes the anchors.
-        strides: Strides of the backbone's C3, C4 and C5, in pixels.
+        strides: Strides of the backbone's maps, in pixels.
 
     Raises:
         ValueError: If an option is out of range.
@@ -216,7 +226,10 @@ def build_anchor_generator(config: RetinaNetConfig, strides: Sequence[int]) -> A
         config.anchor_sizes,
         octave_scales=config.octave_scales,
         aspect_ratios=config.aspect_ratios,
-        strides=(*strides, 2 * strides[-1], 4 * strides[-1]),
+        strides=(
+            *strides,
+            *(strides[-1] * 2**i for i in range(1, len(config.levels) - len(strides) + 1)),
+        ),
         offset=config.anchor_offset,
         mode=config.anchor_mode,
         plus_one=config.anchor_plus_one,
@@ -270,6 +283,7 @@ def build_named_backbone(
         stride_in_1x1=config.stride_in_1x1,
         in_channels=config.in_channels,
         strided_padding=config.strided_padding,
+        levels=config.map_levels,
     )
     if weights is not None:
         load_backbone_weights(backbone, config.backbone, weights, argument="backbone_weights")
@@ -283,16 +297,31 @@ def warn_of_frozen_random_norms(backbone: nn.Module) -> None:
         warnings.warn(_RANDOM_FROZEN, UserWarning, stacklevel=3)
 
 
-def _levels_of(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _maps_of(
+    backbone: nn.Module, config: RetinaNetConfig
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the channels and strides of a backbone's maps."""
     found = []
+    kind, maps = type(backbone).__name__, config.map_levels
     for name in ("channels", "strides"):
         values = getattr(backbone, name, None)
-        if not isinstance(values, tuple | list) or len(values) != 3:
+        if not isinstance(values, tuple | list) or not values:
             raise TypeError(
-                f"backbone must have an attribute {name!r} with three numbers, for C3, C4 and C5. "
-                f"{type(backbone).__name__}.{name} is {shortened(values)}."
+                f"backbone must have an attribute {name!r} with one number per map. {kind}.{name} is "
+                f"{shortened(values)}."
+            )
+        if len(values) != len(maps):
+            raise ValueError(
+                f"config.levels is {config.levels}, of which the {len(maps)} up to 5 are computed from "
+                f"the backbone's maps, one from each, but {kind}.{name} is {shortened(values)}. Set "
+                f"config.levels to a range with {len(values)} up to 5."
             )
         found.append(tuple(int(value) for value in values))
+    if config.fpn_channels is None and len(set(found[0])) > 1:
+        raise ValueError(
+            "config.fpn_channels is None, so the head reads the backbone's maps, which must have the "
+            f"same number of channels, but {kind}.channels is {found[0]}."
+        )
     return found[0], found[1]
 
 

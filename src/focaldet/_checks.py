@@ -22,6 +22,7 @@ __all__ = [
     "check_image",
     "check_integer",
     "check_levels",
+    "check_maps",
     "check_names",
     "check_number",
     "check_range",
@@ -188,6 +189,15 @@ def check_boxes(name: str, boxes: Tensor) -> None:
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(
             f"{name} must have shape [N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}."
+        )
+
+
+def check_maps(name: str, maps: object) -> None:
+    """Raise ``TypeError`` if ``maps`` is a tensor, whose images would be taken for maps."""
+    if isinstance(maps, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a list with one map per level, got a tensor of shape {list(maps.shape)}. A "
+            "custom backbone returns a list, even of one map."
         )
 
 

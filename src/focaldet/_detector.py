@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from focaldet.anchors import AnchorGenerator
     from focaldet.config import RetinaNetConfig
     from focaldet.detections import Detections
-    from focaldet.fpn import FPN
     from focaldet.heads import RetinaNetHead
     from focaldet.postprocess import PostProcess
     from focaldet.transforms import Preprocess
@@ -37,8 +36,8 @@ class RetinaNetDetector(Predictor, nn.Module):
 
     Args:
         config: Describes the parts.
-        backbone: Computes C3, C4 and C5; see :mod:`focaldet.backbones`.
-        fpn: Computes P3 to P7 from them.
+        backbone: Computes a list of maps; see :mod:`focaldet.backbones`.
+        fpn: Computes the levels from them.
         head: Predicts class logits and box deltas on every level.
         anchor_generator: Generates the A anchors per cell.
         postprocess: Turns the head's output into detections.
@@ -50,7 +49,7 @@ class RetinaNetDetector(Predictor, nn.Module):
         config: RetinaNetConfig,
         *,
         backbone: nn.Module,
-        fpn: FPN,
+        fpn: nn.Module,
         head: RetinaNetHead,
         anchor_generator: AnchorGenerator,
         postprocess: PostProcess,

@@ -12,42 +12,54 @@ from torch import Tensor, fx, nn
 from focaldet._padding import SameConv2d
 from focaldet._torchvision import torchvision
 from focaldet.backbones import FrozenBatchNorm2d, TimmBackbone
+from focaldet.heads import RetinaNetHead
 
-__all__ = ["fold_norms"]
+__all__ = ["fold_head_norms", "fold_norms"]
 
 _CONVOLUTIONS = (nn.Conv2d, SameConv2d)  # and not other subclasses, which may do more
 
 
-def fold_norms(backbone: nn.Module) -> None:
+def fold_head_norms(head: nn.Module) -> None:
+    """Fold the BatchNorm of a head's towers. Heads with a different ``forward`` are left unchanged."""
+    if isinstance(head, RetinaNetHead) and type(head).forward is RetinaNetHead.forward:
+        for tower in (head.class_tower, head.box_tower):
+            fold_norms(tower, "A tower of the head")
+
+
+def fold_norms(network: nn.Module, name: str = "The backbone") -> None:
     """Replace each convolution followed by a BatchNorm by one convolution, and the norm by identity.
 
     The order of layers is read from a trace of ``forward``, so this works for any module whose
     control flow does not depend on the input. A module that cannot be traced is left unchanged.
 
+    Args:
+        network: The module, which is changed in place.
+        name: What the warning calls it.
+
     Warns:
-        UserWarning: If the backbone cannot be traced.
+        UserWarning: If the module cannot be traced.
     """
-    if isinstance(backbone, TimmBackbone):
-        backbone.split_norms()
-    if not any(_is_norm(module) for module in backbone.modules()):
+    if isinstance(network, TimmBackbone):
+        network.split_norms()
+    if not any(_is_norm(module) for module in network.modules()):
         return
     try:
-        graph = _Tracer().trace(backbone)
+        graph = _Tracer().trace(network)
     except Exception as error:  # noqa: BLE001  # a custom forward may raise anything
         reason = str(error) or type(error).__name__
         warnings.warn(
-            f"The backbone cannot be traced ({reason}), so its norms are not folded into the "
+            f"{name} cannot be traced ({reason}), so its norms are not folded into the "
             "convolutions. The copy is slower than it could be, but correct.",
             UserWarning,
             stacklevel=4,  # the caller of optimize_for_inference
         )
         return
     replacements: dict[nn.Module, nn.Module] = {}
-    for conv, norm in _pairs(backbone, graph):
+    for conv, norm in _pairs(network, graph):
         replacements |= {conv: _folded(conv, norm), norm: nn.Identity()}
-    for name, module in list(backbone.named_modules(remove_duplicate=False)):
+    for path, module in list(network.named_modules(remove_duplicate=False)):
         if module in replacements:
-            backbone.set_submodule(name, replacements[module])
+            network.set_submodule(path, replacements[module])
 
 
 class _Tracer(fx.Tracer):
@@ -58,16 +70,16 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or not any(map(_is_norm, inside))
 
 
-def _pairs(backbone: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Module]]:
+def _pairs(network: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Module]]:
     """Return each convolution whose output only goes to one norm, with that norm."""
     calls: defaultdict[nn.Module, list[fx.Node]] = defaultdict(list)
     used_directly = set()
     for node in graph.nodes:
         if node.op == "call_module":
-            calls[backbone.get_submodule(str(node.target))].append(node)
+            calls[network.get_submodule(str(node.target))].append(node)
         elif node.op == "get_attr":  # a parameter that forward uses directly
             owner = str(node.target).rpartition(".")[0]
-            used_directly.add(backbone.get_submodule(owner))
+            used_directly.add(network.get_submodule(owner))
     pairs = []
     for norm, (call, *others) in calls.items():
         if others or not _is_norm(norm) or len(call.all_input_nodes) != 1:
@@ -75,7 +87,7 @@ def _pairs(backbone: nn.Module, graph: fx.Graph) -> list[tuple[nn.Conv2d, nn.Mod
         [before] = call.all_input_nodes
         if before.op != "call_module" or len(before.users) != 1:
             continue
-        conv = backbone.get_submodule(str(before.target))
+        conv = network.get_submodule(str(before.target))
         if not isinstance(conv, nn.Conv2d) or type(conv) not in _CONVOLUTIONS:
             continue
         if len(calls[conv]) > 1 or {conv, norm} & used_directly:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focaldet._checks import check_choice
 from focaldet._detector import RetinaNetDetector, weight_of_head
-from focaldet._norm_folding import fold_norms
+from focaldet._norm_folding import fold_head_norms, fold_norms
 from focaldet._winograd import is_winograd_faster, use_winograd
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def optimized_copy(
     parts: dict[str, Any] = copy.deepcopy({name: getattr(model, name) for name in _PARTS})
     result = OptimizedRetinaNet(model.config, **parts).eval()
     fold_norms(result.backbone)
+    fold_head_norms(result.head)
     network: tuple[nn.Module, ...] = (result.backbone, result.fpn, result.head)
     for part in network:
         part.to(dtype=dtype).to(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from focaldet._torchvision import torchvision
 from focaldet.backbones import BACKBONES, MobileNet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -47,7 +47,7 @@ _CARRIED = frozenset(
     (
         *("num_classes", "class_names", "in_channels"),
         *("backbone", "backbone_norm", "backbone_norm_eps", "trainable_stages"),
-        *("fpn_channels", "p6_from", "head_norm", "prior"),
+        *("levels", "fpn_channels", "p6_from", "prior"),
         *("anchor_sizes", "octave_scales", "aspect_ratios"),
         *("positive_threshold", "negative_threshold", "smooth_l1_beta", "atss_top_k"),
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
@@ -62,12 +62,20 @@ _LOSSES: dict[str, tuple[object, ...]] = {
     "classification_loss": ("focal",),
     "focal_alpha": (0.25,),
     "focal_gamma": (2.0,),
-    "box_loss": ("l1", "giou"),
+    "box_loss": ("l1", "smooth_l1", "giou", "diou", "ciou"),
     "box_loss_weight": (1.0,),
     "normalizer": ("image",),
 }
 # The values that torchvision has of the other fields, where they differ from the defaults.
 _FIXED: dict[str, object] = {"anchor_mode": "torchvision", "anchor_offset": 0.0}
+_LAST_LEVEL = 7  # of its pyramid, from LastLevelP6P7
+_SMOOTH_L1_BETA = 1.0
+# The layers after the convolutions of a tower, by the values of the head's norms.
+_NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
+    None: None,
+    "group": functools.partial(nn.GroupNorm, 32),
+    "batch": nn.BatchNorm2d,
+}
 _NO_LIMIT = 2**31 - 1  # for counts that torchvision compares with other numbers
 
 
@@ -124,9 +132,19 @@ def _without_counterpart(config: RetinaNetConfig, state: Mapping[str, Tensor]) -
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         expected = _FIXED.get(field.name, field.default)
-        if field.name not in _CARRIED and field.name not in _LOSSES and value != expected:
+        if field.name in ("head_norm", "head_box_norm"):
+            unknown = value != "same" and value not in _NORMS
+        else:
+            known = field.name in _CARRIED or field.name in _LOSSES
+            unknown = not known and value != expected
+        if unknown:
             found.append(f"{field.name}={value!r}")
-    channels = state["fpn.lateral.2.weight"].shape[1]
+    if config.levels[-1] != _LAST_LEVEL:
+        found.append(f"levels={config.levels!r}, which do not end at {_LAST_LEVEL}")
+    if config.fpn_channels is None:
+        found.append("fpn_channels=None")
+        return found
+    channels = state[f"fpn.lateral.{len(config.map_levels) - 1}.weight"].shape[1]
     if config.p6_from == "c5" and channels == config.fpn_channels:
         # torchvision's block takes P5 if it has as many input as output channels.
         found.append(f"p6_from='c5' with fpn_channels={channels}, as many as C5 has")
@@ -139,6 +157,8 @@ def _warn_of_losses(config: RetinaNetConfig) -> None:
         for name, values in _LOSSES.items()
         if getattr(config, name) not in values
     ]
+    if config.box_loss == "smooth_l1" and config.smooth_l1_beta != _SMOOTH_L1_BETA:
+        differing.append(f"smooth_l1_beta={config.smooth_l1_beta!r}")
     if differing:
         _logger.warning(
             "The torchvision model has the same detections but other losses: it has no counterpart of %s.",
@@ -157,14 +177,17 @@ def _build(config: RetinaNetConfig, state: Mapping[str, Tensor]) -> nn.Module:
         aspect_ratios=(config.aspect_ratios,) * len(config.anchor_sizes),
     )
     with torch.device("meta"):
+        num_anchors = anchor_generator.num_anchors_per_location()[0]
+        norm, box_norm = config.head_norm, config.head_box_norm
         head = detection.retinanet.RetinaNetHead(
-            config.fpn_channels,
-            anchor_generator.num_anchors_per_location()[0],
-            config.num_classes,
-            norm_layer=functools.partial(nn.GroupNorm, 32) if config.head_norm else None,
+            config.fpn_channels, num_anchors, config.num_classes, norm_layer=_NORMS[norm]
         )
-        if config.box_loss == "giou":
-            head.regression_head._loss_type = "giou"  # noqa: SLF001  # as torchvision's builder does
+        if box_norm != "same":
+            head.regression_head = detection.retinanet.RetinaNetRegressionHead(
+                config.fpn_channels, num_anchors, norm_layer=_NORMS[box_norm]
+            )
+        # As torchvision's builder of the second RetinaNet does.
+        head.regression_head._loss_type = config.box_loss  # noqa: SLF001
         peer: nn.Module = detection.RetinaNet(
             _build_backbone(config, state),
             config.num_classes,
@@ -201,13 +224,14 @@ def _build_backbone(config: RetinaNetConfig, state: Mapping[str, Tensor]) -> nn.
         first.weight = nn.Parameter(
             first.weight.new_empty(len(first.weight), config.in_channels, *first.kernel_size)
         )
-    names = ["layer2", "layer3", "layer4"]
+    levels = config.map_levels
+    names = ["relu" if level == 1 else f"layer{level - 1}" for level in levels]
     extracted = spec(network)
     if isinstance(extracted, MobileNet):
         network = network.get_submodule("features")
-        names = [str(end) for end in extracted.ends[2:]]
-    widths = [state[f"fpn.lateral.{i}.weight"].shape[1] for i in range(3)]
-    p6_channels = widths[2] if config.p6_from == "c5" else config.fpn_channels
+        names = [str(extracted.ends[level - 1]) for level in levels]
+    widths = [state[f"fpn.lateral.{i}.weight"].shape[1] for i in range(len(levels))]
+    p6_channels = widths[-1] if config.p6_from == "c5" else config.fpn_channels
     backbone: nn.Module = torchvision.models.detection.backbone_utils.BackboneWithFPN(
         network,
         return_layers={name: str(i) for i, name in enumerate(names)},

@@ -27,7 +27,7 @@ __all__ = ["FORMAT_VERSION", "RetinaNetConfig"]
 FORMAT_VERSION = 1
 """Version of config.json. It increases when an older focaldet could not read what a newer one writes."""
 
-_NUM_LEVELS = 5  # P3..P7
+_LAST_MAP = 5  # levels above C5 are computed from the pyramid
 _HEAD_GROUPS = 32  # the default of RetinaNetHead
 
 
@@ -56,7 +56,13 @@ class RetinaNetConfig:
             last. A backbone that is built without weights trains completely, and the config of its
             model says 5. The first convolution is in the first stage, so set 5 if its weights were
             adapted to other ``in_channels``.
-        fpn_channels: Channels of every pyramid level and of the head's towers.
+        levels: Pyramid levels to detect on, consecutive numbers in [1, 10] that begin at 5 or below.
+            Level l has stride ``2**l`` with a backbone known by name. Levels up to 5 are computed from
+            the backbone's maps, one from each; those above (P6, P7, ...) by convolutions of stride 2.
+            ``(2, 3, 4, 5, 6, 7)`` adds a level for small objects.
+        fpn_channels: Channels of every pyramid level and of the head's towers. None is for a model
+            without a pyramid: the head reads the backbone's maps, which must all have the same number
+            of channels, and ``levels`` must end at 5 or below.
         p6_from: "c5" or "p5"; see :class:`focaldet.FPN`.
         p7_relu: Whether P6 goes through a ReLU before P7 is computed from it.
         strided_padding: How the layers of stride 2 outside the residual blocks (the first convolution,
@@ -64,10 +70,13 @@ class RetinaNetConfig:
             as in TensorFlow. See :func:`focaldet.backbones.build_backbone` and :class:`focaldet.FPN`.
             A custom backbone pads as it likes.
         head_depth: Number of convolutions in each tower.
-        head_norm: None, or "group" or "group_with_bias", which need ``fpn_channels`` to be a multiple of
-            32; see :class:`focaldet.RetinaNetHead`.
+        head_norm: None, "batch", or "group" or "group_with_bias", which need ``fpn_channels`` to be a
+            multiple of 32; see :class:`focaldet.RetinaNetHead`.
+        head_box_norm: "same" for a box tower like the class tower, or what ``head_norm`` is for the box
+            tower alone.
         prior: Initial probability of each class at each anchor, in (0, 1).
-        anchor_sizes, octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
+        anchor_sizes: One per level. The default is for the default ``levels``.
+        octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
         box_encoding: "center" for :class:`focaldet.box_coder.BoxCoder`, or "corners" for
             :class:`focaldet.box_coder.CornerBoxCoder`.
@@ -109,12 +118,12 @@ class RetinaNetConfig:
     Raises:
         TypeError: If a value has the wrong type.
         ValueError: If a number is out of range, a choice is unknown, there is not one name per class,
-            there are not five ``anchor_sizes`` or four ``box_weights``, or fields contradict each
-            other.
+            there is not one of ``anchor_sizes`` per level or there are not four ``box_weights``, or
+            fields contradict each other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``strided_padding``, ``box_encoding``, ``criterion``, ``assigner``,
-        ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
+        Added ``in_channels``, ``levels``, ``strided_padding``, ``head_box_norm``, ``box_encoding``,
+        ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
         ``scale_before_nms``, ``last_level_threshold``, ``keep_ratio``, ``resize_by`` and several values
         of other options. The ranges of all numbers are checked.
 
@@ -133,13 +142,15 @@ class RetinaNetConfig:
     stride_in_1x1: bool = False
     trainable_stages: int = 3
 
-    fpn_channels: int = 256
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    fpn_channels: int | None = 256
     p6_from: Literal["c5", "p5"] = "c5"
     p7_relu: bool = True
     strided_padding: Literal["symmetric", "same"] = "symmetric"
 
     head_depth: int = 4
-    head_norm: Literal["group", "group_with_bias"] | None = None
+    head_norm: Literal["group", "group_with_bias", "batch"] | None = None
+    head_box_norm: Literal["same", "group", "group_with_bias", "batch"] | None = "same"
     prior: float = 0.01
 
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
@@ -208,6 +219,7 @@ class RetinaNetConfig:
         if not 0 < self.prior < 1:
             raise ValueError(f"prior must be in (0, 1), got {self.prior}.")
         self._check_channels()
+        self._check_levels()
         self._check_combinations()
         self._check_lengths()
 
@@ -219,11 +231,6 @@ class RetinaNetConfig:
         if len(self.box_weights) != 4:
             raise ValueError(
                 f"box_weights must have 4 entries, one per delta, got {shortened(self.box_weights)}."
-            )
-        if len(self.anchor_sizes) != _NUM_LEVELS:
-            raise ValueError(
-                f"anchor_sizes must have {_NUM_LEVELS} entries, one per pyramid level, got "
-                f"{shortened(self.anchor_sizes)}."
             )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             count = len(self.class_names)
@@ -241,12 +248,50 @@ class RetinaNetConfig:
                     f"{self.in_channels}; give one value per channel."
                 )
 
-    def _check_combinations(self) -> None:
-        if self.head_norm is not None and self.fpn_channels % _HEAD_GROUPS:
+    def _check_levels(self) -> None:
+        if not self.levels or list(self.levels) != list(
+            range(self.levels[0], self.levels[0] + len(self.levels))
+        ):
             raise ValueError(
-                f"head_norm={self.head_norm!r} divides the channels into {_HEAD_GROUPS} groups, so "
-                f"fpn_channels must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
+                f"levels must be consecutive numbers, such as (2, 3, 4, 5, 6, 7), got {self.levels}."
             )
+        if self.levels[0] > _LAST_MAP:
+            raise ValueError(
+                f"levels must begin at {_LAST_MAP} or below, because the levels above are computed from "
+                f"that one, got {self.levels}."
+            )
+        if self.fpn_channels is None and self.levels[-1] > _LAST_MAP:
+            raise ValueError(
+                "fpn_channels=None is for a model without a pyramid, so no levels above "
+                f"{_LAST_MAP} can be computed; got levels={self.levels}."
+            )
+        if len(self.anchor_sizes) != len(self.levels):
+            usual = tuple(4 * 2**level for level in self.levels)
+            raise ValueError(
+                f"anchor_sizes must have one entry per level, {len(self.levels)} for "
+                f"levels={self.levels}, got {shortened(self.anchor_sizes)}. The usual sizes of these "
+                f"levels are {usual}."
+            )
+
+    @property
+    def map_levels(self) -> tuple[int, ...]:
+        """The levels that are computed from the backbone's maps: those up to 5.
+
+        .. versionadded:: 0.3.0
+
+        >>> RetinaNetConfig(num_classes=2).map_levels
+        (3, 4, 5)
+        """
+        return tuple(level for level in self.levels if level <= _LAST_MAP)
+
+    def _check_combinations(self) -> None:
+        for name in ("head_norm", "head_box_norm"):
+            norm = getattr(self, name)
+            if norm in ("group", "group_with_bias") and (self.fpn_channels or 0) % _HEAD_GROUPS:
+                raise ValueError(
+                    f"{name}={norm!r} divides the channels into {_HEAD_GROUPS} groups, so "
+                    f"fpn_channels must be a multiple of {_HEAD_GROUPS}, got {self.fpn_channels}."
+                )
         if self.uniform_rescale and not self.keep_ratio:
             raise ValueError(
                 "uniform_rescale=True scales boxes back by one factor, but keep_ratio=False resizes each "
@@ -419,6 +464,7 @@ _LIMITS = {
     "in_channels": _Limits(1, 2**16),
     "backbone_norm_eps": _Limits(0, _LARGE),
     "trainable_stages": _Limits(0, 5),
+    "levels": _Limits(1, 10),
     "fpn_channels": _Limits(1, 2**14),
     "head_depth": _Limits(0, 64),
     "anchor_sizes": _ABOVE_0,

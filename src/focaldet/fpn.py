@@ -1,4 +1,4 @@
-"""The feature pyramid network, which computes P3 to P7 from C3 to C5 of a backbone."""
+"""The feature pyramid network, which computes P3 to P7 from the maps of a backbone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from focaldet._checks import check_choice
+from focaldet._checks import check_choice, check_integer, check_maps, check_range
 from focaldet._padding import SameConv2d, widened
 
 if TYPE_CHECKING:
@@ -25,12 +25,20 @@ class FPN(nn.Module):
     the level above, upsampled by nearest neighbour, and the sum goes through a 3x3 convolution. P6
     is a 3x3 convolution with stride 2 of C5 (or P5), and P7 is another of P6.
 
+    The last map is called C5 here, whatever its stride and however many there are. Fewer or more maps
+    give fewer or more levels: with four, P2 to P7.
+
     Args:
-        in_channels: Channels of C3, C4 and C5.
+        in_channels: Channels of the maps, from the finest to C5, at least one: (of C3, of C4, of C5) in
+            the paper.
         out_channels: Channels of every level.
+        num_extra: Number of levels above P5: 2 for P6 and P7.
+
+            .. versionadded:: 0.3.0
+
         p6_from: "c5", as in the paper, or "p5", as in torchvision's first RetinaNet.
-        p7_relu: Whether P6 goes through a ReLU before P7 is computed, as in the paper. MMDetection
-            has none.
+        p7_relu: Whether P6 goes through a ReLU before P7 is computed, as in the paper, and P7 before P8
+            and so on. MMDetection has none.
         strided_padding: How P6 and P7 pad maps with an even side: "symmetric", as in PyTorch, or
             "same", with one row or column less before, as in TensorFlow.
 
@@ -41,8 +49,12 @@ class FPN(nn.Module):
     resized to the size of the lateral map instead of doubled.
 
     Raises:
-        ValueError: If there are not three ``in_channels``, or ``p6_from`` or
+        TypeError: If ``num_extra`` is not an integer.
+        ValueError: If ``in_channels`` is empty, ``num_extra`` is negative, or ``p6_from`` or
             ``strided_padding`` is unknown.
+
+    .. versionchanged:: 0.3.0
+        Takes any number of maps.
 
     References:
         Lin et al., Feature Pyramid Networks, section 3. CVPR 2017. arXiv:1612.03144.
@@ -54,22 +66,27 @@ class FPN(nn.Module):
     [(4, 10, 7), (4, 5, 4), (4, 3, 2), (4, 2, 1), (4, 1, 1)]
     """
 
+    p6: nn.Conv2d
+    p7: nn.Conv2d
+
     def __init__(
         self,
         in_channels: Sequence[int],
         out_channels: int = 256,
         *,
+        num_extra: int = 2,
         p6_from: Literal["c5", "p5"] = "c5",
         p7_relu: bool = True,
         strided_padding: Literal["symmetric", "same"] = "symmetric",
     ) -> None:
         super().__init__()
-        if len(in_channels) != 3:
-            raise ValueError(
-                f"in_channels must be three numbers, for C3, C4 and C5, got {tuple(in_channels)}."
-            )
+        if not in_channels:
+            raise ValueError("in_channels is empty; pass the number of channels of each map.")
+        check_integer("num_extra", num_extra)
+        check_range("num_extra", num_extra, 0)
         check_choice("p6_from", p6_from, ("c5", "p5"))
         check_choice("strided_padding", strided_padding, ("symmetric", "same"))
+        self.num_extra = num_extra
         self.p6_from = p6_from
         self.p7_relu = p7_relu
         self.strided_padding = strided_padding
@@ -78,39 +95,51 @@ class FPN(nn.Module):
         self.output = nn.ModuleList(
             nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels
         )
-        p6_channels = in_channels[-1] if p6_from == "c5" else out_channels
         strided = nn.Conv2d if strided_padding == "symmetric" else SameConv2d
-        self.p6 = strided(p6_channels, out_channels, 3, stride=2, padding=1)
-        self.p7 = strided(out_channels, out_channels, 3, stride=2, padding=1)
+        channels = in_channels[-1] if p6_from == "c5" else out_channels
+        for name in self._extra_names():
+            self.add_module(name, strided(channels, out_channels, 3, stride=2, padding=1))
+            channels = out_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return P3 to P7.
+        """Return the levels, P3 to P7 of C3, C4 and C5.
 
         Args:
-            features: C3, C4 and C5, each ``[B, C, H, W]``, with strides s, 2s and 4s.
+            features: One map ``[B, C, H, W]`` for each of ``in_channels``, each with twice the stride of
+                the one before.
 
         Returns:
-            Five maps ``[B, out_channels, H, W]``, with strides s, 2s, 4s, 8s and 16s.
+            As many maps ``[B, out_channels, H, W]`` and ``num_extra`` more, each with twice the stride
+            of the one before.
 
         Raises:
-            ValueError: If there are not three features.
+            TypeError: If ``features`` is a tensor.
+            ValueError: If there is not one feature for each of ``in_channels``.
         """
-        if len(features) != 3:
+        check_maps("features", features)
+        if len(features) != len(self.lateral):
             raise ValueError(
-                f"features must be three maps, C3, C4 and C5, got {len(features)} maps."
+                f"features must be {len(self.lateral)} maps, one for each of in_channels, got "
+                f"{len(features)}."
             )
-        c3, c4, c5 = features
-        m5 = self.lateral[2](c5)
-        m4 = self.lateral[1](c4) + F.interpolate(m5, size=c4.shape[-2:], mode="nearest")
-        m3 = self.lateral[0](c3) + F.interpolate(m4, size=c3.shape[-2:], mode="nearest")
-        p3, p4, p5 = self.output[0](m3), self.output[1](m4), self.output[2](m5)
-        p6 = self.p6(self._widened(c5 if self.p6_from == "c5" else p5))
-        p7 = self.p7(self._widened(F.relu(p6) if self.p7_relu else p6))
-        return [p3, p4, p5, p6, p7]
+        c5 = features[-1]
+        merged = [self.lateral[-1](c5)]
+        for lateral, c in zip(self.lateral[-2::-1], features[-2::-1], strict=True):
+            above = F.interpolate(merged[0], size=c.shape[-2:], mode="nearest")
+            merged.insert(0, lateral(c) + above)
+        levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
+        below = c5 if self.p6_from == "c5" else levels[-1]
+        for name in self._extra_names():
+            levels.append(self.get_submodule(name)(self._widened(below)))
+            below = F.relu(levels[-1]) if self.p7_relu else levels[-1]
+        return levels
+
+    def _extra_names(self) -> list[str]:
+        return [f"p{6 + i}" for i in range(self.num_extra)]
 
     def _widened(self, x: Tensor) -> Tensor:
         return widened(x) if self.training and self.strided_padding == "symmetric" else x

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._checks import check_choice, check_integer, check_maps, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["RetinaNetHead", "flatten_maps", "gather_from_map"]
+
+Norm: TypeAlias = Literal["group", "group_with_bias", "batch"]
+
+_NORMS = (None, "group", "group_with_bias", "batch")
 
 
 class RetinaNetHead(nn.Module):
@@ -32,12 +36,18 @@ class RetinaNetHead(nn.Module):
         num_anchors: Number of anchors per cell (A).
         num_classes: Number of foreground classes (K). There is no background channel.
         depth: Number of convolutions before the final one.
-        norm: None, as in the paper, or "group" for GroupNorm after every tower convolution (which
-            then has no bias), as in torchvision's second RetinaNet; or "group_with_bias" for the same
-            after convolutions with a bias, as in Detectron2.
+        norm: Layer after every tower convolution: None, as in the paper; "group" for GroupNorm after
+            convolutions without a bias, as in torchvision's second RetinaNet; "group_with_bias" for
+            the same after convolutions with a bias, as in Detectron2; or "batch" for BatchNorm after
+            convolutions without a bias. All levels share the statistics of a BatchNorm, and in
+            training each level is normalised by its own.
 
             .. versionchanged:: 0.3.0
-                Added "group_with_bias".
+                Added "group_with_bias" and "batch".
+        box_norm: Layer after the convolutions of the box tower, if it differs: "same" for ``norm``,
+            or one of the values of ``norm``, which is then only that of the class tower.
+
+            .. versionadded:: 0.3.0
         num_groups: Number of groups of the GroupNorm.
         prior: Initial probability of each class, in (0, 1).
 
@@ -46,7 +56,8 @@ class RetinaNetHead(nn.Module):
 
     Raises:
         TypeError: If a number of anchors, classes or convolutions is not an integer.
-        ValueError: If an option is out of range, or ``num_groups`` does not divide ``in_channels``.
+        ValueError: If an option is out of range, or ``num_groups`` does not divide ``in_channels`` and
+            a tower has GroupNorm.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, sections 3.3, 4, 4.1. arXiv:1708.02002.
@@ -66,7 +77,8 @@ class RetinaNetHead(nn.Module):
         num_classes: int = 80,
         *,
         depth: int = 4,
-        norm: Literal["group", "group_with_bias"] | None = None,
+        norm: Norm | None = None,
+        box_norm: Norm | Literal["same"] | None = "same",
         num_groups: int = 32,
         prior: float = 0.01,
     ) -> None:
@@ -78,20 +90,21 @@ class RetinaNetHead(nn.Module):
         ):
             check_integer(name, count)
             check_range(name, count, lowest)
-        check_choice("norm", norm, (None, "group", "group_with_bias"))
+        check_choice("norm", norm, _NORMS)
+        check_choice("box_norm", box_norm, ("same", *_NORMS))
+        if box_norm == "same":
+            box_norm = norm
         if not 0 < prior < 1:
             raise ValueError(f"prior must be in (0, 1), got {prior}.")
-        if norm is not None and in_channels % num_groups:
+        if {norm, box_norm} & {"group", "group_with_bias"} and in_channels % num_groups:
             raise ValueError(
                 f"num_groups must divide in_channels, but {in_channels} is not a multiple of "
                 f"{num_groups}."
             )
         self.num_anchors = num_anchors
         self.num_classes = num_classes
-        groups = None if norm is None else num_groups
-        bias = norm != "group"
-        self.class_tower = _tower(in_channels, depth, groups, bias=bias)
-        self.box_tower = _tower(in_channels, depth, groups, bias=bias)
+        self.class_tower = _tower(in_channels, depth, norm, num_groups)
+        self.box_tower = _tower(in_channels, depth, box_norm, num_groups)
         self.class_logits = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         for module in self.modules():
@@ -110,17 +123,25 @@ class RetinaNetHead(nn.Module):
         Returns:
             ``logits``, ``[B, A * K, H, W]`` per level, and ``box_deltas``, ``[B, A * 4, H, W]`` per
             level.
+
+        Raises:
+            TypeError: If ``features`` is a tensor.
         """
+        check_maps("features", features)
         logits = [self.class_logits(self.class_tower(feature)) for feature in features]
         box_deltas = [self.box_deltas(self.box_tower(feature)) for feature in features]
         return logits, box_deltas
 
 
-def _tower(channels: int, depth: int, num_groups: int | None, *, bias: bool) -> nn.Sequential:
+def _tower(channels: int, depth: int, norm: Norm | None, num_groups: int) -> nn.Sequential:
+    bias = norm in (None, "group_with_bias")
+
     def block() -> nn.Sequential:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["conv"] = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        if num_groups is not None:
+        if norm == "batch":
+            layers["norm"] = nn.BatchNorm2d(channels)
+        elif norm is not None:
             layers["norm"] = nn.GroupNorm(num_groups, channels)
         layers["relu"] = nn.ReLU(inplace=True)
         return nn.Sequential(layers)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from focaldet.anchors import AnchorGenerator
-    from focaldet.fpn import FPN
     from focaldet.heads import RetinaNetHead
     from focaldet.postprocess import PostProcess
     from focaldet.structures import ImageBatch, Target
@@ -47,8 +46,9 @@ class RetinaNet(RetinaNetDetector):
 
     Args:
         config: Describes the parts; :meth:`save_pretrained` writes it.
-        backbone: Computes C3, C4 and C5; see :mod:`focaldet.backbones`.
-        fpn: Computes P3 to P7 from them.
+        backbone: Computes a list of maps, such as C3, C4 and C5; see :mod:`focaldet.backbones`.
+        fpn: Computes the levels from them, such as P3 to P7; a :class:`focaldet.FPN`, or
+            :class:`torch.nn.Identity` for a head that reads the maps themselves.
         head: Predicts class logits and box deltas for every level.
         anchor_generator: Lays out the head's A anchors per cell.
         criterion: Computes the losses from logits, box deltas, anchors and targets, as
@@ -81,7 +81,7 @@ class RetinaNet(RetinaNetDetector):
         config: RetinaNetConfig,
         *,
         backbone: nn.Module,
-        fpn: FPN,
+        fpn: nn.Module,
         head: RetinaNetHead,
         anchor_generator: AnchorGenerator,
         criterion: nn.Module,
@@ -130,6 +130,8 @@ class RetinaNet(RetinaNetDetector):
                 "custom" and no criterion is given.
             TypeError: If a custom backbone is missing, lacks ``channels`` or ``strides``, or was
                 passed together with the name of another or with ``backbone_weights``.
+            ValueError: If a custom backbone has not as many maps as ``config.levels`` has levels up to
+                5.
 
         Warns:
             UserWarning: If BatchNorm is frozen and there are no weights, so that the backbone barely

@@ -1,7 +1,7 @@
 """Backbones: feature extractors that give C3, C4 and C5.
 
 A backbone is one of :data:`BACKBONES`, built by torchvision; one of timm's networks, named
-``"timm/NAME"``; or any ``nn.Module`` that returns three maps and has ``channels`` and ``strides``
+``"timm/NAME"``; or any ``nn.Module`` that returns a list of maps and has ``channels`` and ``strides``
 (see :class:`Backbone`)::
 
     RetinaNetConfig(num_classes=3, backbone="resnet101")
@@ -72,6 +72,7 @@ def build_backbone(
     weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
     strided_padding: Literal["symmetric", "same"] = "symmetric",
+    levels: Sequence[int] = (3, 4, 5),
 ) -> NamedBackbone:
     """Build a backbone by name.
 
@@ -99,13 +100,20 @@ def build_backbone(
 
             .. versionadded:: 0.3.0
 
+        levels: The levels of the maps to return, ascending numbers in [1, 5]. The map of level l has
+            stride ``2**l``. What lies above the last of them is not built.
+
+            .. versionadded:: 0.3.0
+
     Raises:
         ImportError: If a backbone of timm is named and timm is not installed.
-        TypeError: If ``in_channels`` is not an integer.
+        TypeError: If ``in_channels`` or a level is not an integer.
         ValueError: If the name is unknown, an option is out of range, or the weights do not fit.
 
     >>> build_backbone("resnet18").channels
     (128, 256, 512)
+    >>> build_backbone("resnet18", levels=(2, 3, 4)).strides
+    (4, 8, 16)
     """
     check_choice("norm", norm, ("frozen", "batch"))
     check_choice("strided_padding", strided_padding, ("symmetric", "same"))
@@ -113,14 +121,17 @@ def build_backbone(
         check_range("norm_eps", norm_eps, 0)
     check_integer("in_channels", in_channels)
     check_range("in_channels", in_channels, 1)
+    _check_levels(levels)
     backbone: NamedBackbone
     if name.startswith(_TIMM):
         if stride_in_1x1:
             raise ValueError(_no_stride_to_move(name))
         timm_name = name.removeprefix(_TIMM)
-        backbone = TimmBackbone(timm_name, norm=norm, norm_eps=norm_eps, in_channels=in_channels)
+        backbone = TimmBackbone(
+            timm_name, norm=norm, norm_eps=norm_eps, in_channels=in_channels, levels=levels
+        )
     else:
-        backbone = _build_torchvision(name, norm, norm_eps)
+        backbone = _build_torchvision(name, norm, norm_eps, levels)
         if in_channels != 3:
             replace_first_convolution(backbone, in_channels)
         if stride_in_1x1:
@@ -137,7 +148,17 @@ def build_backbone(
     return backbone
 
 
-def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet | MobileNet:
+def _check_levels(levels: Sequence[int]) -> None:
+    for i, level in enumerate(levels):
+        check_integer(f"levels[{i}]", level)
+        check_range(f"levels[{i}]", level, 1, 5)
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels must be ascending numbers in [1, 5], got {tuple(levels)}.")
+
+
+def _build_torchvision(
+    name: str, norm: str, norm_eps: float | None, levels: Sequence[int]
+) -> ResNet | MobileNet:
     if name not in BACKBONES:
         close = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.7)
         hint = f"did you mean {' or '.join(map(repr, close))}? Choose" if close else "choose"
@@ -152,7 +173,7 @@ def _build_torchvision(name: str, norm: str, norm_eps: float | None) -> ResNet |
         norm_layer = functools.partial(FrozenBatchNorm2d, eps=eps)
     else:
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=spec.norm_momentum)
-    return spec(spec.network(norm_layer=norm_layer))
+    return spec(spec.network(norm_layer=norm_layer), levels)
 
 
 def _pad_as_tensorflow(backbone: ResNet) -> None:

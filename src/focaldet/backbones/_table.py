@@ -10,7 +10,7 @@ from focaldet._torchvision import torchvision
 from focaldet.backbones._networks import MobileNet, ResNet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -24,7 +24,7 @@ class BackboneSpec:
     Args:
         name: The name in :data:`focaldet.backbones.BACKBONES`.
         network: Builds torchvision's network with random weights, given its ``norm_layer``.
-        extract: Takes C3, C4 and C5 from the network.
+        extract: Takes the maps of some levels from the network.
         norm_eps: The network's default for the constant added to variances.
         norm_momentum: The momentum of the running statistics, if BatchNorm trains.
         weights: The class in ``torchvision.models`` that lists pretrained weights, if there is one.
@@ -34,14 +34,14 @@ class BackboneSpec:
 
     name: str
     network: Callable[..., nn.Module]
-    extract: Callable[[nn.Module], ResNet | MobileNet]
+    extract: Callable[..., ResNet | MobileNet]
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
     weights: str | None = None
 
-    def __call__(self, network: nn.Module) -> ResNet | MobileNet:
-        """Take C3, C4 and C5 from a torchvision network of this name."""
-        return self.extract(network)
+    def __call__(self, network: nn.Module, levels: Sequence[int] = (3, 4, 5)) -> ResNet | MobileNet:
+        """Take C3, C4 and C5, or the maps of other levels, from a torchvision network of this name."""
+        return self.extract(network, levels=levels)
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:

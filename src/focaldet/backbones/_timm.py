@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TimmBackbone", "timm_key"]
 
-_STRIDES = (8, 16, 32)
-_LAST_THREE = (-3, -2, -1)
+_STRIDES = (2, 4, 8, 16, 32)  # of the five stages
 _TRIAL_SIZE = (64, 96)  # not square and not a usual training size, but a multiple of 32
 
 
@@ -38,6 +38,8 @@ class TimmBackbone(nn.Module):
             trains.
         norm_eps: The constant added to variances by BatchNorm. None uses the network's own.
         in_channels: The number of channels of the images.
+        levels: The levels of the maps to return, ascending numbers in [1, 5]. The map of level l is the
+            last one of stride ``2**l``.
 
     Raises:
         ImportError: If timm is not installed (extra ``timm``).
@@ -46,8 +48,6 @@ class TimmBackbone(nn.Module):
     .. versionadded:: 0.3.0
     """
 
-    strides = _STRIDES
-
     def __init__(
         self,
         name: str,
@@ -55,21 +55,23 @@ class TimmBackbone(nn.Module):
         norm: Literal["frozen", "batch"] = "frozen",
         norm_eps: float | None = None,
         in_channels: int = 3,
+        levels: Sequence[int] = (3, 4, 5),
     ) -> None:
         super().__init__()
         self.name = name
+        self.levels = tuple(levels)
+        self.strides = tuple(2**level for level in self.levels)
         # A model may be built where a caller has disabled gradients, but the trial needs them.
         with torch.inference_mode(mode=False), torch.enable_grad():
-            self.body = _create_with_strides(name, in_channels)
+            self.body = _create_with_levels(name, in_channels, self.levels)
             _set_norms(self.body, name, norm, norm_eps)
-            channels = self.body.feature_info.channels()
-            self.channels = (channels[0], channels[1], channels[2])
-            trial = _Trial(self.body, in_channels, name)
-            self._channels_last = _are_channels_last(trial.maps, self.channels, name)
+            self.channels = tuple(self.body.feature_info.channels())
+            trial = _Trial(self.body, in_channels, name, self.strides)
+            self._channels_last = _are_channels_last(trial.maps, self, name)
             self._stages = trial.stages()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map ``[B, C, H, W]`` images to C3, C4 and C5."""
+        """Map ``[B, C, H, W]`` images to C3, C4 and C5, or to the maps of ``levels``."""
         maps = self.body(images)
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else list(maps)
 
@@ -102,7 +104,7 @@ def timm_key(key: str, wanted: Mapping[str, object]) -> str:
     return next((candidate for candidate in candidates if candidate in wanted), key)
 
 
-def _create_with_strides(name: str, in_channels: int) -> Any:
+def _create_with_levels(name: str, in_channels: int, levels: Sequence[int]) -> Any:
     timm = import_extra("timm", purpose=f"backbone='timm/{name}'", install="focaldet[timm]")
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -110,17 +112,22 @@ def _create_with_strides(name: str, in_channels: int) -> Any:
         raise ValueError(
             f"timm {timm.__version__} has no network {name!r} (backbone='timm/{name}'){remedy}"
         )
-    body = _create(name, in_channels, out_indices=_LAST_THREE)
-    if tuple(body.feature_info.reduction()) == _STRIDES:
-        return body
+    wanted = [2**level for level in levels]
+    # Where the maps are those of the last strides up to 32, the network is built only once.
+    with contextlib.suppress(ValueError):
+        body = _create(name, in_channels, out_indices=tuple(level - 6 for level in levels))
+        if list(body.feature_info.reduction()) == wanted:
+            return body
     strides = list(_create(name, in_channels).feature_info.reduction())
-    if not set(strides) >= set(_STRIDES):
+    if not set(strides) >= set(wanted):
+        *others, last = map(str, wanted)
+        needed = f"{', '.join(others)} and {last}" if others else last
         raise ValueError(
             f"backbone='timm/{name}' has maps of stride {', '.join(map(str, strides))}, but a "
-            "RetinaNet needs 8, 16 and 32."
+            f"RetinaNet needs {needed}."
         )
-    last = [len(strides) - 1 - strides[::-1].index(stride) for stride in _STRIDES]
-    return _create(name, in_channels, out_indices=tuple(last))
+    indices = [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
+    return _create(name, in_channels, out_indices=tuple(indices))
 
 
 def _create(name: str, in_channels: int, **options: Any) -> Any:
@@ -155,13 +162,13 @@ def _set_norms(body: nn.Module, name: str, norm: str, norm_eps: float | None) ->
 class _Trial:
     """A forward pass over a black image, with the maps of all five strides where timm names them."""
 
-    def __init__(self, body: Any, in_channels: int, name: str) -> None:
+    def __init__(self, body: Any, in_channels: int, name: str, strides: Sequence[int]) -> None:
         self._body = body
-        self._early: list[Tensor | None] = [None, None]
+        self._by_stride: dict[int, Tensor] = {}
         handles = [
-            module.register_forward_hook(self._keep(index))
-            for index, stride in enumerate((2, 4))
-            if (module := _module_of_stride(body, stride)) is not None
+            module.register_forward_hook(self._keep(stride))
+            for stride in _STRIDES
+            if stride not in strides and (module := _module_of_stride(body, stride)) is not None
         ]
         body.eval()
         try:
@@ -176,11 +183,12 @@ class _Trial:
             body.train()
             for handle in handles:
                 handle.remove()
+        self._by_stride |= dict(zip(strides, self.maps, strict=True))
 
-    def _keep(self, index: int) -> Any:
+    def _keep(self, stride: int) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                self._early[index] = output
+                self._by_stride[stride] = output
 
         return hook
 
@@ -189,7 +197,7 @@ class _Trial:
         parameters = dict(self._body.named_parameters())
         stages: list[list[str]] = []
         seen: set[str] = set()
-        for feature in (*self._early, *self.maps):
+        for feature in map(self._by_stride.get, _STRIDES):
             reached = set() if feature is None else _parameters_behind(feature, parameters)
             stages.append([name for name in parameters if name in reached - seen])
             seen |= reached
@@ -217,8 +225,9 @@ def _module_of_stride(body: Any, stride: int) -> nn.Module | None:
     return modules.get(timm_key(names[-1], modules))
 
 
-def _are_channels_last(maps: Sequence[Tensor], channels: Sequence[int], name: str) -> bool:
-    sizes = [(_TRIAL_SIZE[0] // stride, _TRIAL_SIZE[1] // stride) for stride in _STRIDES]
+def _are_channels_last(maps: Sequence[Tensor], backbone: TimmBackbone, name: str) -> bool:
+    channels = backbone.channels
+    sizes = [(_TRIAL_SIZE[0] // stride, _TRIAL_SIZE[1] // stride) for stride in backbone.strides]
     shapes = [tuple(feature.shape) for feature in maps]
     if shapes == [(1, count, *size) for count, size in zip(channels, sizes, strict=True)]:
         return False
@@ -227,7 +236,8 @@ def _are_channels_last(maps: Sequence[Tensor], channels: Sequence[int], name: st
     height, width = _TRIAL_SIZE
     raise ValueError(
         f"backbone='timm/{name}' gives maps of shape {', '.join(str(list(s)) for s in shapes)} for an "
-        f"image of {height}x{width} pixels, not of its height and width divided by 8, 16 and 32."
+        f"image of {height}x{width} pixels, not of its height and width divided by "
+        f"{', '.join(map(str, backbone.strides))}."
     )
 
 

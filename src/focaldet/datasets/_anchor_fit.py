@@ -108,7 +108,7 @@ def fit_anchors(
     Args:
         objects: At least one object. The search uses an evenly spaced sample of at most 4,000.
         config: The configuration to start from.
-        strides: Strides of C3, C4 and C5.
+        strides: Strides of the maps of the backbone.
     """
     step = -(-len(objects.boxes) // _SAMPLE)
     sample = Objects(objects.boxes[::step], objects.padded_sizes[::step])

@@ -28,7 +28,7 @@ _ELSEWHERE = (-4.0, -4.0, -3.0, -3.0)
 
 
 class ExportableMaps(nn.Module):
-    """Only the network, as a function of one tensor that returns ten.
+    """Only the network, as a function of one tensor that returns two for each level.
 
     Args:
         model: The model, whose modules are shared.
@@ -47,7 +47,7 @@ class ExportableMaps(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of P3..P7, then their box deltas.
+        """Return the logits of all levels, then their box deltas.
 
         Args:
             images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them.

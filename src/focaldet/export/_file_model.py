@@ -120,6 +120,6 @@ class FileModel:
 class _Strides(nn.Module):
     """A stand-in for a backbone of which only the strides matter."""
 
-    def __init__(self, strides: tuple[int, int, int]) -> None:
+    def __init__(self, strides: tuple[int, ...]) -> None:
         super().__init__()
-        self.channels, self.strides = (1, 1, 1), strides
+        self.channels, self.strides = (1,) * len(strides), strides

@@ -24,7 +24,6 @@ __all__ = ["ExportMetadata", "Kind", "Shape"]
 _FORMAT = 1  # increased when older versions of focaldet cannot read new files
 _PREFIX = "focaldet."
 _MAX_INTEGER = 2**31  # larger strides or sides are damage
-_LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 Kind = Literal["detections", "maps"]
 Shape = tuple[int, int, int]
@@ -37,19 +36,20 @@ class ExportMetadata:
     Attributes:
         config: Configuration of the model.
         kind: "detections" with post-processing, "maps" without.
-        strides: Strides of the backbone's C3, C4 and C5, in pixels.
+        strides: Strides of the backbone's maps, in pixels.
         fixed_shape: ``(batch, height, width)``, the only shape that the file accepts. None if it
             accepts any.
         opset: ONNX opset. None for a program of ``torch.export``.
         focaldet_version: Version of focaldet that wrote the file.
 
     .. versionchanged:: 0.3.0
-        Renamed from ``FileFacts``, which still works with a warning.
+        Renamed from ``FileFacts``, which still works with a warning. There can be any number of
+        strides.
     """
 
     config: RetinaNetConfig
     kind: Kind
-    strides: tuple[int, int, int]
+    strides: tuple[int, ...]
     fixed_shape: Shape | None
     opset: int | None
     focaldet_version: str
@@ -59,11 +59,11 @@ class ExportMetadata:
         cls, model: RetinaNet, kind: Kind, fixed_shape: Shape | None, opset: int | None = None
     ) -> ExportMetadata:
         """Return the metadata of a file exported from a model."""
-        c3, c4, c5 = model.anchor_generator.strides[:3]
+        config = model.current_config()
         return cls(
-            config=model.current_config(),
+            config=config,
             kind=kind,
-            strides=(c3, c4, c5),
+            strides=model.anchor_generator.strides[: len(config.map_levels)],
             fixed_shape=fixed_shape,
             opset=opset,
             focaldet_version=__version__,
@@ -84,7 +84,9 @@ class ExportMetadata:
         """Names of the outputs, in order."""
         if self.kind == "maps":
             return tuple(
-                f"{part}_{level}" for part in ("logits", "box_deltas") for level in _LEVELS
+                f"{part}_p{level}"
+                for part in ("logits", "box_deltas")
+                for level in self.config.levels
             )
         return ("boxes", "scores", "labels", "count")
 
@@ -195,7 +197,9 @@ class ExportMetadata:
     def _read(cls, values: Mapping[str, str]) -> ExportMetadata:
         kind = values["kind"]
         check_choice("kind", kind, ("detections", "maps"))
-        c3, c4, c5 = _integers("strides", _json("strides", values["strides"]), count=3)
+        config = _config(values["config"])
+        strides = _json("strides", values["strides"])
+        strides = tuple(_integers("strides", strides, count=len(config.map_levels)))
         shape = _json("fixed_shape", values["fixed_shape"])
         if shape is not None:
             batch, height, width = _integers("fixed_shape", shape, count=3)
@@ -204,9 +208,9 @@ class ExportMetadata:
         if opset is not None:
             [opset] = _integers("opset", [opset], count=1)
         return cls(
-            config=_config(values["config"]),
+            config=config,
             kind="maps" if kind == "maps" else "detections",
-            strides=(c3, c4, c5),
+            strides=strides,
             fixed_shape=shape,
             opset=opset,
             focaldet_version=values["version"],

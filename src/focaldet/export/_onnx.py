@@ -46,8 +46,8 @@ def export_onnx(
 
     Its inputs and outputs are those of :class:`~focaldet.export.ExportableDetector`, named
     ``images``, ``sizes``, ``boxes``, ``scores``, ``labels``, ``count``; or those of
-    :class:`~focaldet.export.ExportableMaps`, named ``images``, ``logits_p3`` .. ``box_deltas_p7``. The
-    file's metadata contains the model's config, class names, preprocessing, thresholds and versions,
+    :class:`~focaldet.export.ExportableMaps`, named ``images``, ``logits_p3`` .. ``box_deltas_p7``
+    for the default levels. The file's metadata contains the model's config, class names, preprocessing, thresholds and versions,
     under keys that begin with "focaldet."; :class:`~focaldet.export.OnnxDetector` reads them.
 
     Args:

@@ -90,8 +90,9 @@ def trace(
     module = ExportableDetector(model) if kind == "detections" else ExportableMaps(model)
     divisor = model.preprocess.size_divisor
     if fixed_shape is None:
-        # Large enough that no level has a single cell, which would be traced as a constant.
-        tile = -(-2 * model.anchor_generator.strides[-1] // divisor)
+        # Large enough that no level has a single cell, which would be traced as a constant, as would one
+        # tile.
+        tile = max(2, -(-2 * model.anchor_generator.strides[-1] // divisor))
         batch, height, width = 2, tile * divisor, (tile + 1) * divisor
     else:
         batch, height, width = _checked_shape(fixed_shape, divisor)
@@ -99,7 +100,8 @@ def trace(
     example: tuple[torch.Tensor, ...] = (torch.zeros(batch, channels, height, width),)
     if kind == "detections":
         example += (torch.tensor([[height, width]] * batch),)
-    smallest_side = model.anchor_generator.strides[2]  # one cell of C5
+    # One cell of the backbone's last map.
+    smallest_side = model.anchor_generator.strides[len(model.config.map_levels) - 1]
     dynamic = (
         _dynamic_shapes(divisor, smallest_side)[: len(example)] if fixed_shape is None else None
     )

@@ -43,7 +43,7 @@ def measure_anchor_reach(
         table: The annotations.
         sizes: ``[I, 2]``, ``(height, width)`` of the images, 0 where unknown.
         config: The configuration of the model.
-        strides: Strides of the model's C3, C4 and C5.
+        strides: Strides of the maps of the model's backbone.
     """
     objects, rows = _objects_at_input(table, sizes, config)
     bins = size_bins(table, rows)

@@ -39,7 +39,7 @@ def check_dataset(
     table: AnnotationTable,
     *,
     config: RetinaNetConfig | None = None,
-    strides: Sequence[int] = (8, 16, 32),
+    strides: Sequence[int] | None = None,
     images: Literal["decode", "headers", "none"] = "decode",
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -58,8 +58,8 @@ def check_dataset(
         config: Configuration of the model to be trained. Each object is resized as the model does and
             compared with every anchor, as if its image were alone in the batch. With
             ``anchor_mode="torchvision"``, the anchors shift slightly with the padding of the batch.
-        strides: Strides of the C3, C4 and C5 of the model's backbone. All backbones of focaldet have
-            the default strides.
+        strides: Strides of the maps of the model's backbone, one for each of the config's levels up to
+            5. None uses ``2**level``, which all backbones of focaldet have.
         images: "decode" reads every image completely, which is the only way to find truncated files.
             "headers" reads only their sizes. "none" opens no file.
         workers: Number of threads that read images. None uses one per CPU core, at most 8.
@@ -120,6 +120,8 @@ def check_dataset(
         from focaldet.datasets.checks._anchors import measure_anchor_reach  # imports torchvision
 
         findings += _class_findings(table, config)
+        if strides is None:
+            strides = [2**level for level in config.map_levels]
         unreached, anchors = measure_anchor_reach(table, sizes, config, strides)
         findings += unreached
     order = {kind: place for place, kind in enumerate(KINDS)}

@@ -32,10 +32,10 @@ NAME = "focaldet"
 CONFIG_KEY = "focaldet_config"  # the entry of a run's checkpoint with the text of its config.json
 
 _CHARACTERISTIC = (
-    "fpn.lateral.0.weight",
-    "fpn.p7.weight",
     "head.class_logits.weight",
+    "head.class_logits.bias",
     "head.box_deltas.weight",
+    "head.box_deltas.bias",
 )
 _CONFIG_FILES = ("config.json", "../config.json")
 

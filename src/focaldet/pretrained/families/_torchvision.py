@@ -20,7 +20,7 @@ from focaldet.pretrained.families._deepforest_config import read_description, wi
 from focaldet.pretrained.families._mlperf_classes import MLPERF_CLASS_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -44,10 +44,10 @@ _USUAL_SHAPES: dict[int, dict[str, tuple[float, ...]]] = {
     1: {"octave_scales": (1.0,), "aspect_ratios": (1.0,)},
     3: {"octave_scales": (1.0,)},
 }
-# (last block, channels of C3 to C5) -> backbone
-_MOBILENETS: dict[tuple[int, tuple[int, ...]], str] = {
-    (17, (32, 96, 320)): "mobilenet_v2",
-    (15, (40, 112, 160)): "mobilenet_v3_large",
+# last block -> backbone, channels of C1 to C5
+_MOBILENETS: dict[int, tuple[str, tuple[int, ...]]] = {
+    17: ("mobilenet_v2", (16, 24, 32, 96, 320)),
+    15: ("mobilenet_v3_large", (16, 24, 40, 112, 160)),
 }
 
 _RENAMES = tuple(
@@ -66,6 +66,7 @@ _RENAMES = tuple(
         (r"head\.regression_head\.conv\.(\d)\.1\.", r"head.box_tower.\1.norm."),
     )
 )
+_IN_SEQUENCE = re.compile(r"^backbone\.(?=\d)")
 # Before the renaming, convolutions and ReLUs were numbered together: 0, 2, 4, 6.
 _OLD_TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.(weight|bias)")
 
@@ -78,16 +79,25 @@ def missing(tensors: Mapping[str, Tensor]) -> list[str]:
 def suggest(file: CheckpointFile) -> SuggestedConfig:
     """Return the configuration of a torchvision RetinaNet, as far as its tensors show it.
 
-    The file does not record everything. With GroupNorm in the head it is treated as a V2, otherwise as
+    The file does not record everything. With GroupNorm in a tower it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
     need an eps of 0 in their frozen BatchNorm, and every V1 with 91 classes and a frozen ResNet-50 is
-    treated as one of them. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
+    treated as one of them. The pyramid shows how many maps it takes, which must be the last ones. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
 
     Raises:
-        CheckpointError: If the backbone is not in ``BACKBONES``, or the ``config.json`` next to the
-            file does not fit.
+        CheckpointError: If the backbone is not in ``BACKBONES``, its maps are not the last ones or have no
+            pyramid, or the ``config.json`` next to the file does not fit.
     """
     renamed = _renamed(file)
+    if not _widths_of(renamed):
+        if any(key.startswith("backbone.body.") for key in file.tensors):
+            raise KeyError("fpn.lateral.0.weight")  # a damaged file
+        raise CheckpointError(
+            f"This {NAME} RetinaNet has no feature pyramid. To load it, pass its backbone as backbone= "
+            "and config= with backbone='custom', levels=(5,), fpn_channels=None and its anchors. For "
+            "the features of a MobileNetV2, the backbone is "
+            "focaldet.backbones.MobileNet(mobilenet_v2(), (1, 3, 6, 13, 18), levels=(5,))."
+        )
     num_anchors = _num_anchors(renamed)
     channels = len(renamed["head.class_logits.weight"]) // num_anchors
     described = read_description(file, channels)
@@ -98,26 +108,32 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
         names = COCO_CLASS_NAMES
     elif names is None and mlperf:
         names = MLPERF_CLASS_NAMES
-    second = "head.class_tower.0.norm.weight" in renamed
+    norm, box_norm = (_norm_of(renamed, tower) for tower in ("class_tower", "box_tower"))
+    second = "group" in (norm, box_norm)
     preset = RetinaNetConfig.torchvision_v2 if second else RetinaNetConfig.torchvision_v1
-    frozen = not any(key.endswith("num_batches_tracked") for key in renamed)
+    frozen = not any(map(_is_counter_of_backbone, renamed))
     changes: dict[str, Any] = dict(_USUAL_SHAPES.get(num_anchors, {}))
+    changes |= _levels_of(renamed, backbone)
     if mlperf:
         changes |= {"keep_ratio": False, "max_size": 800}
     config = preset(len(names) if names else channels, names).replace(
         backbone=backbone,
         backbone_norm="frozen" if frozen else "batch",
-        backbone_norm_eps=_eps_of(backbone, channels, published=not second) if frozen else None,
+        backbone_norm_eps=_eps_of(backbone, channels, published=not (norm or box_norm))
+        if frozen
+        else None,
         fpn_channels=len(renamed["fpn.p7.weight"]),
         p6_from=_p6_source_of(renamed),
         head_depth=depth_of_head(renamed),
+        head_norm=norm,
+        head_box_norm="same" if box_norm == norm else box_norm,
         **changes,
     )
     config, told = with_thresholds(config, file, described.thresholds)
     assumed = [field for field in _ASSUMED if field not in told]
     if frozen:
         assumed.append("backbone_norm_eps")
-    if backbone in _MOBILENETS.values():
+    if backbone in (name for name, _ in _MOBILENETS.values()):
         assumed.append("backbone")  # which of several blocks of one width gives C3 and C4
     return SuggestedConfig(config, tuple(assumed))
 
@@ -130,10 +146,15 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
         config: The configuration to use. With 91 classes it keeps all channels of a COCO head.
 
     Raises:
-        CheckpointError: If the pyramid or the head is not that of a RetinaNet with P3 to P7, or has a
+        CheckpointError: If focaldet has no counterpart of the pyramid or of the head, or the head has a
             different number of anchors per cell from the config.
     """
     renamed = _renamed(file)
+    if not _widths_of(renamed) and config.fpn_channels is not None:
+        raise CheckpointError(
+            f"This {NAME} RetinaNet has no feature pyramid, but config.fpn_channels is "
+            f"{config.fpn_channels}; it must be None."
+        )
     num_anchors = _num_anchors(renamed)
     wanted = len(config.octave_scales) * len(config.aspect_ratios)
     if num_anchors != wanted:
@@ -144,7 +165,7 @@ def convert(file: CheckpointFile, config: RetinaNetConfig) -> dict[str, Tensor]:
             "aspect_ratios= that it was trained with, or config= with them."
         )
     if config.backbone_norm == "frozen":
-        renamed = {k: v for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
+        renamed = {k: v for k, v in renamed.items() if not _is_counter_of_backbone(k)}
     channels = len(renamed["head.class_logits.bias"])
     if channels == num_anchors * _COCO_CHANNELS and config.num_classes == len(COCO_CLASS_NAMES):
         for key in ("head.class_logits.weight", "head.class_logits.bias"):
@@ -159,50 +180,94 @@ def _renamed(file: CheckpointFile) -> dict[str, Tensor]:
         CheckpointError: If focaldet has no counterpart of the pyramid or of the head.
     """
     renamed = {_rename(key): value for key, value in file.tensors.items()}
-    _check_pyramid(file, renamed)
+    if "backbone.0.0.weight" in file.tensors:  # the features of a MobileNet, without a pyramid
+        renamed = {_IN_SEQUENCE.sub("backbone.features.", k): v for k, v in renamed.items()}
+    _check_pyramid(renamed)
     _check_head(renamed)
     return renamed
 
 
-def _check_pyramid(file: CheckpointFile, renamed: Mapping[str, Tensor]) -> None:
+def _check_pyramid(renamed: Mapping[str, Tensor]) -> None:
     if any(re.fullmatch(r"fpn\.(lateral|output)\.\d\.1\.\w+", key) for key in renamed):
         raise CheckpointError(
             f"The pyramid of this {NAME} RetinaNet has norms after its convolutions, which focaldet's "
             "FPN does not have."
         )
-    levels = {key.split(".")[2] for key in renamed if key.startswith("fpn.lateral.")}
-    if not levels:
-        if any(key.startswith("backbone.body.") for key in file.tensors):
-            return  # a damaged file, whose missing tensors are named later
+    count = len(_widths_of(renamed))
+    if count and not any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed):
         raise CheckpointError(
-            f"This {NAME} RetinaNet has no feature pyramid, but focaldet's detects on P3 to P7."
+            f"The pyramid of this {NAME} RetinaNet has {count} level{'s' * (count != 1)} from the "
+            "backbone and a max-pooled one, but focaldet's has convolutions for P6 and P7. Only models "
+            "whose backbone was built with extra_blocks=LastLevelP6P7(...) can be loaded, which is not "
+            "the default of resnet_fpn_backbone and mobilenet_backbone."
         )
-    convolved = any(key.startswith(("fpn.p6.", "fpn.p7.")) for key in renamed)
-    extra = "P6 and P7" if convolved else "a max-pooled one"
-    if len(levels) != 3 or not convolved:
+
+
+def _widths_of(renamed: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the channels of the maps that the pyramid takes; none if there is no pyramid."""
+    layers = (re.match(r"fpn\.(?:lateral|output)\.(\d)\.", key) for key in renamed)
+    count = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
+    return tuple(renamed[f"fpn.lateral.{i}.weight"].shape[1] for i in range(count))
+
+
+def _levels_of(renamed: Mapping[str, Tensor], backbone: str) -> dict[str, tuple[int, ...]]:
+    """Return the levels and their usual anchor sizes, if they are not P3 to P7.
+
+    Raises:
+        CheckpointError: If the pyramid does not take the last maps of the backbone.
+    """
+    widths = _widths_of(renamed)
+    maps = dict(_MOBILENETS.values()).get(backbone) or _widths_of_resnet(renamed)
+    if widths != maps[-len(widths) :]:
         raise CheckpointError(
-            f"The pyramid of this {NAME} RetinaNet has {len(levels)} levels from the backbone and {extra}, "
-            "but focaldet's has three (from C3, C4 and C5), P6 and P7. Only models whose backbone was "
-            "built with three returned_layers and extra_blocks=LastLevelP6P7(...) can be loaded; these "
-            "are not the defaults of resnet_fpn_backbone and mobilenet_backbone."
+            f"The pyramid of this {NAME} RetinaNet takes maps of {_listed(widths)} channels, but only "
+            f"those with the last maps of the {backbone}, of {_listed(maps)} channels, can be loaded."
         )
+    levels = tuple(range(6 - len(widths), 8))
+    if levels == RetinaNetConfig.levels:
+        return {}
+    return {"levels": levels, "anchor_sizes": tuple(4 * 2**level for level in levels)}
+
+
+def _widths_of_resnet(renamed: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the channels of C1 to C5: those of the widest convolution of each stage."""
+    return tuple(
+        max(
+            len(value)
+            for key, value in renamed.items()
+            if key.startswith(f"backbone.{stage}") and value.ndim == 4
+        )
+        for stage in ("conv1.", "layer1.", "layer2.", "layer3.", "layer4.")
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _check_head(renamed: Mapping[str, Tensor]) -> None:
     if "head.regression_head.bbox_ctrness.weight" in renamed:
         raise CheckpointError(f"This {NAME} model is an FCOS, not a RetinaNet.")
-    norms = [f"head.{tower}.0.norm.weight" in renamed for tower in ("class_tower", "box_tower")]
-    if norms[0] != norms[1]:
-        having, lacking = ("class", "box") if norms[0] else ("box", "class")
-        raise CheckpointError(
-            f"The {having} tower of this {NAME} RetinaNet has norms and its {lacking} tower has none, as "
-            "after replacing one of the heads. In focaldet both towers have them, or neither."
-        )
-    if any(key.startswith("head.") and key.endswith("norm.running_mean") for key in renamed):
-        raise CheckpointError(
-            f"The head of this {NAME} RetinaNet has BatchNorm, but focaldet's only supports GroupNorm "
-            "(head_norm='group') or no norm."
-        )
+    for tower in ("class_tower", "box_tower"):
+        norm = f"head.{tower}.0.norm."
+        if f"{norm}running_mean" in renamed and f"{norm}num_batches_tracked" not in renamed:
+            raise CheckpointError(
+                f"The head of this {NAME} RetinaNet has BatchNorm with fixed statistics, but focaldet's "
+                "only supports BatchNorm that trains (head_norm='batch'), GroupNorm ('group') or no norm."
+            )
+
+
+def _norm_of(renamed: Mapping[str, Tensor], tower: str) -> str | None:
+    """Return the norm of a tower: None, "group" or "batch"."""
+    norm = f"head.{tower}.0.norm."
+    if f"{norm}weight" not in renamed:
+        return None
+    return "batch" if f"{norm}running_mean" in renamed else "group"
+
+
+def _is_counter_of_backbone(key: str) -> bool:
+    return key.startswith("backbone.") and key.endswith("num_batches_tracked")
 
 
 def _num_anchors(renamed: Mapping[str, Tensor]) -> int:
@@ -226,12 +291,12 @@ def _backbone_of(renamed: Mapping[str, Tensor]) -> str:
     blocks = {int(key.split(".")[2]) for key in renamed if key.startswith("backbone.features.")}
     if not blocks:
         return resnet_of(renamed, NAME)
-    widths = tuple(renamed[f"fpn.lateral.{i}.weight"].shape[1] for i in range(3))
-    name = _MOBILENETS.get((max(blocks), widths))
-    if name is None:
+    widths = _widths_of(renamed)
+    name, maps = _MOBILENETS.get(max(blocks), ("", ()))
+    if widths != maps[-len(widths) :]:
         raise CheckpointError(
             f"The backbone of this {NAME} RetinaNet is not a known MobileNet: the pyramid takes maps of "
-            f"{widths[0]}, {widths[1]} and {widths[2]} channels, and the last block is {max(blocks)}. "
+            f"{_listed(widths)} channels, and the last block is {max(blocks)}. "
             "focaldet's take the last map of each stride (mobilenet_v2: 32, 96 and 320 channels, "
             "mobilenet_v3_large: 40, 112 and 160), but torchvision's mobilenet_backbone takes the first "
             "ones. To load it, pass backbone=focaldet.backbones.MobileNet(network, ends), with the "
