@@ -451,7 +451,7 @@ def test_several_threads_may_use_one_detector(
             assert_same(found, once)
 
 
-@pytest.mark.parametrize("postprocess", [True, False])
+@pytest.mark.parametrize("postprocess", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_model_of_four_channels_is_exported(postprocess: bool, tmp_path: Path) -> None:
     config = RetinaNetConfig(
         num_classes=2,

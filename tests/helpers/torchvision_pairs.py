@@ -21,7 +21,7 @@ from tests.helpers.reference_torchvision import everything_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZES = {"min_size": 96, "max_size": 128}
+SIZES = {"min_size": 64, "max_size": 96}
 
 
 CHANNELS = 64  # of the pyramid; torchvision's builders use 256
@@ -125,10 +125,11 @@ def images(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tens
 
 def targets(num_classes: int, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
     """Return targets of the images: three objects, none, and one."""
+    # Odd numbers, so that no IoU is exactly a threshold, where rounding decides.
     boxes: tuple[list[list[float]], ...] = (
-        [[8.0, 8.0, 40.0, 44.0], [30.0, 20.0, 90.0, 70.0], [50.0, 5.0, 60.0, 30.0]],
+        [[8.13, 8.37, 40.59, 43.71], [30.41, 20.17, 89.83, 69.61], [50.29, 5.53, 60.97, 30.19]],
         [],
-        [[20.0, 24.0, 80.0, 90.0]],
+        [[20.23, 24.67, 79.31, 89.47]],
     )
     return [
         {

@@ -46,7 +46,8 @@ def assert_same_detections(theirs: Any, mine: Any, given: Any = None, *, some: b
 
 def assert_same_training(theirs: Any, mine: Any, wanted: Any = None) -> None:
     """Require equal losses and gradients of a training step, in float64, where rounding is small."""
-    wanted = targets(theirs.head.classification_head.num_classes) if wanted is None else wanted
+    if wanted is None:
+        wanted = targets(theirs.head.classification_head.num_classes, torch.float64)
     before = copy.deepcopy(wanted)
     losses, gradients = [], []
     for original in (theirs, mine):
