@@ -44,8 +44,8 @@ def test_every_backbone_gives_c3_to_c5_with_its_channels_and_strides(name: str) 
 def test_the_maps_of_any_levels_are_returned(name: str, levels: tuple[int, ...]) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    everything = build_backbone(name, norm="batch", levels=(1, 2, 3, 4, 5)).eval()
-    weights = everything.body.state_dict() if name.startswith("timm/") else everything.state_dict()
+    everything: Any = build_backbone(name, norm="batch", levels=(1, 2, 3, 4, 5)).eval()
+    weights = (everything.body if name.startswith("timm/") else everything).state_dict()
     backbone = build_backbone(name, norm="batch", levels=levels, weights=weights).eval()
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_maps_of_any_levels_are_returned(name: str, levels: tuple[int, ...])
         assert feature.shape[1] == channels
     # What lies above the last level is left out, so that nothing trains without a gradient.
     backbone.train()
-    torch.stack([feature.sum() for feature in backbone(image)]).sum().backward()
+    torch.autograd.backward([torch.stack([x.sum() for x in backbone(image)]).sum()])
     assert all(parameter.grad is not None for parameter in backbone.parameters())
     stages = [len(list(stage)) > 0 for stage in backbone.stages]
     assert stages == [level <= levels[-1] for level in range(1, 6)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from focaldet import RetinaNet, RetinaNetConfig
+from focaldet import FPN, RetinaNet, RetinaNetConfig
 from focaldet.heads import flatten_maps
 from focaldet.structures import ImageBatch
 from tests.helpers.tiny_model import MapsBackbone
@@ -142,6 +142,7 @@ def test_a_frozen_norm_without_weights_is_warned_of(tiny_config: RetinaNetConfig
 def test_the_paper_preset_matches_the_paper() -> None:
     with pytest.warns(UserWarning, match="frozen"):
         model = RetinaNet.from_config(RetinaNetConfig.paper())
+    assert isinstance(model.fpn, FPN)
     assert model.fpn.p6.in_channels == 2048  # from C5
     assert model.fpn.p7_relu
     assert model.criterion.normalizer == "batch"
@@ -278,7 +279,7 @@ def test_models_of_any_levels_train_save_predict_and_are_optimised(
 
 
 def test_small_objects_are_assigned_to_the_p2_level() -> None:
-    model, _ = build_levels("a P2 level")
+    model: Any = build_levels("a P2 level")[0]
     target: Any = {"boxes": torch.tensor([[20.0, 24, 36, 40]]), "labels": torch.tensor([1])}
     output = model([torch.rand(3, 64, 64)], [target])
     matched = model.criterion.assigner(target["boxes"], torch.cat(output.anchors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["RetinaNetHead", "flatten_maps", "gather_from_map"]
-
-Norm: TypeAlias = Literal["group", "group_with_bias", "batch"]
 
 _NORMS = (None, "group", "group_with_bias", "batch")
 
@@ -77,8 +75,8 @@ class RetinaNetHead(nn.Module):
         num_classes: int = 80,
         *,
         depth: int = 4,
-        norm: Norm | None = None,
-        box_norm: Norm | Literal["same"] | None = "same",
+        norm: Literal["group", "group_with_bias", "batch"] | None = None,
+        box_norm: Literal["same", "group", "group_with_bias", "batch"] | None = "same",
         num_groups: int = 32,
         prior: float = 0.01,
     ) -> None:
@@ -133,7 +131,7 @@ class RetinaNetHead(nn.Module):
         return logits, box_deltas
 
 
-def _tower(channels: int, depth: int, norm: Norm | None, num_groups: int) -> nn.Sequential:
+def _tower(channels: int, depth: int, norm: str | None, num_groups: int) -> nn.Sequential:
     bias = norm in (None, "group_with_bias")
 
     def block() -> nn.Sequential:
