@@ -316,12 +316,14 @@ def interpreted() -> Any:
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [f.__name__ for f in INTERPRETED])
 def test_the_kernels_are_correct_in_the_interpreter(check: str, interpreted: Any) -> None:
     assert interpreted[check] == []
 
 
 @needs_triton
+@pytest.mark.slow
 def test_the_kernels_compile_for_two_generations_of_gpus(tmp_path: Path) -> None:
     made = run("compile", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert len(made) == 12

@@ -133,6 +133,7 @@ def test_the_limit_counts_anew_after_files_were_repaired(
     tiny_training.run(data, tmp_path / "run", on_error="skip", checkpoint_every=1, resume=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_count_together_log_each_file_once_and_stop_together(tmp_path: Path) -> None:
     write_data(tmp_path / "train", 12)
     write_data(tmp_path / "val", 5, seed=1)

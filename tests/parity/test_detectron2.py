@@ -28,6 +28,7 @@ def test_synthetic_images(fifty: Any) -> None:
     check_synthetic_images(*fifty, other_pixels=0)
 
 
+@pytest.mark.slow
 def test_a_few_photos(fifty: Any, coco_photos: list[Path]) -> None:
     check_photos(fifty[0], fifty[1], coco_photos[:3], other_pixels=0)
 

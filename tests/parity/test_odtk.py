@@ -41,6 +41,7 @@ def test_synthetic_images(pair: Any) -> None:
     check_synthetic_images(pair[0], pair[1], other_pixels=0)
 
 
+@pytest.mark.slow
 def test_a_few_photos(pair: Any, coco_photos: list[Path]) -> None:
     check_photos(pair[0], pair[1], coco_photos[:2], other_pixels=0)
 
