@@ -304,6 +304,7 @@ def test_nan_in_a_layer_that_starts_again_does_not_matter(
 def test_tensors_without_dimensions_are_an_error_of_their_family(tmp_path: Path) -> None:
     keys = ["backbone.body.conv1.weight", "head.classification_head.cls_logits.weight"]
     keys += ["head.regression_head.bbox_reg.weight", "head.classification_head.cls_logits.bias"]
+    keys += [f"backbone.fpn.inner_blocks.{level}.0.weight" for level in range(3)]
     torch.save({key: torch.tensor(0.0) for key in keys}, tmp_path / "x.pth")
     with pytest.raises(
         CheckpointError, match=r"x\.pth': .*RetinaNet of torchvision.* not its shapes"

@@ -82,7 +82,8 @@ def suggest(file: CheckpointFile) -> SuggestedConfig:
     The file does not record everything. With GroupNorm in a tower it is treated as a V2, otherwise as
     a V1. With batch counters its BatchNorm trains, otherwise it is frozen. The published V1 weights
     need an eps of 0 in their frozen BatchNorm, and every V1 with 91 classes and a frozen ResNet-50 is
-    treated as one of them. The pyramid shows how many maps it takes, which must be the last ones. A ResNeXt-50 of 264 classes with the older key names is MLPerf's.
+    treated as one of them. The pyramid shows how many maps it takes, which must be the last ones. A
+    ResNeXt-50 of 264 classes with the older key names is MLPerf's.
 
     Raises:
         CheckpointError: If the backbone is not in ``BACKBONES``, its maps are not the last ones or have no
