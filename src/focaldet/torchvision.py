@@ -6,8 +6,9 @@ Change one import, and code that was written for torchvision keeps working::
 
 :class:`RetinaNet` is a subclass of torchvision's, with the same constructor, attributes, state dict and
 return values. Images are prepared, anchors matched, losses computed and detections chosen by focaldet,
-which takes less time where images have many objects. Where a method of torchvision was overridden, or an option has no
-equal in focaldet, torchvision's own code runs; :attr:`RetinaNet.uses_focaldet` says where and why.
+which takes less time where images have many objects. Where a method of torchvision was overridden, or an
+option has no equal in focaldet, torchvision's own code runs; :attr:`RetinaNet.uses_focaldet` says where
+and why.
 
 .. versionadded:: 0.3.0
 """
