@@ -171,12 +171,7 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
         Raises:
             ValueError: If there is none.
         """
-        steps = {
-            "preprocessing": self._why_not_preprocessing(),
-            "head": self._why_not_head(),
-            "losses": self._why_not_losses(),
-            "detections": self._why_not_detections(),
-        }
+        steps = self._why_not()
         fixed = self.transform.fixed_size
         square = fixed is not None and len(set(fixed)) == 1
         if square:  # torchvision's transform runs, but focaldet can do it, too
@@ -225,13 +220,9 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
         "head" is "no" if its output is rearranged by torchvision before focaldet reads it, which costs
         memory and time.
         """
-        reasons = {
-            "preprocessing": self._why_not_preprocessing(),
-            "head": self._why_not_head(),
-            "losses": self._why_not_losses(),
-            "detections": self._why_not_detections(),
+        return {
+            step: f"no: {reason}" if reason else "yes" for step, reason in self._why_not().items()
         }
-        return {step: f"no: {reason}" if reason else "yes" for step, reason in reasons.items()}
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
@@ -360,12 +351,9 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
     ) -> list[dict[str, Tensor]]:
         outputs = self.head(features)
         anchors = self.anchor_generator(ImageList(batch.tensor, batch.sizes), features)
-        cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
-        per_cell = outputs["cls_logits"].shape[1] // sum(cells)
-        counts = [count * per_cell for count in cells]
         found = self.postprocess_detections(
-            {name: list(rows.split(counts, dim=1)) for name, rows in outputs.items()},
-            [list(rows.split(counts)) for rows in anchors],
+            {name: _by_level(rows, features, dim=1) for name, rows in outputs.items()},
+            [_by_level(rows, features, dim=0) for rows in anchors],
             batch.sizes,
         )
         return self.transform.postprocess(found, batch.sizes, batch.original_sizes)  # type: ignore[no-any-return]
@@ -390,9 +378,16 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
         # The generator reads only the shape, the dtype and the device.
         shapes = [feature.new_empty(1, dtype=dtype).expand(feature.shape) for feature in features]
         [anchors] = self.anchor_generator(ImageList(batch.tensor, batch.sizes[:1]), shapes)
-        cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
-        per_cell = len(anchors) // sum(cells)
-        return list(anchors.split([count * per_cell for count in cells]))
+        return _by_level(anchors, features, dim=0)
+
+    def _why_not(self) -> dict[str, str | None]:
+        """Return why focaldet does not compute each step, or None for each that it does."""
+        return {
+            "preprocessing": self._why_not_preprocessing(),
+            "head": self._why_not_head(),
+            "losses": self._why_not_losses(),
+            "detections": self._why_not_detections(),
+        }
 
     def _why_not_preprocessing(self) -> str | None:
         transform = self.transform
@@ -547,15 +542,18 @@ def _other_type(part: Any, base: type, name: str) -> str | None:
     return None if type(part) is base else f"{name} is a {type(part).__name__}"
 
 
+def _by_level(rows: Tensor, features: list[Tensor], dim: int) -> list[Tensor]:
+    """Split what has one entry per anchor along a dimension, ordered by level."""
+    cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
+    per_cell = rows.shape[dim] // sum(cells)
+    return list(torch.split(rows, [count * per_cell for count in cells], dim=dim))
+
+
 def _as_maps(rows: Tensor, features: list[Tensor]) -> list[Tensor]:
     """Return ``[B, R, N]`` as one ``[B, A * N, H, W]`` per level."""
-    cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
-    per_cell = rows.shape[1] // sum(cells)
     return [
         level.reshape(len(rows), *feature.shape[-2:], -1).permute(0, 3, 1, 2).contiguous()
-        for level, feature in zip(
-            torch.split(rows, [count * per_cell for count in cells], dim=1), features, strict=True
-        )
+        for level, feature in zip(_by_level(rows, features, dim=1), features, strict=True)
     ]
 
 
