@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from focaldet._checks import existing_file, printable, shortened
-from focaldet._extras import import_extra
 from focaldet._files import list_files
+from focaldet._yaml import parse_yaml
 from focaldet.datasets.readers._builder import TableBuilder
 from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
 from focaldet.datasets.readers._splits import unknown_split
@@ -187,24 +187,12 @@ def _keypoint_shape(content: dict[str, Any], path: Path) -> KeypointShape | None
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    yaml = import_extra("yaml", purpose=f"Reading {path.name}", install="pyyaml")
-    text = read_text(path)
-    try:
-        content = yaml.safe_load(text)
-    # PyYAML passes on all kinds of errors for values such as "!!timestamp x".
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = "it is nested too deeply"
-        if not isinstance(error, RecursionError):
-            reason = printable(" ".join(str(error).split()))
-        raise AnnotationError(f"Cannot read {str(path)!r} as YAML ({reason}).") from error
+    content = parse_yaml(
+        read_text(path),
+        purpose=f"Reading {path.name}",
+        source=repr(str(path)),
+        error=AnnotationError,
+    )
     if not isinstance(content, dict) or "names" not in content:
         raise AnnotationError(
             f"{str(path)!r} is not a YOLO data file: it has no 'names', which lists the classes."

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from focaldet._checks import printable, shortened
-from focaldet._extras import import_extra
+from focaldet._checks import shortened
+from focaldet._yaml import parse_yaml
 from focaldet.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -123,23 +123,13 @@ def read_settings(text: str, source: str) -> Settings:
         raise CheckpointError(
             f"{source} has {len(text):,} characters, too many for the settings of a training run."
         )
-    yaml = import_extra("yaml", purpose=f"Reading {source}", install="pyyaml")
-    try:
-        content = yaml.load(text, _plain_loader(yaml))  # a safe loader
-    # PyYAML passes on all kinds of errors for values such as "!!timestamp x".
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = "it is nested too deeply"
-        if not isinstance(error, RecursionError):
-            reason = printable(" ".join(str(error).split()))
-        raise CheckpointError(f"Cannot read {source} as YAML ({reason}).") from error
+    content = parse_yaml(
+        text,
+        purpose=f"Reading {source}",
+        source=source,
+        error=CheckpointError,
+        loader=_plain_loader,
+    )
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} must contain settings, but contains {shortened(content)}.")
     return Settings(content, source)
