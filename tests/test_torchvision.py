@@ -115,14 +115,14 @@ def test_the_optimised_copy_is_called_like_the_model(name: str) -> None:
 
 
 @torch.no_grad()
-def test_from_focaldet() -> None:
+def test_a_focaldet_model_becomes_the_drop_in_and_comes_back() -> None:
     torch.manual_seed(0)
     config = RetinaNetConfig.torchvision_v2(3).replace(
         backbone="resnet18", fpn_channels=32, min_size=96, max_size=128, score_threshold=0.01
     )
     ours = RetinaNet.from_config(config).eval()
     torch.nn.init.normal_(ours.head.class_logits.weight, std=0.1)
-    converted = drop_in.RetinaNet.from_focaldet(ours)
+    converted: Any = ours.to_torchvision()
     assert type(converted) is drop_in.RetinaNet
     assert set(converted.uses_focaldet.values()) == {"yes"}
     assert_equal_detections(detections_of(ours), converted(images()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -308,8 +309,9 @@ class RetinaNet(RetinaNetDetector):
     def to_torchvision(self) -> nn.Module:
         """Return torchvision's RetinaNet with copies of the weights, which gives the same detections.
 
-        The model is a ``torchvision.models.detection.RetinaNet``, and its state dict has torchvision's
-        key names. Labels are the same: ``0 .. num_classes - 1``, without a background class. It is in
+        The model is a :class:`focaldet.torchvision.RetinaNet`, a subclass of
+        ``torchvision.models.detection.RetinaNet`` that is called like it, and its state dict has
+        torchvision's key names. Labels are the same: ``0 .. num_classes - 1``, without a background class. It is in
         the same mode (training or evaluation) and on the same device, and frozen parameters are frozen.
 
         A state dict does not contain the sizes of anchors and images, the thresholds, or the eps of
@@ -331,7 +333,11 @@ class RetinaNet(RetinaNetDetector):
         >>> peer.state_dict()["head.classification_head.cls_logits.weight"].shape
         torch.Size([18, 32, 3, 3])
         """
-        return build_torchvision(self, self.current_config())
+        model = build_torchvision(self, self.current_config())
+        # By name, because focaldet.torchvision is optional and imports this module.
+        drop_in = importlib.import_module("focaldet.torchvision")
+        converted: nn.Module = drop_in.RetinaNet.from_torchvision(model)
+        return converted
 
     def _checkpoint(self) -> pretrained.Checkpoint:
         return pretrained.Checkpoint(self.current_config(), self.state_dict())

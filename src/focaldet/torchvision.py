@@ -111,17 +111,6 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
         converted.__class__ = cls
         return converted
 
-    @classmethod
-    def from_focaldet(cls, model: FocaldetRetinaNet) -> RetinaNet:
-        """Return a model of this class with copies of the weights of a focaldet model.
-
-        See :meth:`focaldet.RetinaNet.to_torchvision` for what can be converted.
-
-        Raises:
-            ValueError: If options that affect the detections have no counterpart in torchvision.
-        """
-        return cls.from_torchvision(model.to_torchvision())
-
     def to_focaldet(self) -> FocaldetRetinaNet:
         """Return a :class:`focaldet.RetinaNet` that shares the weights.
 
