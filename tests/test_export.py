@@ -39,6 +39,7 @@ from tests.helpers.tiny_model import MapsBackbone
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.xdist_group("export")  # its files take long to export
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_maps_are_exported_without_post_processing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("channels", "levels", "fpn_channels", "last_output"),
     [
-        ((8, 8, 8, 8), (2, 3, 4, 5, 6, 7), 32, "box_deltas_p7"),
+        pytest.param((8, 8, 8, 8), (2, 3, 4, 5, 6, 7), 32, "box_deltas_p7", marks=pytest.mark.slow),
         ((8,), (5,), None, "box_deltas_p5"),
     ],
 )

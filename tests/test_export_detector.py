@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.xdist_group("export_detector")  # its files take long to export
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +94,11 @@ def test_a_file_of_maps_matches_the_network(model: RetinaNet, maps_file: Path) -
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("postprocess", [True, False])
+@pytest.mark.parametrize("postprocess", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize(
     ("channels", "first_stride", "changes"),
     [
-        ((8, 8, 8, 8), 4, {"levels": (2, 3, 4, 5, 6, 7)}),
+        pytest.param((8, 8, 8, 8), 4, {"levels": (2, 3, 4, 5, 6, 7)}, marks=pytest.mark.slow),
         ((32,), 16, {"levels": (5,), "fpn_channels": None, "clip_to": "batch"}),
     ],
 )
@@ -451,7 +452,8 @@ def test_several_threads_may_use_one_detector(
             assert_same(found, once)
 
 
-@pytest.mark.parametrize("postprocess", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("postprocess", [True, False])
 def test_a_model_of_four_channels_is_exported(postprocess: bool, tmp_path: Path) -> None:
     config = RetinaNetConfig(
         num_classes=2,

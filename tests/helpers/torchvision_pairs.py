@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +61,7 @@ def _v1(num_classes: int) -> dict[str, Any]:
 
 
 def _v2(num_classes: int) -> dict[str, Any]:
-    head = RetinaNetHead(CHANNELS, 9, num_classes, norm_layer=partial(nn.GroupNorm, 32))
+    head = RetinaNetHead(CHANNELS, 9, num_classes, norm_layer=functools.partial(nn.GroupNorm, 32))
     head.regression_head._loss_type = "giou"
     return {"backbone": resnet(), "num_classes": num_classes, "head": head}
 
@@ -91,6 +91,15 @@ def build_pair(
     name: str = "v1", num_classes: int = 3, ours: type = drop_in.RetinaNet, **options: Any
 ) -> tuple[detection.RetinaNet, drop_in.RetinaNet]:
     """Return torchvision's model and the drop-in, with equal weights that find many objects."""
+    pair = copy.deepcopy(_pair(name, num_classes, ours, **options))
+    torch.manual_seed(0)  # whether or not the pair was built just now
+    return pair
+
+
+@functools.lru_cache(maxsize=4)  # a pair takes about 100 MB
+def _pair(
+    name: str, num_classes: int, ours: type, **options: Any
+) -> tuple[detection.RetinaNet, drop_in.RetinaNet]:
     torch.manual_seed(0)
     parts = ARCHITECTURES[name](num_classes)
     options = {**SIZES, "score_thresh": 0.2, **options}
