@@ -33,6 +33,8 @@ def explain_failures(folder: Path, last: Path) -> Iterator[None]:
     """
     try:
         yield
+    except TrainingError:
+        raise
     except Exception as error:
         if _is_full_disk(error):
             what, remedy = f"No space left in {str(folder)!r}.", "Free some space"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime as dt
 import hashlib
 import importlib.metadata
 import json
@@ -23,17 +25,34 @@ from focaldet.training._logging import LOG, log_on_rank_zero
 from focaldet.training._resuming import check_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from focaldet.datasets import DetectionDataset
     from focaldet.training._options import TrainingOptions
 
-__all__ = ["prepare_folder", "step_of_checkpoint"]
+__all__ = ["Outcome", "prepare_folder", "recorded_outcome", "step_of_checkpoint"]
 
 _SUBFOLDERS = ("", "checkpoints", "pictures", "best", "last")
 _MODELS = ("best", "last")
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _FIXED = ("optimizer", "decay_norm_and_bias")  # options that determine the optimiser's state
+
+
+class Outcome:
+    """What a run has reached when it ends, in any way."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[], dict[str, Any]] | None = None
+
+    def follow(self, read: Callable[[], dict[str, Any]]) -> None:
+        """Set the function that returns the result so far, as values for JSON."""
+        self._read = read
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result so far, or None if the run has not come far enough to have one."""
+        return None if self._read is None else self._read()
 
 
 @rank_zero_only
@@ -45,6 +64,8 @@ def prepare_folder(
     *,
     resume: bool,
     locked: bool,
+    resize_images: bool | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that the folder is empty or that its run can be resumed, and describe the run in it.
 
@@ -56,9 +77,20 @@ def prepare_folder(
         resume: Whether to resume the run in the folder.
         locked: Whether this process holds the folder's lock, so that files with temporary names are
             left over from a killed process and can be removed.
+        resize_images: Whether the model resizes training images.
+        recipe: How the caller has set up the run, as values for JSON.
+
+    Raises:
+        TypeError: If ``recipe`` holds a value that JSON cannot express.
     """
     run = folder / "run.json"
-    values = dataclasses.asdict(options)
+    values = json.loads(json.dumps(dataclasses.asdict(options)))  # as they are read back
+    try:
+        recipe_text = json.dumps(None if recipe is None else dict(recipe))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"recipe must hold values that JSON can express, got {shortened(recipe)} ({error})."
+        ) from error
     described = {part: _describe(dataset) for part, dataset in data.items()}
     if resume and run.is_file():
         _compare_with_run(folder, config, values, described)
@@ -71,12 +103,73 @@ def prepare_folder(
         "torch": torch.__version__,
         "pytorch_lightning": importlib.metadata.version("pytorch-lightning"),
     }
-    content = {"options": values, "data": described, "versions": versions, "command": sys.argv}
+    content = {
+        "status": "running",
+        "started": _now(),
+        "options": values,
+        "recipe": json.loads(recipe_text),
+        "config": json.loads(config.to_json()),
+        "data": described,
+        "transforms": {part: _describe_transform(one.transform) for part, one in data.items()},
+        "resize_images": resize_images,
+        "versions": versions,
+        "command": sys.argv,
+    }
     for path, text in (
         (folder / "config.json", config.to_json()),
         (run, json.dumps(content, indent=2)),
     ):
         atomic_write_text(path, text)
+
+
+@contextlib.contextmanager
+def recorded_outcome(folder: Path) -> Iterator[Outcome]:
+    """Write to ``run.json`` how a run ends: its status, its result, and the error if it fails.
+
+    The status is "running" until then, and stays so if the process is killed. It becomes "finished",
+    "stopped" (by a signal, after the state was saved) or "failed".
+
+    Args:
+        folder: Folder of the run, which `prepare_folder` has described.
+
+    Yields:
+        The outcome, which the caller tells where to find the result.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except (SystemExit, KeyboardInterrupt):
+        _record(folder, {"status": "stopped", "result": outcome.result()})
+        raise
+    except Exception as error:
+        error_text = f"{type(error).__name__}: {error}"
+        _record(folder, {"status": "failed", "error": error_text, "result": outcome.result()})
+        raise
+    _record(folder, {"status": "finished", "result": outcome.result()})
+
+
+@rank_zero_only
+def _record(folder: Path, changes: dict[str, Any]) -> None:
+    """Change values in ``run.json``, or log why that failed, because another error is more important."""
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        atomic_write_text(path, json.dumps({**content, **changes, "ended": _now()}, indent=2))
+    except (OSError, ValueError) as error:
+        LOG.warning("Cannot write how the run ended to %r (%s).", str(path), error)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _describe_transform(transform: object) -> str | None:
+    """Describe a transform in words that do not change from run to run, as far as that is possible."""
+    if transform is None:
+        return None
+    if isinstance(transform, torch.nn.Module) or not hasattr(transform, "__qualname__"):
+        return _ADDRESS.sub("", repr(transform))
+    return f"{getattr(transform, '__module__', '')}.{transform.__qualname__}"
 
 
 def _describe(data: DetectionDataset) -> dict[str, Any]:
@@ -86,6 +179,7 @@ def _describe(data: DetectionDataset) -> dict[str, Any]:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return {
         "source": str(data.table.source),
+        "image_folder": str(data.table.image_folder),
         "images": len(data),
         "boxes": len(data.table.boxes),
         "class_names": list(data.class_names),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -31,10 +31,12 @@ from focaldet.training._options import TrainingOptions
 from focaldet.training._pictures import Pictures
 from focaldet.training._progress import ProgressLog, on_terminal
 from focaldet.training._resuming import RestoredState, resuming_from
-from focaldet.training._run_folder import prepare_folder, step_of_checkpoint
+from focaldet.training._run_folder import prepare_folder, recorded_outcome, step_of_checkpoint
 from focaldet.training._weight_average import AverageWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from focaldet.datasets import DetectionDataset
     from focaldet.retinanet import RetinaNet
 
@@ -66,6 +68,7 @@ def train(
     options: TrainingOptions | None = None,
     resume: bool = False,
     resize_images: bool | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> TrainingSummary:
     """Train a detector and write everything about the run to one folder.
 
@@ -87,6 +90,10 @@ def train(
         resize_images: Whether the model resizes training images. None resizes them only if
             ``train_data`` has no transform, because :func:`focaldet.datasets.train_transform` already
             does.
+        recipe: How the run was set up, for ``run.json``: values that JSON can express, such as the
+            name of a recipe and the reasons for its choices. It does not affect the training.
+
+            .. versionadded:: 0.3.0
 
     Returns:
         The folder, the highest validation AP with its epoch, and the number of epochs.
@@ -121,31 +128,42 @@ def train(
         locked_folder(folder) as locked,
     ):
         parts = {"train": train_data, **({} if val_data is None else {"val": val_data})}
-        prepare_folder(folder, model.current_config(), options, parts, resume=resume, locked=locked)
-        step = step_of_checkpoint(last) if resume else None
-        metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
-        best = BestModel(folder / "best")
-        trainer = _trainer(
+        prepare_folder(
+            folder,
+            model.current_config(),
             options,
-            folder=folder,
-            metrics=metrics,
-            best=best,
-            last=last,
-            val_data=val_data,
-            step=step,
+            parts,
+            resume=resume,
+            locked=locked,
+            resize_images=resize_images,
+            recipe=recipe,
         )
-        module = RetinaNetModule(model.train(), options, resize_images=resize_images)
-        if step is None:
-            trainer.fit(module, data)
-        else:
-            state = RestoredState()
-            trainer.callbacks.insert(0, state)  # type: ignore[attr-defined]
-            with resuming_from(last, state):
-                trainer.fit(module, data, ckpt_path=last, weights_only=True)
-        if trainer.is_global_zero:
-            weights = Weights(model.current_config(), weights_to_save(trainer, module))
-            save_checkpoint(weights, folder / "last")
-            LOG.info("%s", _conclusion(folder, best))
+        with recorded_outcome(folder) as outcome, explain_failures(folder, last):
+            step = step_of_checkpoint(last) if resume else None
+            metrics = MetricsFile(folder / "metrics.csv", resume_step=step)
+            best = BestModel(folder / "best")
+            trainer = _trainer(
+                options,
+                folder=folder,
+                metrics=metrics,
+                best=best,
+                last=last,
+                val_data=val_data,
+                step=step,
+            )
+            outcome.follow(lambda: _result(trainer, best))
+            module = RetinaNetModule(model.train(), options, resize_images=resize_images)
+            if step is None:
+                trainer.fit(module, data)
+            else:
+                state = RestoredState()
+                trainer.callbacks.insert(0, state)  # type: ignore[attr-defined]
+                with resuming_from(last, state):
+                    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+            if trainer.is_global_zero:
+                weights = Weights(model.current_config(), weights_to_save(trainer, module))
+                save_checkpoint(weights, folder / "last")
+                LOG.info("%s", _conclusion(folder, best))
     model.eval()
     return TrainingSummary(folder, best.best, best.epoch, trainer.current_epoch)
 
@@ -223,6 +241,11 @@ def _check_classes(model: RetinaNet, data: DetectionDataset) -> None:
             "train_data and model must have the same classes in the same order. train_data has "
             f"{shortened(names)}, model has {shortened(list(config.class_names))}."
         )
+
+
+def _result(trainer: pl.Trainer, best: BestModel) -> dict[str, Any]:
+    """Return what a run has reached so far, for ``run.json``."""
+    return {"best_ap": best.best, "best_epoch": best.epoch, "epochs": trainer.current_epoch}
 
 
 def _conclusion(folder: Path, best: BestModel) -> str:
