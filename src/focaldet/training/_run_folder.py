@@ -36,8 +36,17 @@ __all__ = ["Outcome", "prepare_folder", "recorded_outcome", "step_of_checkpoint"
 _SUBFOLDERS = ("", "checkpoints", "pictures", "best", "last")
 _MODELS = ("best", "last")
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+_BEFORE_CHECKPOINT = re.compile(  # the files of a run that it writes before its first checkpoint
+    r"run\.json|config\.json|metrics\.csv|curves\.png|pictures/epoch_\d+\.png"
+    r"|tensorboard/events\.out\.tfevents\.[^/]+|tensorboard/hparams\.yaml"
+)
+_KEPT = re.compile(rf"{re.escape(LOCK_NAME)}|nonfinite_step_\d+(_rank_\d+)?\.pt")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_FIXED = ("optimizer", "decay_norm_and_bias")  # options that determine the optimiser's state
+_FIXED = (
+    "optimizer",
+    "decay_norm_and_bias",
+    "freeze",
+)  # options that determine the optimiser's state
 
 
 class Outcome:
@@ -95,6 +104,8 @@ def prepare_folder(
     if resume and run.is_file():
         _compare_with_run(folder, config, values, described)
     else:
+        if locked:
+            _clear_run_without_checkpoint(folder)
         _check_empty(folder, resume=resume)
     if locked:
         _remove_leftovers(folder)
@@ -187,9 +198,43 @@ def _describe(data: DetectionDataset) -> dict[str, Any]:
     }
 
 
+def _clear_run_without_checkpoint(folder: Path) -> None:
+    """Remove what a run has written, if it ended before its first checkpoint and nothing else is there.
+
+    Nothing is removed if there is a checkpoint or a model, or any file that no run writes before them.
+    The batch of a loss that is not finite (``nonfinite_step_N.pt``) is kept for its reader.
+    """
+    if not (folder / "run.json").is_file():
+        return
+    found = [path for path in folder.rglob("*") if not path.is_dir()]
+    names = {path: path.relative_to(folder).as_posix() for path in found}
+    kept = {path for path, name in names.items() if _KEPT.fullmatch(name)}
+    cleared = [
+        path
+        for path, name in names.items()
+        if path not in kept and (_BEFORE_CHECKPOINT.fullmatch(name) or is_leftover(path))
+    ]
+    if len(cleared) + len(kept) < len(found):
+        return
+    size = sum(path.stat().st_size for path in cleared)
+    for path in cleared:
+        path.unlink()
+    for name in ("checkpoints", "pictures", "tensorboard", "best"):
+        if (folder / name).is_dir():
+            (folder / name).rmdir()
+    LOG.info(
+        "Removed %d files (%.1f MB) of a run in %r that ended before its first checkpoint.",
+        len(cleared),
+        size / 1e6,
+        str(folder),
+    )
+
+
 def _check_empty(folder: Path, *, resume: bool) -> None:
     name = f"folder {str(folder)!r}"
-    if all(path.name == LOCK_NAME or is_leftover(path) for path in folder.iterdir()):
+    ignored = (path.name == LOCK_NAME or is_leftover(path) or _KEPT.fullmatch(path.name)
+               for path in folder.iterdir())  # fmt: skip
+    if all(ignored):
         return
     if (folder / "run.json").is_file():
         raise FileExistsError(
