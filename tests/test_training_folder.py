@@ -299,7 +299,8 @@ def test_the_description_of_a_run_holds_what_repeats_it_and_how_it_ended(
     summary = train(model, train_data, val_data, folder=folder, options=options, recipe=recipe)
     content = description(folder)
     assert content["status"] == "finished"
-    assert content["result"] == {"best_ap": summary.best_ap, "best_epoch": 1, "epochs": 1}
+    result = {"best_ap": summary.best_ap, "best_epoch": 1, "epochs": 1, "stopped_early": False}
+    assert content["result"] == result
     assert content["recipe"] == recipe
     assert RetinaNetConfig.from_json(json.dumps(content["config"])) == model.config
     assert TrainingOptions(**content["options"]) == options
@@ -331,4 +332,5 @@ def test_the_description_of_a_run_says_why_it_failed_or_stopped(
     assert content["status"] == "failed"
     assert content["error"].startswith("TrainingError: No space left in ")
     assert content["error"].count("No space left") == 1
-    assert content["result"] == {"best_ap": None, "best_epoch": None, "epochs": 0}
+    result = {"best_ap": None, "best_epoch": None, "epochs": 0, "stopped_early": False}
+    assert content["result"] == result

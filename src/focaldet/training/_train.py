@@ -359,7 +359,15 @@ def _check_classes(model: RetinaNet, data: DetectionDataset) -> None:
 
 def _result(trainer: pl.Trainer, best: BestModel) -> dict[str, Any]:
     """Return what a run has reached so far, for ``run.json``."""
-    return {"best_ap": best.best, "best_epoch": best.epoch, "epochs": trainer.current_epoch}
+    return {
+        "best_ap": best.best,
+        "best_epoch": best.epoch,
+        "epochs": trainer.current_epoch,
+        "stopped_early": any(
+            isinstance(callback, StopEarly) and callback.stopped
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        ),
+    }
 
 
 def _conclusion(folder: Path, best: BestModel) -> str:
