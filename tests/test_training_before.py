@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from focaldet import AnchorGenerator
 from focaldet.datasets import DetectionDataset
 from focaldet.training import RetinaNetModule, TrainingError, TrainingOptions, train
 from focaldet.training._before_training import check_before_training
@@ -137,13 +139,14 @@ def test_anchors_that_reach_few_objects_are_reported(
     parts = read(data)
     model = smallest_detector()
     check_before_training(model, parts, tiny_options(), tmp_path)
-    assert "The anchors reach only" in caplog.text  # anchors from 32 pixels, objects from 14
-    caplog.clear()
-    model.anchor_generator = type(model.anchor_generator)(
-        sizes=(16, 24, 32, 48, 64), octave_scales=(1.0, 1.2), aspect_ratios=(1.0,)
-    )
-    check_before_training(model, parts, tiny_options(), tmp_path)
     assert "The anchors reach only" not in caplog.text
+    sizes = (64, 96, 128, 192, 256)  # objects have sides of 14 to 30 pixels
+    model.anchor_generator = AnchorGenerator(sizes, octave_scales=(1.0,), aspect_ratios=(1.0,))
+    check_before_training(model, parts, tiny_options(), tmp_path)
+    assert re.search(
+        r"reach only \d % of the training objects \(with an IoU of 0\.5\).*min_size=64 and max_size=64",
+        caplog.text,
+    )
 
 
 def test_a_transform_is_tried_on_the_first_image_of_each_dataset(
@@ -193,7 +196,8 @@ def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_the_next(
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "best/model.safetensors", "tensorboard/mine.csv", "pictures/cat.png"]
+    "name",
+    ["notes.txt", "best/model.safetensors", "tensorboard/mine.csv", "pictures/cat.png", "mine/"],
 )
 def test_a_failed_run_is_kept_if_the_folder_holds_anything_else(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -203,7 +207,10 @@ def test_a_failed_run_is_kept_if_the_folder_holds_anything_else(
     with pytest.raises(RuntimeError, match="something"):
         run(data, folder)
     (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text("mine")
+    if name.endswith("/"):
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("mine")
     before = sorted(folder.rglob("*"))
     with pytest.raises(FileExistsError, match="already holds a run"):
         run(data, folder)

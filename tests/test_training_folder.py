@@ -309,6 +309,8 @@ def test_the_description_of_a_run_holds_what_repeats_it_and_how_it_ended(
     assert content["transforms"] == {"train": "tests.helpers.tiny_training.darken", "val": None}
     assert content["resize_images"] is False
     assert content["started"] <= content["ended"]
+    prepare(folder, train_data)  # as when it is resumed without the recipe
+    assert description(folder)["recipe"] == recipe
     with pytest.raises(TypeError, match="recipe must hold values that JSON can express.*object"):
         train(model, train_data, folder=tmp_path / "other", recipe={"x": object()})
 

@@ -39,7 +39,7 @@ _CHUNK = 64  # images per task of a thread
 _SECONDS = 10  # between log lines about the progress
 _NAMED = 3  # images or classes that a message names
 _ANCHOR_SAMPLE = 10_000  # objects whose anchors are measured
-_MIN_REACHED = 0.8  # share of objects that anchors reach; less is worth a warning
+_MIN_REACHED = 0.5  # share of objects that anchors reach; less is worth a warning
 _STATES = {"sgd": 1, "adamw": 2}  # tensors that the optimizer keeps per parameter
 
 

@@ -56,7 +56,7 @@ class TrainingOptions:
         on_error: "raise" stops the run at an image file that is missing or unreadable. "skip" logs it
             once and trains on another image instead; see :class:`DetectionDataModule`.
         check_images: Whether to open every image file at its header before the first step. It takes
-            about 1 minute per million images on a fast disk and finds missing and unreadable files,
+            about 5 minutes per million images on a fast disk and finds missing and unreadable files,
             and files whose size differs from the annotated one.
         patience: Number of epochs without a higher validation AP after which the run stops. Epochs
             before the AP is above 0 for the first time do not count. None trains all epochs.

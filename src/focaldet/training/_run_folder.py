@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "prepare_folder", "recorded_outcome", "step_of_checkpoint"]
 
 _SUBFOLDERS = ("", "checkpoints", "pictures", "best", "last")
+_OWN_SUBFOLDERS = (*_SUBFOLDERS[1:], "tensorboard")
 _MODELS = ("best", "last")
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _BEFORE_CHECKPOINT = re.compile(  # the files of a run that it writes before its first checkpoint
     r"run\.json|config\.json|metrics\.csv|curves\.png|pictures/epoch_\d+\.png"
     r"|tensorboard/events\.out\.tfevents\.[^/]+|tensorboard/hparams\.yaml"
+    r"|(best|last)/\.tmp[A-Za-z0-9]{6}"
 )
 _KEPT = re.compile(rf"{re.escape(LOCK_NAME)}|nonfinite_step_\d+(_rank_\d+)?\.pt")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -87,7 +89,8 @@ def prepare_folder(
         locked: Whether this process holds the folder's lock, so that files with temporary names are
             left over from a killed process and can be removed.
         resize_images: Whether the model resizes training images.
-        recipe: How the caller has set up the run, as values for JSON.
+        recipe: How the caller has set up the run, as values for JSON. None keeps that of the run to be
+            resumed.
 
     Raises:
         TypeError: If ``recipe`` holds a value that JSON cannot express.
@@ -101,8 +104,11 @@ def prepare_folder(
             f"recipe must hold values that JSON can express, got {shortened(recipe)} ({error})."
         ) from error
     described = {part: _describe(dataset) for part, dataset in data.items()}
+    described_recipe = json.loads(recipe_text)
     if resume and run.is_file():
-        _compare_with_run(folder, config, values, described)
+        previous = _compare_with_run(folder, config, values, described)
+        if recipe is None:
+            described_recipe = previous.get("recipe")
     else:
         if locked:
             _clear_run_without_checkpoint(folder)
@@ -118,7 +124,7 @@ def prepare_folder(
         "status": "running",
         "started": _now(),
         "options": values,
-        "recipe": json.loads(recipe_text),
+        "recipe": described_recipe,
         "config": json.loads(config.to_json()),
         "data": described,
         "transforms": {part: _describe_transform(one.transform) for part, one in data.items()},
@@ -206,22 +212,20 @@ def _clear_run_without_checkpoint(folder: Path) -> None:
     """
     if not (folder / "run.json").is_file():
         return
-    found = [path for path in folder.rglob("*") if not path.is_dir()]
-    names = {path: path.relative_to(folder).as_posix() for path in found}
-    kept = {path for path, name in names.items() if _KEPT.fullmatch(name)}
-    cleared = [
-        path
-        for path, name in names.items()
-        if path not in kept and (_BEFORE_CHECKPOINT.fullmatch(name) or is_leftover(path))
-    ]
-    if len(cleared) + len(kept) < len(found):
-        return
-    size = sum(path.stat().st_size for path in cleared)
+    cleared, subfolders = [], []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink() and name in _OWN_SUBFOLDERS:
+            subfolders.append(path)
+        elif _BEFORE_CHECKPOINT.fullmatch(name) or is_leftover(path):
+            cleared.append(path)
+        elif not _KEPT.fullmatch(name):
+            return
+    size = sum(path.lstat().st_size for path in cleared)
     for path in cleared:
         path.unlink()
-    for name in ("checkpoints", "pictures", "tensorboard", "best"):
-        if (folder / name).is_dir():
-            (folder / name).rmdir()
+    for path in subfolders:
+        path.rmdir()
     LOG.info(
         "Removed %d files (%.1f MB) of a run in %r that ended before its first checkpoint.",
         len(cleared),
@@ -274,8 +278,12 @@ def _compare_with_run(
     config: RetinaNetConfig,
     values: dict[str, Any],
     described: dict[str, dict[str, Any]],
-) -> None:
-    """Raise if the run cannot be resumed, and log which options and data have changed."""
+) -> dict[str, Any]:
+    """Raise if the run cannot be resumed, and log which options and data have changed.
+
+    Returns:
+        The description of the run, from its ``run.json``.
+    """
     trained, content = _read_run(folder)
     changed = [
         f"{field.name}={shortened(new)} (was {shortened(old)})"
@@ -301,6 +309,7 @@ def _compare_with_run(
             LOG.info("Resuming with %s=%s (was %s).", name, value, options[name])
     for part, new in described.items():
         _report_changed_data(part, new, content.get("data", {}).get(part))
+    return content
 
 
 def _read_run(folder: Path) -> tuple[RetinaNetConfig, dict[str, Any]]:

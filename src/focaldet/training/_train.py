@@ -99,7 +99,8 @@ def train(
             ``train_data`` has no transform, because :func:`focaldet.datasets.train_transform` already
             does.
         recipe: How the run was set up, for ``run.json``: values that JSON can express, such as the
-            name of a recipe and the reasons for its choices. It does not affect the training.
+            name of a recipe and the reasons for its choices. It does not affect the training. When the
+            run is resumed, None keeps the previous value.
 
             .. versionadded:: 0.3.0
 
