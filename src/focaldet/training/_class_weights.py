@@ -36,8 +36,8 @@ def class_weight_tensor(weights: Mapping[str, float], class_names: Sequence[str]
     unknown = [name for name in weights if name not in class_names]
     if unknown:
         raise ValueError(
-            f"class_weights names {shortened(unknown)}, which are not classes of the data. The classes "
-            f"are {shortened(list(class_names))}."
+            f"class_weights names {shortened(unknown)}, but the classes of the model are "
+            f"{shortened(list(class_names))}."
         )
     return torch.tensor([float(weights.get(name, 1.0)) for name in class_names])
 

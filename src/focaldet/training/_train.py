@@ -91,7 +91,8 @@ def train(
         train_data: Training dataset.
         val_data: Validation dataset, on which the AP and the loss are computed after each epoch. None
             skips validation.
-        folder: Folder of the run. It must be new or empty unless ``resume`` is set.
+        folder: Folder of the run. It must be new or empty unless ``resume`` is set. What a run that
+            ended before its first checkpoint has left there is removed.
         options: Settings of the run. None uses the defaults.
         resume: Whether to continue from the last checkpoint in the folder. If it has none, a new run
             starts.
@@ -103,7 +104,6 @@ def train(
             run is resumed, None keeps the previous value.
 
             .. versionadded:: 0.3.0
-
         callbacks: Lightning callbacks of your own. They run after those that evaluate, save the best
             model and draw pictures, so they find ``val/AP`` in ``trainer.callback_metrics``, and before
             the log line of an epoch and the checkpoint, which holds their state. When the run is
@@ -125,18 +125,19 @@ def train(
         FileExistsError: If the folder is not empty and not to be resumed.
         TrainingError: If the run has to stop because of a loss that is not finite, an image that
             cannot be read, a full disk, too little memory or a killed worker. The last checkpoint is
-            complete. Also, before the first step, if an image file is missing, unreadable or of a
-            different size than annotated, or the disk has no space for the checkpoints; if another run uses the folder, or the files of the run to be resumed are damaged.
+            complete. Before the first step, if an image file is missing, unreadable or of a different
+            size than annotated, the first image or target does not fit the model, or the disk has no
+            space for the checkpoints. Also if another run uses the folder, or the files of the run to
+            be resumed are damaged.
         TypeError: If a callback, a logger or a value of ``recipe`` has the wrong type.
         ValueError: If the classes of the datasets and the model differ, a dataset has no objects, the
-            options name a part or a class that the model does not have, or a run to be resumed has trained a different model or used a different optimiser.
+            options name a part or a class that the model does not have, or a run to be resumed has
+            trained a different model or used a different optimiser.
         SystemExit: After SIGTERM or Ctrl-C, once the state has been saved.
     """
     options = options or TrainingOptions()
-    callbacks, loggers = (
-        _all_of("callbacks", callbacks, pl.Callback),
-        _all_of("loggers", loggers, Logger),
-    )
+    callbacks = _all_of("callbacks", callbacks, pl.Callback)
+    loggers = _all_of("loggers", loggers, Logger)
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
     if resize_images is None:
