@@ -233,7 +233,7 @@ def test_running_out_of_memory_says_which_batch_did_not_fit_and_what_to_lower(
         raise error
 
     model = smallest_detector()
-    model.head.register_forward_pre_hook(fail)  # type: ignore[arg-type]
+    model.head.register_forward_pre_hook(fail)
     message = (
         r"Out of memory in a training batch with 4 images of (48x64|64x48), .* \(height x width\) "
         rf"\({str(error)[:20].replace('[', '.').replace(']', '.') or 'MemoryError'}.*\)\. "

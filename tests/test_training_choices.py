@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from focaldet.structures import Target
     from focaldet.training import TrainingSummary
 
 
@@ -169,17 +170,16 @@ def test_a_weight_of_a_class_without_positive_anchors_changes_nothing() -> None:
 def test_class_weights_are_used_in_steps_and_leave_no_trace_in_the_model() -> None:
     model = smallest_detector()
     images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))]
-    target = {
+    target: Target = {
         "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
         "labels": torch.tensor([1]),
-        "image_id": 1,
     }
     loss = model.criterion.classification_loss
     values = []
     for weights in (None, {"square": 9.0}, {"circle": 9.0}):
         module = RetinaNetModule(model.train(), TrainingOptions(class_weights=weights))
-        module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
-        module._lr = lambda: 0.0  # type: ignore[method-assign]
+        for name in ("log", "log_dict", "_lr"):  # which need a trainer
+            setattr(module, name, lambda *_, **__: None)
         values.append(module.training_step((images, [target]), 0).item())
         assert model.criterion.classification_loss is loss
         assert model.current_config() == model.config
@@ -192,10 +192,10 @@ def test_class_weights_that_do_not_fit_the_model_raise() -> None:
     with pytest.raises(ValueError, match=r"class_weights names \['owl'\].*\['square', 'circle'\]"):
         RetinaNetModule(model, TrainingOptions(class_weights={"owl": 2}))
     options = TrainingOptions(class_weights={"circle": 2})
-    model.criterion.classification_loss = lambda *_, **__: torch.tensor(0.0)
-    with pytest.raises(TypeError, match="class_weights needs a FocalMapLoss.*got function"):
+    model.criterion.classification_loss = nn.Identity()
+    with pytest.raises(TypeError, match="class_weights needs a FocalMapLoss.*got Identity"):
         RetinaNetModule(model, options)
-    model.criterion = nn.Identity()  # type: ignore[assignment]
+    model.criterion = nn.Identity()
     with pytest.raises(TypeError, match="needs a RetinaNetCriterion, but .* has a Identity"):
         RetinaNetModule(model, options)
 
@@ -205,7 +205,7 @@ def test_class_weights_that_do_not_fit_the_model_raise() -> None:
 
 def test_repeat_factors_follow_the_share_of_images_with_a_class(data: Path) -> None:
     table = read_data(data / "train" / "annotations.json").table
-    arrays = {
+    arrays: dict[str, Any] = {
         "image_indices": np.array([0, 0, 1, 2, 3]),
         "labels": np.array([0, 1, 0, 0, 0]),  # class 1 is in 1 of 8 images, class 0 in 4
         "boxes": np.tile([1.0, 1.0, 20.0, 20.0], (5, 1)),
@@ -388,7 +388,8 @@ def test_a_run_stops_when_its_ap_has_not_risen_for_some_epochs_and_can_be_resume
     caplog.set_level(logging.INFO, logger="focaldet.training")
     folder = tmp_path / "run"
     summary = run(data, folder, epochs=7, patience=2)
-    assert summary[1:] == (pytest.approx(0.3), 4, 6)
+    assert (summary.best_epoch, summary.epochs) == (4, 6)
+    assert summary.best_ap == pytest.approx(0.3)
     stop = (
         "Stopping early after epoch 6: the AP has not risen above 0.300 since epoch 4 (patience=2)."
     )
@@ -397,7 +398,8 @@ def test_a_run_stops_when_its_ap_has_not_risen_for_some_epochs_and_can_be_resume
     assert result["stopped_early"] is True
     assert run(data, folder, epochs=7, patience=2, resume=True).epochs == 6  # nothing is left to do
     resumed = run(data, folder, epochs=7, patience=3, resume=True)
-    assert resumed[1:] == (pytest.approx(scripted_ap[-1]), 7, 7)
+    assert (resumed.best_epoch, resumed.epochs) == (7, 7)
+    assert resumed.best_ap == pytest.approx(scripted_ap[-1])
     assert json.loads((folder / "run.json").read_text())["result"]["stopped_early"] is False
 
 
@@ -526,7 +528,7 @@ def test_the_line_of_an_epoch_has_the_ap_of_each_of_up_to_ten_classes(
         for i in range(count)
     ]
     ap = CocoAP.__new__(CocoAP)
-    ap.result = type("Result", (), {"classes": classes})()  # type: ignore[assignment]
+    ap.result = type("Result", (), {"classes": classes})()
     values = {"callbacks": [ap], "is_global_zero": True, "callback_metrics": {}, "current_epoch": 0}
     trainer: Any = type("Trainer", (), {**values, "max_epochs": 1})()
     module: Any = type("Module", (), {"stopping": False})()

@@ -10,12 +10,12 @@ from torch import nn
 from focaldet._checks import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["freeze_parts", "restored_gradients"]
 
 
-def freeze_parts(model: nn.Module, freeze: tuple[str, ...] | int) -> list[nn.Module]:
+def freeze_parts(model: nn.Module, freeze: Sequence[str] | int) -> list[nn.Module]:
     """Freeze parts of a detector: their parameters and the statistics of their norms.
 
     Parts that are frozen already, such as the stages that ``config.trainable_stages`` leaves out, stay
@@ -53,10 +53,10 @@ def restored_gradients(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
 
 
-def _named(model: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:
+def _named(model: nn.Module, names: Sequence[str]) -> Iterator[nn.Module]:
     for name in names:
         try:
             yield model.get_submodule(name)
