@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import multiprocessing
@@ -16,8 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from focaldet import RetinaNetConfig
 from focaldet.datasets import DetectionDataset
-from focaldet.training import AtomicCheckpointIO, TrainingError, train
+from focaldet.training import (
+    AtomicCheckpointIO,
+    RetinaNetModule,
+    TrainingError,
+    TrainingOptions,
+    train,
+)
 from focaldet.training._lock import LOCK_NAME, locked_folder
 from focaldet.training._resuming import check_checkpoint
 from focaldet.training._run_folder import prepare_folder
@@ -272,3 +280,59 @@ def test_data_without_objects_raises_before_anything_is_written(
         with pytest.raises(ValueError, match=f"{name} from '.*json' cannot be used.*{message}"):
             train(tiny_detector(), *parts, folder=tmp_path / "run", options=tiny_options())
     assert not (tmp_path / "run").exists()
+
+
+def description(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_description_of_a_run_holds_what_repeats_it_and_how_it_ended(
+    data: Path, tmp_path: Path
+) -> None:
+    train_data = read_data(data / "train" / "annotations.json", tiny_training.darken)
+    val_data = read_data(data / "val" / "annotations.json")
+    options = tiny_options(epochs=1)
+    recipe = {"name": "small_data", "reasons": ["few images"]}
+    folder = tmp_path / "run"
+    model = tiny_detector()
+    summary = train(model, train_data, val_data, folder=folder, options=options, recipe=recipe)
+    content = description(folder)
+    assert content["status"] == "finished"
+    result = {"best_ap": summary.best_ap, "best_epoch": 1, "epochs": 1, "stopped_early": False}
+    assert content["result"] == result
+    assert content["recipe"] == recipe
+    assert RetinaNetConfig.from_json(json.dumps(content["config"])) == model.config
+    assert TrainingOptions(**content["options"]) == options
+    assert content["data"]["train"]["source"] == str(data / "train" / "annotations.json")
+    assert content["data"]["val"]["image_folder"] == str(data / "val")
+    assert content["transforms"] == {"train": "tests.helpers.tiny_training.darken", "val": None}
+    assert content["resize_images"] is False
+    assert content["started"] <= content["ended"]
+    prepare(folder, train_data)  # as when it is resumed without the recipe
+    assert description(folder)["recipe"] == recipe
+    with pytest.raises(TypeError, match="recipe must hold values that JSON can express.*object"):
+        train(model, train_data, folder=tmp_path / "other", recipe={"x": object()})
+
+
+def test_the_description_of_a_run_says_why_it_failed_or_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RetinaNetModule, "training_step", RetinaNetModule.training_step)
+    tiny_training.send_signal(signal.SIGTERM, 0, whole_group=False)
+    with pytest.raises(SystemExit):
+        tiny_training.run(data, tmp_path / "stopped", epochs=1)
+    assert description(tmp_path / "stopped")["status"] == "stopped"
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RetinaNetModule, "training_step", fail)
+    with pytest.raises(TrainingError):
+        tiny_training.run(data, tmp_path / "failed", epochs=1)
+    content = description(tmp_path / "failed")
+    assert content["status"] == "failed"
+    assert content["error"].startswith("TrainingError: No space left in ")
+    assert content["error"].count("No space left") == 1
+    result = {"best_ap": None, "best_epoch": None, "epochs": 0, "stopped_early": False}
+    assert content["result"] == result

@@ -21,13 +21,19 @@ from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
 from focaldet.errors import TrainingError, UnreadableImageError
 from focaldet.structures import check_targets
+from focaldet.training._logging import log_on_rank_zero, warn_on_rank_zero
+from focaldet.training._repeat_factor import (
+    RepeatFactorBatchSampler,
+    image_share_of_classes,
+    repeat_factors,
+)
 from focaldet.training._resuming import check_count
 from focaldet.training._skipped import SkippedImages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["DetectionDataModule"]
+__all__ = ["DetectionDataModule", "read_first_image"]
 
 _StandIn: TypeAlias = Literal["none", "other", "black"]
 
@@ -37,10 +43,22 @@ _GRACE_PERIOD = 300  # seconds that a worker keeps running after SIGTERM
 
 
 class _Key(NamedTuple):
-    """Index of an item in the dataset, with the epoch, which the random transforms depend on."""
+    """Index of an item in the dataset, with what its random transforms depend on.
+
+    Attributes:
+        epoch: The epoch, counted from 0.
+        item: Index of the item.
+        repeat: How many times the item has occurred in the epoch before.
+    """
 
     epoch: int
     item: int
+    repeat: int = 0
+
+    def seeds(self, seed: int) -> tuple[int, ...]:
+        """Return the seeds of the item in the run with this seed."""
+        numbers = (seed, self.epoch, self.item)
+        return (*numbers, self.repeat) if self.repeat else numbers
 
 
 class _Failure(NamedTuple):
@@ -97,9 +115,12 @@ class DetectionDataModule(pl.LightningDataModule):
         workers: Number of processes per rank that read images; 0 reads them in the main process.
         on_error: "raise", or "skip" to continue without missing or unreadable image files.
         seed: Seed of the order of the images and of random transforms, at least 0.
+        sampler: "shuffle", or "repeat_factor" to repeat images with rare classes; see
+            :class:`TrainingOptions`.
+        repeat_threshold: Share of the images below which a class counts as rare.
 
     .. versionadded:: 0.3.0
-        ``on_error``.
+        ``on_error``, ``sampler`` and ``repeat_threshold``.
 
     Raises:
         ValueError: If an option is out of range, a dataset has no images or no objects, or the two
@@ -115,12 +136,16 @@ class DetectionDataModule(pl.LightningDataModule):
         workers: int = 2,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
+        sampler: Literal["shuffle", "repeat_factor"] = "shuffle",
+        repeat_threshold: float = 0.001,
     ) -> None:
         super().__init__()
         check_range("batch_size", batch_size, 1)
         check_range("workers", workers, 0)
         check_choice("on_error", on_error, ("raise", "skip"))
         check_range("seed", seed, 0)
+        check_choice("sampler", sampler, ("shuffle", "repeat_factor"))
+        check_range("repeat_threshold", repeat_threshold, 0, 1, low_open=True)
         for name, data in (("train_data", train_data), ("val_data", val_data)):
             if data is not None and not len(data):
                 raise ValueError(f"{name} is empty; pass a dataset with at least one image.")
@@ -141,6 +166,8 @@ class DetectionDataModule(pl.LightningDataModule):
         self.workers = workers
         self.on_error = on_error
         self.seed = seed
+        self.sampler = sampler
+        self.repeat_threshold = repeat_threshold
         self._position: dict[str, Any] | None = None
         self._skipped = {
             part: SkippedImages(data.table.file_names)
@@ -224,19 +251,24 @@ class DetectionDataModule(pl.LightningDataModule):
     def _loader(self, data: DetectionDataset, *, shuffle: bool) -> _Loader:
         trainer = self.trainer
         ranks = trainer.world_size if trainer else 1
-        batches = AspectRatioBatchSampler(
-            data.aspect_ratios,
-            self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            num_replicas=ranks,
-        )
+        rank = trainer.global_rank if trainer else 0
+        batches: _Epochs
+        if shuffle and self.sampler == "repeat_factor":
+            batches = self._repeated(rank, ranks)
+        else:
+            batches = AspectRatioBatchSampler(
+                data.aspect_ratios,
+                self.batch_size,
+                shuffle=shuffle,
+                seed=self.seed,
+                rank=rank,
+                num_replicas=ranks,
+            )
         skipped = self._skipped["train" if shuffle else "val"]
         skipped.ranks = ranks if self.on_error == "skip" else 1
         loader = _Loader(
             _Seeded(data, self.seed, stand_in=self._stand_in(shuffle=shuffle)),
-            batch_sampler=_Batches(batches),
+            batch_sampler=_Batches(batches, len(data)),
             collate_fn=_collate,
             worker_init_fn=_outlast_signals,
             num_workers=self.workers,
@@ -246,6 +278,35 @@ class DetectionDataModule(pl.LightningDataModule):
         )
         self._loaders.add(loader)
         return loader
+
+    def _repeated(self, rank: int, ranks: int) -> RepeatFactorBatchSampler:
+        """Return the batches with repeats of images with rare classes, and log how many there are."""
+        data = self.train_data
+        factors = repeat_factors(data, self.repeat_threshold)
+        batches = RepeatFactorBatchSampler(
+            data.aspect_ratios,
+            factors,
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            num_replicas=ranks,
+        )
+        repeated = int((factors > 1).sum())
+        if repeated:
+            log_on_rank_zero(
+                f"Repeat factor sampling: {repeated} of {len(data)} images are repeated, up to "
+                f"{factors.max():.2f} times; an epoch has {batches.images_per_epoch} images."
+            )
+        else:
+            rarest = image_share_of_classes(data)
+            rarest = rarest[rarest > 0].min()
+            warn_on_rank_zero(
+                "Repeat factor sampling repeats nothing: every class occurs in at least %.3g of the "
+                "images, and repeat_threshold is %g. Set it above that share.",
+                rarest,
+                self.repeat_threshold,
+            )
+        return batches
 
     def _stand_in(self, *, shuffle: bool) -> _StandIn:
         if self.on_error == "raise":
@@ -259,7 +320,10 @@ def _check_position(state: dict[str, Any]) -> None:
 
 
 class _Epochs(Protocol):
-    """Batches of indices in an order that differs from epoch to epoch."""
+    """Batches of indices in an order that differs from epoch to epoch.
+
+    With I items, index ``i + r * I`` is repeat r of item i.
+    """
 
     def __iter__(self) -> Iterator[list[int]]: ...
     def __len__(self) -> int: ...
@@ -268,10 +332,16 @@ class _Epochs(Protocol):
 
 
 class _Batches(Sampler[list[_Key]]):
-    """The batches of an epoch, or the rest of them."""
+    """The batches of an epoch, or the rest of them.
 
-    def __init__(self, batches: _Epochs) -> None:
+    Args:
+        batches: The batches of indices.
+        num_items: Number of items in the dataset.
+    """
+
+    def __init__(self, batches: _Epochs, num_items: int) -> None:
         self.batches = batches
+        self.num_items = num_items
         self.epoch = 0
         self.start = 0
 
@@ -287,7 +357,10 @@ class _Batches(Sampler[list[_Key]]):
     def __iter__(self) -> Iterator[list[_Key]]:
         self.batches.set_epoch(self.epoch)
         for indices in itertools.islice(self.batches, self.start, None):
-            yield [_Key(self.epoch, index) for index in indices]
+            yield [
+                _Key(self.epoch, index % self.num_items, index // self.num_items)
+                for index in indices
+            ]
 
     def __len__(self) -> int:
         return len(self.batches)  # including skipped batches, because Lightning counts them
@@ -402,7 +475,7 @@ class _Seeded(Dataset[Any]):
         """Return a few items of the same orientation, in an order that depends only on the key."""
         upright = self.data.aspect_ratios > 1
         similar = np.flatnonzero(upright == upright[key.item])
-        rng = np.random.default_rng((self.seed, key.epoch, key.item))
+        rng = np.random.default_rng(key.seeds(self.seed))
         count = min(_MAX_STAND_INS, len(similar))
         items: list[int] = rng.choice(similar, count, replace=False).tolist()
         return [item for item in items if item != key.item]
@@ -410,7 +483,7 @@ class _Seeded(Dataset[Any]):
     def _read(self, key: _Key, item: int) -> _Sample | _Failure:
         name = f"image {self.data.image_ids[item]}"
         with isolate_rng(include_cuda=False):
-            _seed_everything((self.seed, key.epoch, key.item))
+            _seed_everything(key.seeds(self.seed))
             target: Any
             try:
                 image, target = self.data[item]
@@ -423,6 +496,25 @@ class _Seeded(Dataset[Any]):
                 unreadable = isinstance(error, (OSError, UnreadableImageError))
                 return _Failure(message, traceback.format_exc(), item, unreadable)
         return _Sample(image, target)
+
+
+def read_first_image(data: DetectionDataset, seed: int) -> Tensor | None:
+    """Read the first item of a dataset as a run does, and return its image.
+
+    Returns:
+        ``[C, H, W]``, or None if the image file is missing or unreadable.
+
+    Raises:
+        TrainingError: If the item is not an image and a target that fits it.
+    """
+    item = _Seeded(data, seed)[_Key(0, 0)]
+    if isinstance(item, _Sample):
+        return item.image
+    if item.unreadable:
+        return None
+    error = TrainingError(item.message)
+    error.add_note(item.trace)
+    raise error
 
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:

@@ -10,11 +10,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from focaldet.training._class_weights import class_weight_tensor, weighted_classes
+from focaldet.training._freezing import freeze_parts
 from focaldet.training._logging import log_on_rank_zero
 from focaldet.training._optimisation import build_optimizer, choose_lr, lr_factor
 from focaldet.training._options import TrainingOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from focaldet.retinanet import RetinaNet
@@ -41,13 +45,18 @@ class RetinaNetModule(pl.LightningModule):
 
     Args:
         model: Model to train, in place.
-        options: Settings of the optimiser and the schedule. The batch size and the accumulation are
-            used to scale the learning rate. None uses the defaults.
+        options: Settings of the optimiser and the schedule, with the class weights and the parts to
+            freeze. The batch size and the accumulation are used to scale the learning rate. None uses
+            the defaults. Frozen parts of the model are still frozen when training has ended.
         resize_images: Whether the model resizes training images. Pass False if the transform of the
             dataset has resized them already. Validation images are always resized by the model.
 
     Attributes:
         stopping: Whether to skip the rest of a validation, because the run has been asked to stop.
+
+    Raises:
+        ValueError: If the options name a part or a class that the model does not have.
+        TypeError: If the options have class weights, and the criterion of the model is of your own kind.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(num_classes=2, backbone="resnet18", backbone_norm="batch")
@@ -67,6 +76,17 @@ class RetinaNetModule(pl.LightningModule):
         self.options = options or TrainingOptions()
         self.resize_images = resize_images
         self.stopping = False
+        freeze = self.options.freeze
+        self._frozen = [] if not freeze else freeze_parts(model, freeze)
+        weights = self.options.class_weights
+        self._class_weights = None if not weights else _weights_of(model, weights)
+
+    def train(self, mode: bool = True) -> RetinaNetModule:  # noqa: FBT001, FBT002 - as in torch
+        """Set the mode of the model, in which frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def on_train_epoch_start(self) -> None:
         """Seed the random numbers of the network (dropout) for this epoch and rank."""
@@ -77,7 +97,8 @@ class RetinaNetModule(pl.LightningModule):
         """Return the sum of the losses of a batch."""
         images, targets = batch
         # The data module has already checked the images and targets, on the CPU.
-        output = self.model(images, targets, resize=self.resize_images, validate=False)
+        with weighted_classes(self.model.criterion, self._class_weights):
+            output = self.model(images, targets, resize=self.resize_images, validate=False)
         losses: dict[str, Tensor] = output.losses
         loss = torch.stack(list(losses.values())).sum()
         each = {f"train/{name}": value.detach() for name, value in losses.items()}
@@ -99,7 +120,8 @@ class RetinaNetModule(pl.LightningModule):
         if self.stopping:
             return None
         images, targets = batch
-        output = self.model(images, targets, validate=False)
+        with weighted_classes(self.model.criterion, self._class_weights):
+            output = self.model(images, targets, validate=False)
         losses: dict[str, Tensor] = output.losses
         loss = torch.stack(list(losses.values())).sum()
         named = {"loss": loss, **losses}
@@ -141,6 +163,18 @@ class RetinaNetModule(pl.LightningModule):
 
     def _lr(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _weights_of(model: RetinaNet, weights: Mapping[str, float]) -> Tensor:
+    """Return the class weights for a model, after checking that its criterion can use them."""
+    names = model.config.class_names
+    if names is None:
+        raise ValueError(
+            "class_weights needs the names of the classes; set class_names in the config."
+        )
+    tensor = class_weight_tensor(weights, names)
+    with weighted_classes(model.criterion, tensor):
+        return tensor
 
 
 def _shut_down_process_group() -> None:

@@ -7,13 +7,17 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
 
+from focaldet._checks import printable
+from focaldet.training._coco_ap import CocoAP
 from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._logging import LOG
 
-__all__ = ["ProgressLog", "on_terminal"]
+__all__ = ["EpochBar", "ProgressLog", "on_terminal"]
 
 _SECONDS = 60  # between log lines within an epoch
+_MAX_CLASSES = 10  # whose AP the line of an epoch shows
 _SHOWN = (
     ("train/loss_epoch", "loss"),
     ("val/loss", "validation loss"),
@@ -26,6 +30,23 @@ _SHOWN = (
 def on_terminal() -> bool:
     """Return whether stderr is a terminal, where a progress bar makes sense."""
     return sys.stderr.isatty()
+
+
+class EpochBar(TQDMProgressBar):
+    """Lightning's progress bar, with epochs counted as in the log and without a version number."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """Return the values shown. The version of a logger's files is not one that a run changes."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Reset the bar, and count epochs from 1."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(
+            f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        )
 
 
 class ProgressLog(pl.Callback):
@@ -80,6 +101,8 @@ class ProgressLog(pl.Callback):
             for name, label in _SHOWN
             if name in metrics and not (module.stopping and name.startswith("val/"))
         ]
+        if not module.stopping:
+            parts += _ap_per_class(trainer)
         if skipped:
             parts.append(f"{skipped} images skipped")
         seconds = time.monotonic() - self._epoch_start
@@ -90,6 +113,21 @@ class ProgressLog(pl.Callback):
             ", ".join(parts),
             seconds,
         )
+
+
+def _ap_per_class(trainer: pl.Trainer) -> list[str]:
+    """Return the AP of each class in the last validation, if there are only a few classes."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CocoAP) and callback.result is not None:
+            classes = callback.result.classes
+            if not 2 <= len(classes) <= _MAX_CLASSES:
+                return []
+            each = ", ".join(
+                f"{printable(one.name)} {f'{one.ap:.3f}' if one.objects else '-'}"
+                for one in classes
+            )
+            return [f"AP per class ({each})"]
+    return []
 
 
 def _skipped_images(trainer: pl.Trainer) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime as dt
 import hashlib
 import importlib.metadata
 import json
@@ -23,17 +25,45 @@ from focaldet.training._logging import LOG, log_on_rank_zero
 from focaldet.training._resuming import check_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from focaldet.datasets import DetectionDataset
     from focaldet.training._options import TrainingOptions
 
-__all__ = ["prepare_folder", "step_of_checkpoint"]
+__all__ = ["Outcome", "prepare_folder", "recorded_outcome", "step_of_checkpoint"]
 
 _SUBFOLDERS = ("", "checkpoints", "pictures", "best", "last")
+_OWN_SUBFOLDERS = (*_SUBFOLDERS[1:], "tensorboard")
 _MODELS = ("best", "last")
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
-_FIXED = ("optimizer", "decay_norm_and_bias")  # options that determine the optimiser's state
+_BEFORE_CHECKPOINT = re.compile(  # the files of a run that it writes before its first checkpoint
+    r"run\.json|config\.json|metrics\.csv|curves\.png|pictures/epoch_\d+\.png"
+    r"|tensorboard/events\.out\.tfevents\.[^/]+|tensorboard/hparams\.yaml"
+    r"|(best|last)/\.tmp[A-Za-z0-9]{6}"
+)
+_KEPT = re.compile(rf"{re.escape(LOCK_NAME)}|nonfinite_step_\d+(_rank_\d+)?\.pt")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_FIXED = (
+    "optimizer",
+    "decay_norm_and_bias",
+    "freeze",
+)  # options that determine the optimiser's state
+
+
+class Outcome:
+    """What a run has reached when it ends, in any way."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[], dict[str, Any]] | None = None
+
+    def follow(self, read: Callable[[], dict[str, Any]]) -> None:
+        """Set the function that returns the result so far, as values for JSON."""
+        self._read = read
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result so far, or None if the run has not come far enough to have one."""
+        return None if self._read is None else self._read()
 
 
 @rank_zero_only
@@ -45,6 +75,8 @@ def prepare_folder(
     *,
     resume: bool,
     locked: bool,
+    resize_images: bool | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that the folder is empty or that its run can be resumed, and describe the run in it.
 
@@ -56,13 +88,30 @@ def prepare_folder(
         resume: Whether to resume the run in the folder.
         locked: Whether this process holds the folder's lock, so that files with temporary names are
             left over from a killed process and can be removed.
+        resize_images: Whether the model resizes training images.
+        recipe: How the caller has set up the run, as values for JSON. None keeps that of the run to be
+            resumed.
+
+    Raises:
+        TypeError: If ``recipe`` holds a value that JSON cannot express.
     """
     run = folder / "run.json"
-    values = dataclasses.asdict(options)
+    values = json.loads(json.dumps(dataclasses.asdict(options)))  # as they are read back
+    try:
+        recipe_text = json.dumps(None if recipe is None else dict(recipe))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"recipe must hold values that JSON can express, got {shortened(recipe)} ({error})."
+        ) from error
     described = {part: _describe(dataset) for part, dataset in data.items()}
+    described_recipe = json.loads(recipe_text)
     if resume and run.is_file():
-        _compare_with_run(folder, config, values, described)
+        previous = _compare_with_run(folder, config, values, described)
+        if recipe is None:
+            described_recipe = previous.get("recipe")
     else:
+        if locked:
+            _clear_run_without_checkpoint(folder)
         _check_empty(folder, resume=resume)
     if locked:
         _remove_leftovers(folder)
@@ -71,12 +120,73 @@ def prepare_folder(
         "torch": torch.__version__,
         "pytorch_lightning": importlib.metadata.version("pytorch-lightning"),
     }
-    content = {"options": values, "data": described, "versions": versions, "command": sys.argv}
+    content = {
+        "status": "running",
+        "started": _now(),
+        "options": values,
+        "recipe": described_recipe,
+        "config": json.loads(config.to_json()),
+        "data": described,
+        "transforms": {part: _describe_transform(one.transform) for part, one in data.items()},
+        "resize_images": resize_images,
+        "versions": versions,
+        "command": sys.argv,
+    }
     for path, text in (
         (folder / "config.json", config.to_json()),
         (run, json.dumps(content, indent=2)),
     ):
         atomic_write_text(path, text)
+
+
+@contextlib.contextmanager
+def recorded_outcome(folder: Path) -> Iterator[Outcome]:
+    """Write to ``run.json`` how a run ends: its status, its result, and the error if it fails.
+
+    The status is "running" until then, and stays so if the process is killed. It becomes "finished",
+    "stopped" (by a signal, after the state was saved) or "failed".
+
+    Args:
+        folder: Folder of the run, which `prepare_folder` has described.
+
+    Yields:
+        The outcome, which the caller tells where to find the result.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except (SystemExit, KeyboardInterrupt):
+        _record(folder, {"status": "stopped", "result": outcome.result()})
+        raise
+    except Exception as error:
+        error_text = f"{type(error).__name__}: {error}"
+        _record(folder, {"status": "failed", "error": error_text, "result": outcome.result()})
+        raise
+    _record(folder, {"status": "finished", "result": outcome.result()})
+
+
+@rank_zero_only
+def _record(folder: Path, changes: dict[str, Any]) -> None:
+    """Change values in ``run.json``, or log why that failed, because another error is more important."""
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        atomic_write_text(path, json.dumps({**content, **changes, "ended": _now()}, indent=2))
+    except (OSError, ValueError) as error:
+        LOG.warning("Cannot write how the run ended to %r (%s).", str(path), error)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _describe_transform(transform: object) -> str | None:
+    """Describe a transform in words that do not change from run to run, as far as that is possible."""
+    if transform is None:
+        return None
+    if isinstance(transform, torch.nn.Module) or not hasattr(transform, "__qualname__"):
+        return _ADDRESS.sub("", repr(transform))
+    return f"{getattr(transform, '__module__', '')}.{transform.__qualname__}"
 
 
 def _describe(data: DetectionDataset) -> dict[str, Any]:
@@ -86,6 +196,7 @@ def _describe(data: DetectionDataset) -> dict[str, Any]:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return {
         "source": str(data.table.source),
+        "image_folder": str(data.table.image_folder),
         "images": len(data),
         "boxes": len(data.table.boxes),
         "class_names": list(data.class_names),
@@ -93,9 +204,41 @@ def _describe(data: DetectionDataset) -> dict[str, Any]:
     }
 
 
+def _clear_run_without_checkpoint(folder: Path) -> None:
+    """Remove what a run has written, if it ended before its first checkpoint and nothing else is there.
+
+    Nothing is removed if there is a checkpoint or a model, or any file that no run writes before them.
+    The batch of a loss that is not finite (``nonfinite_step_N.pt``) is kept for its reader.
+    """
+    if not (folder / "run.json").is_file():
+        return
+    cleared, subfolders = [], []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink() and name in _OWN_SUBFOLDERS:
+            subfolders.append(path)
+        elif _BEFORE_CHECKPOINT.fullmatch(name) or is_leftover(path):
+            cleared.append(path)
+        elif not _KEPT.fullmatch(name):
+            return
+    size = sum(path.lstat().st_size for path in cleared)
+    for path in cleared:
+        path.unlink()
+    for path in subfolders:
+        path.rmdir()
+    LOG.info(
+        "Removed %d files (%.1f MB) of a run in %r that ended before its first checkpoint.",
+        len(cleared),
+        size / 1e6,
+        str(folder),
+    )
+
+
 def _check_empty(folder: Path, *, resume: bool) -> None:
     name = f"folder {str(folder)!r}"
-    if all(path.name == LOCK_NAME or is_leftover(path) for path in folder.iterdir()):
+    ignored = (path.name == LOCK_NAME or is_leftover(path) or _KEPT.fullmatch(path.name)
+               for path in folder.iterdir())  # fmt: skip
+    if all(ignored):
         return
     if (folder / "run.json").is_file():
         raise FileExistsError(
@@ -135,8 +278,12 @@ def _compare_with_run(
     config: RetinaNetConfig,
     values: dict[str, Any],
     described: dict[str, dict[str, Any]],
-) -> None:
-    """Raise if the run cannot be resumed, and log which options and data have changed."""
+) -> dict[str, Any]:
+    """Raise if the run cannot be resumed, and log which options and data have changed.
+
+    Returns:
+        The description of the run, from its ``run.json``.
+    """
     trained, content = _read_run(folder)
     changed = [
         f"{field.name}={shortened(new)} (was {shortened(old)})"
@@ -162,6 +309,7 @@ def _compare_with_run(
             LOG.info("Resuming with %s=%s (was %s).", name, value, options[name])
     for part, new in described.items():
         _report_changed_data(part, new, content.get("data", {}).get(part))
+    return content
 
 
 def _read_run(folder: Path) -> tuple[RetinaNetConfig, dict[str, Any]]:

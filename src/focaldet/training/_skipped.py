@@ -12,7 +12,7 @@ from focaldet.training._logging import warn_on_rank_zero
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SkippedImages"]
+__all__ = ["SkippedImages", "check_share_skipped"]
 
 _MAX_SKIPPED = 10  # images per dataset, or the share below if that is more
 _MAX_SKIPPED_SHARE = 0.01
@@ -93,9 +93,23 @@ class SkippedImages:
         for index, error in sorted(new.items()):
             self._found.add(index)
             warn_on_rank_zero("Skipping an image: %s", error)
-        if new and len(self._found) > max(_MAX_SKIPPED, total * _MAX_SKIPPED_SHARE):
-            raise TrainingError(
-                f"{len(self._found)} of {total} images cannot be read, more than on_error='skip' "
-                f"allows ({_MAX_SKIPPED_SHARE:.0%}, or {_MAX_SKIPPED} if that is more). The last is: "
-                f"{max(new.items())[1]}"
-            )
+        if new:
+            check_share_skipped(len(self._found), total, max(new.items())[1])
+
+
+def check_share_skipped(count: int, total: int, last: str) -> None:
+    """Raise if so many of the images of a dataset cannot be read that skipping them is no remedy.
+
+    Args:
+        count: Number of images that cannot be read.
+        total: Number of images in the dataset.
+        last: Error of one of them.
+
+    Raises:
+        TrainingError: If there are too many.
+    """
+    if count > max(_MAX_SKIPPED, total * _MAX_SKIPPED_SHARE):
+        raise TrainingError(
+            f"{count} of {total} images cannot be read, more than on_error='skip' allows "
+            f"({_MAX_SKIPPED_SHARE:.0%}, or {_MAX_SKIPPED} if that is more). The last is: {last}"
+        )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Rows = npt.NDArray[np.int64]
 
-__all__ = ["measure_anchor_reach"]
+__all__ = ["measure_anchor_reach", "objects_at_input"]
 
 _BINS = ("small", "medium", "large")
 _MIN_GAIN = 0.001  # of the share reached; other anchors are not suggested for less
@@ -45,7 +45,7 @@ def measure_anchor_reach(
         config: The configuration of the model.
         strides: Strides of the maps of the model's backbone.
     """
-    objects, rows = _objects_at_input(table, sizes, config)
+    objects, rows = objects_at_input(table, sizes, config)
     bins = size_bins(table, rows)
     ious = best_anchor_ious(objects, build_anchor_generator(config, strides))
     reached = ious >= config.positive_threshold
@@ -63,7 +63,7 @@ def measure_anchor_reach(
     return list(_unreached(table, objects, rows, ious, config.positive_threshold)), reach
 
 
-def _objects_at_input(
+def objects_at_input(
     table: AnnotationTable, sizes: npt.NDArray[np.int32], config: RetinaNetConfig
 ) -> tuple[Objects, Rows]:
     """Return the objects that training uses, clipped and resized, and their rows in the table."""
