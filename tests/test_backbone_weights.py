@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def config(**changes: Any) -> RetinaNetConfig:
-    options: dict[str, Any] = {"num_classes": 2, "backbone": "resnet18", "fpn_channels": 16}
+    options: dict[str, Any] = {"num_classes": 2, "backbone": "mobilenet_v2", "fpn_channels": 16}
     return RetinaNetConfig(**(options | changes))
 
 
@@ -47,14 +47,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def random_weights(name: str = "resnet18") -> dict[str, torch.Tensor]:
+def random_weights(name: str = "mobilenet_v2") -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
     return build_backbone(name).state_dict()
 
 
 def test_imagenet_weights_come_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = random_weights()
-    published = without_hash(imagenet_weights("resnet18"), monkeypatch)
+    published = without_hash(imagenet_weights("mobilenet_v2"), monkeypatch)
     torch.save(weights, cache / published.file_name)
     model = RetinaNet.from_config(config(trainable_stages=2), backbone_weights="imagenet")
     assert_close(dict(model.backbone.state_dict()), dict(weights))
@@ -62,16 +62,16 @@ def test_imagenet_weights_come_from_the_cache(cache: Path, monkeypatch: pytest.M
 
 
 def test_a_cached_file_with_a_different_hash_is_an_error(cache: Path) -> None:
-    torch.save(random_weights(), cache / "resnet18-f37072fd.pth")
-    with pytest.raises(DownloadError, match=r"is not torchvision's ResNet18_Weights.*SHA-256"):
+    torch.save(random_weights(), cache / "mobilenet_v2-b0353104.pth")
+    with pytest.raises(DownloadError, match=r"is not torchvision's MobileNet_V2_Weights.*SHA-256"):
         RetinaNet.from_config(config(), backbone_weights="imagenet")
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(cache: Path) -> None:
     message = (
-        r"Could not download resnet18-f37072fd\.pth: .*To use it without a network, download "
-        r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth \(about 47 MB\) and save it as "
-        rf"'{cache}/resnet18-f37072fd\.pth'"
+        r"Could not download mobilenet_v2-b0353104\.pth: .*To use it without a network, download "
+        r"https://download\.pytorch\.org/models/mobilenet_v2-b0353104\.pth \(about 14 MB\) and save it as "
+        rf"'{cache}/mobilenet_v2-b0353104\.pth'"
     )
     with pytest.raises(DownloadError, match=message):
         RetinaNet.from_config(config(), backbone_weights="imagenet")
@@ -99,10 +99,10 @@ def test_files_of_weights_that_cannot_be_used_are_errors(tmp_path: Path) -> None
     (tmp_path / "damaged.pth").write_bytes(b"PK\3\4 damaged")
     with pytest.raises(CheckpointError, match=r"damaged\.pth"):
         RetinaNet.from_config(config(), backbone_weights=tmp_path / "damaged.pth")
-    torch.save(random_weights("resnet34"), tmp_path / "resnet34.pth")
-    with pytest.raises(ValueError, match=r"^backbone_weights do not fit a torchvision resnet50"):
+    torch.save(random_weights(), tmp_path / "mobilenet.pth")
+    with pytest.raises(ValueError, match=r"^backbone_weights do not fit a torchvision mobilenet_v3_large"):
         RetinaNet.from_config(
-            config(backbone="resnet50"), backbone_weights=tmp_path / "resnet34.pth"
+            config(backbone="mobilenet_v3_large"), backbone_weights=tmp_path / "mobilenet.pth"
         )
 
 
@@ -133,7 +133,7 @@ def test_imagenet_weights_do_not_fit_strides_in_the_1x1_convolutions() -> None:
 def test_a_different_normalisation_is_said(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    published = without_hash(imagenet_weights("resnet18"), monkeypatch)
+    published = without_hash(imagenet_weights("mobilenet_v2"), monkeypatch)
     torch.save(random_weights(), cache / published.file_name)
     with caplog.at_level(logging.WARNING, "focaldet"):
         RetinaNet.from_config(config(image_std=(0.5, 0.5, 0.5)), backbone_weights="imagenet")
