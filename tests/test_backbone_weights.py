@@ -100,7 +100,9 @@ def test_files_of_weights_that_cannot_be_used_are_errors(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"damaged\.pth"):
         RetinaNet.from_config(config(), backbone_weights=tmp_path / "damaged.pth")
     torch.save(random_weights(), tmp_path / "mobilenet.pth")
-    with pytest.raises(ValueError, match=r"^backbone_weights do not fit a torchvision mobilenet_v3_large"):
+    with pytest.raises(
+        ValueError, match=r"^backbone_weights do not fit a torchvision mobilenet_v3_large"
+    ):
         RetinaNet.from_config(
             config(backbone="mobilenet_v3_large"), backbone_weights=tmp_path / "mobilenet.pth"
         )

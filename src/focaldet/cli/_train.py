@@ -430,13 +430,9 @@ def _report(
     chosen: Recipe, train_table: AnnotationTable, val_table: AnnotationTable | None, output: Path
 ) -> str:
     val = "no validation" if val_table is None else f"{len(val_table):,} for validation"
-    lines = [
-        f"Data: {len(train_table):,} images for training, {val}, "
-        f"{len(train_table.class_names)} classes.",
-        *chosen.reasons,
-        f"Output: {output}",
-    ]
-    return "\n".join(lines) + "\n"
+    classes = len(train_table.class_names)
+    data = f"Data: {len(train_table):,} images for training, {val}; classes: {classes}."
+    return "\n".join([data, *chosen.reasons, f"Output: {output}", ""])
 
 
 def _start_model(source: str, names: tuple[str, ...], changes: dict[str, Any]) -> RetinaNet:

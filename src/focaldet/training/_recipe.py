@@ -395,8 +395,9 @@ def _outcome(config: RetinaNetConfig, options: TrainingOptions, images: int, dev
     per_update = options.batch_size * options.accumulate * devices
     updates = options.epochs * max(1, images // per_update)
     return (
-        f"{_counted(options.epochs, 'epoch')}, about {updates:,} updates of "
-        f"{_counted(per_update, 'image')}, of a {config.backbone} at {config.min_size} pixels."
+        f"Trains a {config.backbone} at {config.min_size} pixels for "
+        f"{_counted(options.epochs, 'epoch')}, about {_counted(updates, 'update')} of "
+        f"{_counted(per_update, 'image')}."
     )
 
 
