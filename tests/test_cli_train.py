@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TINY = (
-    "--fpn-channels", "32", "--head-depth", "1", "--min-size", "48", "--max-size", "64",
+    "--fpn-channels", "64", "--head-depth", "1", "--min-size", "48", "--max-size", "64",
     "--epochs", "1", "--workers", "0", "--device", "cpu",
 )  # fmt: skip
 

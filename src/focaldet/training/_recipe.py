@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -243,7 +244,7 @@ class _Job(NamedTuple):
         batch = self.options.get("batch_size", max(1, _BATCH // self.devices))
         per_update = batch * self.options.get("accumulate", 1) * self.devices
         low, high = _EPOCHS
-        updates_per_epoch = max(1, len(self.table) // per_update)
+        updates_per_epoch = math.ceil(len(self.table) / per_update)
         options = {
             "epochs": min(max(round(_UPDATES / updates_per_epoch), low), high),
             "batch_size": batch,
@@ -393,7 +394,7 @@ def _object_sides(
 
 def _outcome(config: RetinaNetConfig, options: TrainingOptions, images: int, devices: int) -> str:
     per_update = options.batch_size * options.accumulate * devices
-    updates = options.epochs * max(1, images // per_update)
+    updates = options.epochs * math.ceil(images / per_update)
     return (
         f"Trains a {config.backbone} at {config.min_size} pixels for "
         f"{_counted(options.epochs, 'epoch')}, about {_counted(updates, 'update')} of "
