@@ -85,7 +85,7 @@ def test_a_run_is_made_resumed_and_repeated_with_a_change(
     assert run.config["backbone_norm"] == "batch"
     assert "focaldet predict a" in capsys.readouterr().out
 
-    assert train(data, "--output", "a", *TINY) == 2
+    assert train(data, "--backbone-weights", "none", "--output", "a", *TINY) == 2
     assert "already holds a run" in capsys.readouterr().err
 
     changed = ("--device", "cpu", "--workers", "0")
@@ -135,6 +135,20 @@ def test_mistakes_are_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
     assert lines[-1].startswith("error: ")
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError("no network in tests")
+
+    monkeypatch.setattr("focaldet.pretrained._downloads.urlopen", fail)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    assert train(data, *TINY) == 2
+    printed = capsys.readouterr().err
+    assert "download https://download.pytorch.org/models/mobilenet_v2-b0353104.pth" in printed
+    assert "Or pass --backbone-weights" in printed
 
 
 def test_ranks_of_torchrun_need_an_output(

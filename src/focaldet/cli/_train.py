@@ -454,5 +454,11 @@ def _changed_model(model: RetinaNet, source: str, chosen: Recipe) -> RetinaNet:
 
 def _new_model(chosen: Recipe, weights: str | None) -> RetinaNet:
     from focaldet import RetinaNet
+    from focaldet.errors import DownloadError
 
-    return RetinaNet.from_config(chosen.config, backbone_weights=weights)
+    try:
+        return RetinaNet.from_config(chosen.config, backbone_weights=weights)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error} Or pass --backbone-weights with another file, or 'none' to train from scratch."
+        ) from error
