@@ -15,7 +15,6 @@ from focaldet.backbones import build_backbone
 from focaldet.cli import main
 from focaldet.training import list_runs, read_run
 from tests.helpers.run_folders import write_run
-from tests.helpers.splits import install_missing
 from tests.helpers.tiny_training import tiny_detector, write_data
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
     monkeypatch.setenv("FOCALDET_HOME", str(tmp_path / "cache"))
-    install_missing(monkeypatch)
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -77,7 +75,8 @@ def test_nothing_but_the_data_is_needed(
 def test_a_run_is_made_resumed_and_repeated_with_a_change(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, "--val", data, "--backbone-weights", "none", "--output", "a", *TINY) == 0
+    scratch = ("--val-fraction", "0", "--backbone-weights", "none", "--output", "a", *TINY)
+    assert train(data, *scratch) == 0
     run = read_run("a")
     assert run.recipe is not None
     assert run.recipe["name"] == "small_data"
@@ -85,7 +84,7 @@ def test_a_run_is_made_resumed_and_repeated_with_a_change(
     assert run.config["backbone_norm"] == "batch"
     assert "focaldet predict a" in capsys.readouterr().out
 
-    assert train(data, "--backbone-weights", "none", "--output", "a", *TINY) == 2
+    assert train(data, *scratch) == 2
     assert "already holds a run" in capsys.readouterr().err
 
     changed = ("--device", "cpu", "--workers", "0")

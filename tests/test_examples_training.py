@@ -17,7 +17,6 @@ import torch
 from focaldet import RetinaNet
 from focaldet.backbones import build_backbone
 from tests.helpers.annotation_files import voc_object, write_text
-from tests.helpers.splits import install_missing
 from tests.helpers.tiny_training import tiny_detector, write_data
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ def call(
 ) -> Callable[..., str]:
     """Return a function that runs a script in an empty folder and returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    install_missing(monkeypatch)
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
     def run(script: str, *args: object) -> str:
