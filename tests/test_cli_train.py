@@ -167,7 +167,6 @@ def test_a_new_folder_is_found_for_each_run(data: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("focaldet.training.train", fake)
     for _ in range(2):
-        monkeypatch.delenv("FOCALDET_TRAIN_OUTPUT", raising=False)
         assert train(data, "--backbone-weights", "none", *TINY) == 0
     assert folders == [Path("runs/annotations"), Path("runs/annotations-2")]
 

@@ -383,9 +383,9 @@ def _output(options: argparse.Namespace, data: Path) -> Path:
     """Return the folder of the run, a new one if none is given."""
     if options.output is not None:
         return Path(options.output)
-    if _OUTPUT_VARIABLE in os.environ:  # in a process that Lightning has started
+    if "LOCAL_RANK" in os.environ and _OUTPUT_VARIABLE in os.environ:  # Lightning has started it
         return Path(os.environ[_OUTPUT_VARIABLE])
-    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1":
         raise ValueError("--output is required where several processes train together.")
     stem = data.parent.name if data.name in ("data.yaml", "data.yml") else data.stem
     name = stem or "run"

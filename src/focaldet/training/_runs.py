@@ -188,7 +188,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         config=config,
         data=_dictionary(content, "data"),
         recipe=_dictionary(content, "recipe") or None,
-        problem=shortened(error)[1:-1] if isinstance(error, str) else problem,
+        problem=error if isinstance(error, str) else problem,
     )
 
 
