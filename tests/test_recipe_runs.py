@@ -84,7 +84,7 @@ def test_a_damaged_run_is_reported_in_its_row(tmp_path: Path, content: str, mess
 
 
 def test_values_of_a_wrong_kind_are_not_shown_as_results(tmp_path: Path) -> None:
-    result = {"best_ap": "high", "best_epoch": [], "epochs": None}
+    result: dict[str, object] = {"best_ap": "high", "best_epoch": [], "epochs": None}
     write_run(tmp_path / "a", result=result, status="excellent")
     [run] = list_runs(tmp_path)
     assert (run.status, run.best_ap, run.best_epoch, run.epochs) == ("unknown", None, None, None)

@@ -166,7 +166,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    add_device(group)  # type: ignore[arg-type]  # a group has the same add_argument
+    add_device(group)
     add = group.add_argument
     add("--devices", type=int, metavar="N",
         help="devices per machine (default: all GPUs, or 1 for the CPU; under torchrun, as many as it "
@@ -235,7 +235,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(_report(chosen, train_table, val_table, output))
         sys.stdout.flush()
     torch.manual_seed(chosen.options.seed)
-    if model is not None:
+    if model is not None and start is not None:
         model = _changed_model(model, start, chosen)
     else:
         model = _new_model(chosen, None if weights == _NO_WEIGHTS else weights)
@@ -367,12 +367,13 @@ def _count_devices(options: argparse.Namespace, device: str) -> int:
     """Return the number of devices of all machines."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ.get("WORLD_SIZE", "1"))
-    devices = options.devices
+    devices: int | None = options.devices
+    nodes: int = options.nodes or 1
     if devices is None:
         import torch
 
         devices = torch.cuda.device_count() if device == "cuda" else 1
-    return max(1, devices) * (options.nodes or 1)
+    return max(1, devices) * nodes
 
 
 def _is_first_rank() -> bool:
