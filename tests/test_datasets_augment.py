@@ -85,3 +85,39 @@ def test_the_transform_resizes_like_the_model(
 def test_wrong_transform_options_are_named(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_transform(**options)
+
+
+def test_the_sizes_of_a_config_are_those_of_the_model(tiny_config: RetinaNetConfig) -> None:
+    config = tiny_config.replace(min_size=200, max_size=300, antialias=True)
+    resize = train_transform(config, min_scale=0.5, horizontal_flip=0).transforms[0]
+    assert (resize.min_size, resize.max_size) == ([100, 120, 140, 160, 180, 200], 300)
+    assert resize.antialias is True
+    resize = train_transform(config.replace(min_size=800, max_size=1333)).transforms[1]
+    assert resize.min_size == list(range(640, 801, 32))  # as without a config
+    [resize, *_] = train_transform(
+        config.replace(keep_ratio=False), min_scale=1.0, horizontal_flip=0
+    ).transforms
+    assert [step.size for step in resize.transforms] == [[200, 200]]
+
+
+def test_a_config_whose_long_side_is_the_shorter_one_is_followed(
+    tmp_path: Path, tiny_config: RetinaNetConfig
+) -> None:
+    transform = train_transform(tiny_config.replace(min_size=90, max_size=60), min_scale=1.0)
+    dataset = DetectionDataset(table_with_photos(tmp_path, [[[0, 0, 10, 20]]]), transform)
+    assert dataset[0][0].shape == (3, 40, 60)
+
+
+def test_images_are_mirrored_top_to_bottom(tmp_path: Path) -> None:
+    transform = train_transform(min_sizes=[20], max_size=30, horizontal_flip=0, vertical_flip=1.0)
+    dataset = DetectionDataset(table_with_photos(tmp_path, [[[0, 0, 10, 5]]]), transform)
+    assert dataset[0][1]["boxes"].tolist() == [[0, 15, 10, 20]]
+
+
+def test_sizes_cannot_be_given_twice(tiny_config: RetinaNetConfig) -> None:
+    with pytest.raises(TypeError, match="max_size and antialias were given together with config"):
+        train_transform(tiny_config, max_size=600, antialias=True)
+    with pytest.raises(TypeError, match=r"min_scale=0.5 is relative to .* so config is required"):
+        train_transform(min_scale=0.5)
+    with pytest.raises(ValueError, match="min_scale must be"):
+        train_transform(tiny_config, min_scale=1.5)

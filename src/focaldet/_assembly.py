@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import torch
 from torch import nn
 
+from focaldet import pretrained
 from focaldet._checks import shortened
 from focaldet.anchors import AnchorGenerator
 from focaldet.backbones import (
     FrozenBatchNorm2d,
     build_backbone,
     freeze_stages,
+    imagenet_weights,
     load_backbone_weights,
 )
 from focaldet.box_coder import BoxCoder, CornerBoxCoder
@@ -31,7 +35,8 @@ from focaldet.postprocess import PostProcess
 from focaldet.transforms import Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -51,8 +56,11 @@ __all__ = [
     "warn_of_frozen_random_norms",
 ]
 
+_logger = logging.getLogger(__name__)
+
 _MAX_LOG_SCALE = math.log(1000 / 16)
 _CUSTOM = "custom"  # config.backbone for a module of the caller's own
+_IMAGENET = "imagenet"
 _RANDOM_FROZEN = (
     "The backbone is randomly initialised but its BatchNorm is frozen, so it will barely train. Use "
     "backbone_norm='batch', backbone_weights or from_pretrained."
@@ -264,18 +272,23 @@ def name_backbone(config: RetinaNetConfig, backbone: nn.Module | None) -> Retina
 
 
 def build_named_backbone(
-    config: RetinaNetConfig, weights: Mapping[str, Tensor] | None
+    config: RetinaNetConfig, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None
 ) -> NamedBackbone:
     """Build the backbone that a config names, with ``config.trainable_stages`` stages that train.
 
     Args:
         config: Describes the backbone.
-        weights: The classifier's state dict that the caller passed as ``backbone_weights``, or None.
+        weights: What the caller passed as ``backbone_weights``: a classifier's state dict, its file,
+            "imagenet", or None.
 
     Raises:
         ImportError: If the config names a network of timm and timm is not installed.
+        FileNotFoundError: If there is no such file.
+        DownloadError: If the published weights could not be downloaded.
         ValueError: If the name is unknown, an option is out of range, or the weights do not fit.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        weights = _read_backbone_weights(config, weights)
     backbone = build_backbone(
         config.backbone,
         norm=config.backbone_norm,
@@ -289,6 +302,29 @@ def build_named_backbone(
         load_backbone_weights(backbone, config.backbone, weights, argument="backbone_weights")
     freeze_stages(backbone, config.trainable_stages)
     return backbone
+
+
+def _read_backbone_weights(
+    config: RetinaNetConfig, source: str | os.PathLike[str]
+) -> Mapping[str, Tensor]:
+    """Read a classifier's state dict from a file, or from the published one for "imagenet"."""
+    if source != _IMAGENET:
+        return pretrained.read_tensors(source)
+    published = imagenet_weights(config.backbone)
+    if config.stride_in_1x1:
+        raise ValueError(
+            "backbone_weights='imagenet' does not fit config.stride_in_1x1=True, because "
+            f"{published.name} was trained with the stride in the 3x3 convolutions. Set "
+            "stride_in_1x1=False, or pass a file of Caffe's weights."
+        )
+    for name in ("image_mean", "image_std"):
+        trained, used = getattr(published, name), getattr(config, name)
+        if config.in_channels == 3 and trained != used:
+            _logger.warning(
+                "%s was trained with %s=%s, but the config has %s.",
+                *(published.name, name, trained, used),
+            )
+    return pretrained.read_tensors(pretrained.fetch(published))
 
 
 def warn_of_frozen_random_norms(backbone: nn.Module) -> None:

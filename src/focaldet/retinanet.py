@@ -106,7 +106,7 @@ class RetinaNet(RetinaNetDetector):
         config: RetinaNetConfig,
         *,
         backbone: nn.Module | None = None,
-        backbone_weights: Mapping[str, Tensor] | None = None,
+        backbone_weights: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
         criterion: nn.Module | None = None,
     ) -> RetinaNet:
         """Build a RetinaNet.
@@ -117,10 +117,13 @@ class RetinaNet(RetinaNetDetector):
                 then has ``backbone="custom"``, whether or not the one passed does. It is an error if
                 the one passed names a backbone other than the default, "resnet50", which cannot be
                 distinguished from a field that was left out.
-            backbone_weights: State dict of a classifier of torchvision or timm, for a backbone known
-                by name. With weights, all stages except the last ``config.trainable_stages`` are
-                frozen. Without, all stages train, and the model's config has
-                ``trainable_stages=5``. With ``config.in_channels`` other than 3, the first
+            backbone_weights: Weights of a classifier of torchvision or timm, for a backbone known by
+                name: its state dict; the path of a file that
+                :func:`focaldet.pretrained.read_tensors` reads; or "imagenet" to download the weights
+                of :func:`focaldet.backbones.imagenet_weights` once, to the same cache as the models
+                of :meth:`from_pretrained`. With weights, all stages except the last
+                ``config.trainable_stages`` are frozen. Without, all stages train, and the model's
+                config has ``trainable_stages=5``. With ``config.in_channels`` other than 3, the first
                 convolution is adapted; see :func:`focaldet.backbones.adapt_input_channels`.
             criterion: Your own criterion: a module that takes logits, box deltas, anchors and targets
                 like :class:`focaldet.criterion.RetinaNetCriterion`, and returns losses by name. The
@@ -129,6 +132,11 @@ class RetinaNet(RetinaNetDetector):
         Raises:
             ValueError: If an option is out of range, weights do not fit, or ``config.criterion`` is
                 "custom" and no criterion is given.
+            FileNotFoundError: If there is no file at ``backbone_weights``.
+            focaldet.errors.DownloadError: If the "imagenet" weights could not be downloaded. The
+                message says where to put the file by hand.
+            focaldet.errors.CheckpointError: If the file of weights is damaged. It is also a
+                ValueError.
             TypeError: If a custom backbone is missing, lacks ``channels`` or ``strides``, or was
                 passed together with the name of another or with ``backbone_weights``.
             ValueError: If a custom backbone has not as many maps as ``config.levels`` has levels up to
@@ -139,7 +147,7 @@ class RetinaNet(RetinaNetDetector):
                 trains.
 
         .. versionchanged:: 0.3.0
-            Added ``criterion``.
+            Added ``criterion``. ``backbone_weights`` can be a path or "imagenet".
         """
         if criterion is None and config.criterion == "custom":
             raise ValueError("config.criterion is 'custom', so criterion= is required.")
@@ -159,7 +167,7 @@ class RetinaNet(RetinaNetDetector):
         cls,
         config: RetinaNetConfig,
         backbone: nn.Module | None,
-        backbone_weights: Mapping[str, Tensor] | None = None,
+        backbone_weights: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
         *,
         criterion: nn.Module | None = None,
     ) -> RetinaNet:

@@ -19,6 +19,7 @@ from torch import nn
 
 from focaldet._checks import check_choice, check_integer, check_range
 from focaldet._padding import SameConv2d, SameMaxPool2d
+from focaldet.backbones._imagenet import ImageNetWeights, of_timm, of_torchvision
 from focaldet.backbones._networks import Backbone, MobileNet, ResNet
 from focaldet.backbones._norms import FrozenBatchNorm2d
 from focaldet.backbones._table import ROWS, BackboneSpec
@@ -40,6 +41,7 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "FrozenBatchNorm2d",
+    "ImageNetWeights",
     "MobileNet",
     "NamedBackbone",
     "ResNet",
@@ -48,6 +50,7 @@ __all__ = [
     "adapt_to_input",
     "build_backbone",
     "freeze_stages",
+    "imagenet_weights",
     "load_backbone_weights",
 ]
 
@@ -159,14 +162,7 @@ def _check_levels(levels: Sequence[int]) -> None:
 def _build_torchvision(
     name: str, norm: str, norm_eps: float | None, levels: Sequence[int]
 ) -> ResNet | MobileNet:
-    if name not in BACKBONES:
-        close = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.7)
-        hint = f"did you mean {' or '.join(map(repr, close))}? Choose" if close else "choose"
-        raise ValueError(
-            f"Unknown backbone {name!r}; {hint} {', '.join(map(repr, BACKBONES))}, 'timm/NAME' "
-            "for a network of timm, or 'custom' for a module of your own."
-        )
-    spec = BACKBONES[name]
+    spec = _spec(name)
     eps = spec.norm_eps if norm_eps is None else norm_eps
     norm_layer: Callable[..., nn.Module]
     if norm == "frozen":
@@ -174,6 +170,17 @@ def _build_torchvision(
     else:
         norm_layer = functools.partial(nn.BatchNorm2d, eps=eps, momentum=spec.norm_momentum)
     return spec(spec.network(norm_layer=norm_layer), levels)
+
+
+def _spec(name: str) -> BackboneSpec:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    close = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.7)
+    hint = f"did you mean {' or '.join(map(repr, close))}? Choose" if close else "choose"
+    raise ValueError(
+        f"Unknown backbone {name!r}; {hint} {', '.join(map(repr, BACKBONES))}, 'timm/NAME' "
+        "for a network of timm, or 'custom' for a module of your own."
+    )
 
 
 def _pad_as_tensorflow(backbone: ResNet) -> None:
@@ -200,6 +207,30 @@ def _no_stride_to_move(name: str) -> str:
         f"stride_in_1x1 is True, but {name!r} is not a torchvision ResNet with three convolutions "
         "per block; leave it False."
     )
+
+
+def imagenet_weights(name: str) -> ImageNetWeights:
+    """Return where the ImageNet weights of a backbone are published. Nothing is downloaded.
+
+    ``RetinaNet.from_config(config, backbone_weights="imagenet")`` downloads and loads them.
+
+    Args:
+        name: One of :data:`BACKBONES`, for the weights ``IMAGENET1K_V1`` of torchvision; or
+            ``"timm/NAME"``, for timm's default weights of that network, or those of the tag in a name
+            such as ``"timm/convnext_tiny.fb_in22k"``.
+
+    Raises:
+        ImportError: If a backbone of timm is named and timm is not installed.
+        ValueError: If the name is unknown, or no weights are published for it.
+
+    .. versionadded:: 0.3.0
+
+    >>> imagenet_weights("resnet18").file_name
+    'resnet18-f37072fd.pth'
+    """
+    if name.startswith(_TIMM):
+        return of_timm(name.removeprefix(_TIMM))
+    return of_torchvision(_spec(name))
 
 
 def load_backbone_weights(

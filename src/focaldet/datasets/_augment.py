@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from focaldet._checks import check_range, shortened
 from focaldet.datasets._tensors import v2
@@ -10,21 +10,28 @@ from focaldet.datasets._tensors import v2
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from focaldet.config import RetinaNetConfig
+
 __all__ = ["train_transform"]
 
+_PAPER_SIZES = range(640, 801, 32)
+_DEFAULT_MIN_SCALE = 0.8  # of the paper's 800 pixels, these are its 640
 _MEAN_COLOR = (124, 116, 104)  # zero after the model's normalisation
 
 
 def train_transform(
+    config: RetinaNetConfig | None = None,
     *,
-    min_sizes: Sequence[int] = range(640, 801, 32),
-    max_size: int = 1333,
-    keep_ratio: bool = True,
+    min_scale: float | None = None,
+    min_sizes: Sequence[int] | None = None,
+    max_size: int | None = None,
+    keep_ratio: bool | None = None,
     horizontal_flip: float = 0.5,
+    vertical_flip: float = 0.0,
     color: bool = False,
     large_scale_jitter: int | None = None,
     scale_range: tuple[float, float] = (0.1, 2.0),
-    antialias: bool = False,
+    antialias: bool | None = None,
 ) -> Any:
     """Build a ``torchvision.transforms.v2.Compose`` for :class:`~focaldet.datasets.DetectionDataset`.
 
@@ -33,15 +40,28 @@ def train_transform(
     than one pixel high or wide are removed together with their labels.
 
     Args:
-        min_sizes: Lengths for the short side, in pixels. One is drawn for each image. A single length
-            means training at one scale.
-        max_size: Maximum length of the long side, in pixels.
-        keep_ratio: Whether to keep the aspect ratio. If False, both sides get the length that is drawn
-            from ``min_sizes``, and ``max_size`` has no effect. Use the value in the config of the
-            model.
+        config: The config of the model that is trained. The sizes and the way of resizing are taken
+            from it, so that training and prediction cannot differ. None takes them from the arguments.
 
             .. versionadded:: 0.3.0
-        horizontal_flip: Probability of mirroring an image.
+        min_scale: Smallest length of the short side as a fraction of ``config.min_size``, in (0, 1].
+            One of up to six lengths from there to ``config.min_size`` is drawn for each image. 1 means
+            training at one scale. None means 0.8. Only with ``config``.
+
+            .. versionadded:: 0.3.0
+        min_sizes: Lengths for the short side, in pixels. One is drawn for each image. A single length
+            means training at one scale. None means 640, 672, ..., 800. Only without ``config``.
+        max_size: Maximum length of the long side, in pixels. None means 1333. Only without ``config``.
+        keep_ratio: Whether to keep the aspect ratio. If False, both sides get the length that is drawn
+            from ``min_sizes``, and ``max_size`` has no effect. None means True. Only without
+            ``config``.
+
+            .. versionadded:: 0.3.0
+        horizontal_flip: Probability of mirroring an image left to right.
+        vertical_flip: Probability of mirroring an image top to bottom, for photos without an upright
+            direction, such as those from a microscope or a satellite.
+
+            .. versionadded:: 0.3.0
         color: Whether to distort brightness, contrast, saturation, hue and the order of channels, each
             in half of the images.
         large_scale_jitter: Side of a square in pixels, often 1024. If given, it replaces ``min_sizes``
@@ -49,45 +69,113 @@ def train_transform(
             ``scale_range``, and a random crop of the square's size is taken. Where the image is
             smaller, the crop is filled with the mean colour.
         scale_range: Minimum and maximum factor for large-scale jitter.
-        antialias: Whether to antialias when resizing. Use the value in the config of the model, so
-            that training and prediction resize alike.
+        antialias: Whether to antialias when resizing. None means False. Only without ``config``.
 
     Raises:
         ValueError: If a number is out of range.
+        TypeError: If sizes are given both by ``config`` and by an argument, or ``min_scale`` without
+            ``config``.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection (flip; scales of 640 to 800 for the longer
         schedule). arXiv:1708.02002. Ghiasi et al., Simple Copy-Paste (large-scale jitter).
         arXiv:2012.07177.
 
-    >>> transform = train_transform(min_sizes=[320], max_size=512, horizontal_flip=0)
+    .. versionchanged:: 0.3.0
+        Added ``config`` with ``min_scale``, ``keep_ratio`` and ``vertical_flip``.
+
+    >>> from focaldet import RetinaNetConfig
+    >>> transform = train_transform(RetinaNetConfig(num_classes=2, min_size=320, max_size=512))
     >>> [type(step).__name__ for step in transform.transforms]
-    ['RandomShortestSize', 'ClampBoundingBoxes', 'SanitizeBoundingBoxes']
+    ['RandomHorizontalFlip', 'RandomShortestSize', 'ClampBoundingBoxes', 'SanitizeBoundingBoxes']
+    >>> transform.transforms[1].min_size
+    [256, 269, 282, 294, 307, 320]
     """
     check_range("horizontal_flip", horizontal_flip, 0, 1)
+    check_range("vertical_flip", vertical_flip, 0, 1)
+    given = {
+        name: value
+        for name, value in (
+            ("min_sizes", min_sizes),
+            ("max_size", max_size),
+            ("keep_ratio", keep_ratio),
+            ("antialias", antialias),
+        )
+        if value is not None
+    }
+    sizes = _sizes_of(config, min_scale, given)
     steps: list[Any] = []
     if horizontal_flip:
         steps.append(v2.RandomHorizontalFlip(horizontal_flip))
+    if vertical_flip:
+        steps.append(v2.RandomVerticalFlip(vertical_flip))
     if color:
         steps.append(v2.RandomPhotometricDistort())
     if large_scale_jitter is None:
-        longest = max_size if keep_ratio else None
-        steps.append(_resize(min_sizes, longest, antialias=antialias))
+        if config is None:
+            _check_min_sizes(sizes.min_sizes, sizes.max_size if sizes.keep_ratio else None)
+        steps.append(sizes.resize())
     else:
-        steps += _large_scale_jitter(large_scale_jitter, scale_range, antialias=antialias)
+        steps += _large_scale_jitter(large_scale_jitter, scale_range, antialias=sizes.antialias)
     return v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])
 
 
-def _resize(min_sizes: Sequence[int], max_size: int | None, *, antialias: bool) -> Any:
-    """Build the step that resizes images, to squares if ``max_size`` is None."""
+class _Sizes(NamedTuple):
+    """The sizes that images are resized to, and how."""
+
+    min_sizes: Sequence[int] = _PAPER_SIZES
+    max_size: int = 1333
+    keep_ratio: bool = True
+    antialias: bool = False
+
+    def resize(self) -> Any:
+        """Build the step that resizes images."""
+        if self.keep_ratio:
+            return v2.RandomShortestSize(
+                list(self.min_sizes), self.max_size, antialias=self.antialias
+            )
+        return v2.RandomChoice(
+            [v2.Resize((side, side), antialias=self.antialias) for side in self.min_sizes]
+        )
+
+
+def _sizes_of(
+    config: RetinaNetConfig | None, min_scale: float | None, given: dict[str, Any]
+) -> _Sizes:
+    """Return the sizes that a config describes, or that were given as arguments."""
+    if config is None:
+        if min_scale is not None:
+            raise TypeError(
+                f"min_scale={min_scale} is relative to the min_size of a config, so config is required. "
+                "Without one, give min_sizes in pixels."
+            )
+        return _Sizes(**given)
+    if given:
+        verb = "was" if len(given) == 1 else "were"
+        raise TypeError(
+            f"{' and '.join(given)} {verb} given together with config, which says the sizes. Change the "
+            "config with config.replace(...), or leave it out."
+        )
+    scale = _DEFAULT_MIN_SCALE if min_scale is None else min_scale
+    check_range("min_scale", scale, 0, 1, low_open=True)
+    return _Sizes(
+        _lengths(config.min_size, scale), config.max_size, config.keep_ratio, config.antialias
+    )
+
+
+def _lengths(longest: int, scale: float) -> list[int]:
+    """Return up to six lengths, evenly spaced from a fraction of the longest one to it."""
+    steps = len(_PAPER_SIZES) - 1
+    factors = [scale + (1 - scale) * step / steps for step in range(steps + 1)]
+    return sorted({max(1, round(longest * factor)) for factor in factors})
+
+
+def _check_min_sizes(min_sizes: Sequence[int], max_size: int | None) -> None:
     if not min_sizes or min(min_sizes) < 1 or (max_size is not None and max(min_sizes) > max_size):
         limit = "" if max_size is None else f" to max_size={max_size}"
         raise ValueError(
             f"min_sizes must be at least one number from 1{limit}, got {shortened(list(min_sizes))}."
         )
-    if max_size is None:
-        return v2.RandomChoice([v2.Resize((side, side), antialias=antialias) for side in min_sizes])
-    return v2.RandomShortestSize(list(min_sizes), max_size, antialias=antialias)
 
 
 def _large_scale_jitter(

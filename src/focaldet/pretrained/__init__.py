@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from focaldet.errors import DownloadError
 from focaldet.pretrained._checkpoint import Checkpoint, CheckpointFile, SuggestedConfig
-from focaldet.pretrained._downloads import cache_folder
+from focaldet.pretrained._downloads import PublishedFile, cache_folder, fetch
 from focaldet.pretrained._fitting import LoadingReport, check_fit, load_into
 from focaldet.pretrained._folder import save_checkpoint
 from focaldet.pretrained._hub import push_checkpoint
@@ -26,11 +26,13 @@ __all__ = [
     "DownloadError",
     "Family",
     "LoadingReport",
+    "PublishedFile",
     "PublishedTable",
     "PublishedWeights",
     "SuggestedConfig",
     "cache_folder",
     "check_fit",
+    "fetch",
     "for_other_classes",
     "list",
     "load_checkpoint",

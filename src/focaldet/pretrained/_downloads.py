@@ -14,7 +14,7 @@ import time
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -27,9 +27,7 @@ from focaldet.errors import DownloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from focaldet.pretrained._published import PublishedWeights
-
-__all__ = ["DownloadError", "cache_folder", "download", "fetch"]
+__all__ = ["DownloadError", "PublishedFile", "cache_folder", "download", "fetch"]
 
 _CHUNK_SIZE = 1 << 18
 _PROGRESS = 1 << 20  # bytes; an attempt that received this many does not count as a failure
@@ -43,6 +41,37 @@ _TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
 
 _logger = logging.getLogger(__name__)
+
+
+class PublishedFile(Protocol):
+    """What a download needs to know about a file, such as an entry of the published table.
+
+    .. versionadded:: 0.3.0
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the file."""
+
+    @property
+    def file_name(self) -> str:
+        """The file's name in the cache."""
+
+    @property
+    def sha256_prefix(self) -> str | None:
+        """The first hexadecimal digits of its SHA-256, or None if it is not published."""
+
+    @property
+    def megabytes(self) -> int | None:
+        """Its size in 10^6 bytes, or None if it is not known."""
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the file can only be downloaded with a browser."""
 
 
 class _PermanentError(Exception):
@@ -59,14 +88,14 @@ def cache_folder() -> Path:
     return Path(home).expanduser() if home else Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def fetch(weights: PublishedWeights) -> Path:
+def fetch(weights: PublishedFile) -> Path:
     """Return the path of a published file in the cache, downloading it first if necessary.
 
     A cached file needs no network. If a hash is published, the file is compared with it every time,
     so a file that was put there by hand is checked, too.
 
     Args:
-        weights: The entry of the table.
+        weights: The file: an entry of the published table, or the weights of a backbone.
 
     Raises:
         DownloadError: If there is no network, no such file, a full disk, or a file that is not the

@@ -26,12 +26,15 @@ from focaldet.training._nonfinite import NonFiniteGuard
 from focaldet.training._optimisation import PAPER_BATCH, PAPER_LR, lr_factor, parameter_groups
 from focaldet.training._options import TrainingOptions
 from focaldet.training._pictures import Pictures
+from focaldet.training._recipe import RECIPES, Recipe, recipe
+from focaldet.training._runs import Run, RunTable, list_runs, read_run
 from focaldet.training._train import TrainingSummary, train
 from focaldet.training._weight_average import AverageWeights
 
 __all__ = [
     "PAPER_BATCH",
     "PAPER_LR",
+    "RECIPES",
     "AtomicCheckpointIO",
     "AverageWeights",
     "BestModel",
@@ -42,13 +45,19 @@ __all__ = [
     "MetricsFile",
     "NonFiniteGuard",
     "Pictures",
+    "Recipe",
     "RetinaNetModule",
+    "Run",
+    "RunTable",
     "TrainingError",
     "TrainingOptions",
     "TrainingSummary",
     "draw_curves",
+    "list_runs",
     "lr_factor",
     "parameter_groups",
+    "read_run",
+    "recipe",
     "train",
 ]
 
