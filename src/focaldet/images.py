@@ -381,7 +381,24 @@ def _array_remedy(shape: list[int], channels: int) -> str:
     return ""
 
 
-def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tensor:
+def load_channels_last(path: str | os.PathLike[str], name: str = "image") -> Tensor:
+    """Read an RGB image as :func:`load_image` does, but in the channels_last memory format.
+
+    torchvision resizes images of this format about twice as fast.
+
+    Args:
+        path: The image file.
+        name: What error messages call the file.
+
+    Returns:
+        A uint8 ``[3, H, W]`` tensor whose channels are adjacent in memory.
+    """
+    return _read_file(name, path, 3, channels_last=True)
+
+
+def _read_file(
+    name: str, source: str | os.PathLike[str], channels: int, *, channels_last: bool = False
+) -> Tensor:
     path = os.fspath(source)
     if not path:
         raise ValueError(f"{name} is an empty string, not the path of an image.")
@@ -397,7 +414,7 @@ def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tens
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), open_image(path) as image:
-            return _to_tensor(image, channels)
+            return _to_tensor(image, channels, channels_last=channels_last)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No such file: {path!r} ({name}).") from error
 
@@ -422,7 +439,19 @@ def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def _to_tensor(image: Image.Image, channels: int) -> Tensor:
+def _to_tensor(image: Image.Image, channels: int, *, channels_last: bool = False) -> Tensor:
+    image = _to_upright(image, channels)
+    if channels_last:
+        return torch.from_numpy(np.array(image).reshape(*image.size[::-1], channels)).permute(
+            2, 0, 1
+        )
+    # Pillow packs one band of an RGB image as fast as all bands, and faster than `split` copies it.
+    bands = [np.frombuffer(image.tobytes("raw", band), np.uint8) for band in image.mode]
+    return torch.from_numpy(np.stack(bands)).view(channels, *image.size[::-1])
+
+
+def _to_upright(image: Image.Image, channels: int) -> Image.Image:
+    """Return an upright image whose mode has so many channels of 8 bits."""
     if 0 in image.size:
         raise ValueError("its width or height is zero")
     image.load()  # some formats have their orientation only now
@@ -435,9 +464,7 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
         # Pillow drops the transparency of RGBA and LA; only RGB and greyscale convert to greyscale.
         image = image.convert("RGB") if image.mode not in ("L", "LA", "1") else image
         image = image.convert(_OF_FILES[channels])
-    if turn is not None:
-        image = image.transpose(turn)
-    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

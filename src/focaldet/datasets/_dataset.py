@@ -15,7 +15,7 @@ from focaldet._checks import check_choice, printable, shortened
 from focaldet.boxes import as_xyxy
 from focaldet.datasets._table import clipped, have_area_inside
 from focaldet.errors import AnnotationError
-from focaldet.images import load_image, read_image_size
+from focaldet.images import load_channels_last, load_image, read_image_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,15 +146,14 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         }
         if self.transform is not None:
             image, target = _transformed(self.transform, image, target)
-        if not image.is_floating_point():
-            image = image.float() / 255
-        return image, target
+        return to_float(image), target
 
     def _load(self, index: int) -> Tensor:
         path = self.table.image_path(index)
         name = f"image {self.image_ids[index]}"
+        load = load_image if self.transform is None else load_channels_last
         try:
-            image = load_image(path, name)
+            image = load(path, name)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} {self.table.describe_folder()}") from error
         height, width = self.sizes[index].tolist()
@@ -192,6 +191,25 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             UserWarning,
             stacklevel=3,
         )
+
+
+def to_float(image: Tensor) -> Tensor:
+    """Return an image as floating-point numbers in [0, 1].
+
+    Args:
+        image: ``[C, H, W]``. Integers are divided by 255. Floating-point numbers are returned as they are.
+    """
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
+        return image.float() / 255
+    # NumPy separates channels that are adjacent in memory much faster than torch. Each channel is
+    # divided while it is in the cache of the CPU.
+    result = np.empty(image.shape, np.float32)
+    for channel, values in zip(image.numpy(), result, strict=True):
+        values[...] = channel
+        values /= np.float32(255)
+    return torch.from_numpy(result)
 
 
 def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
