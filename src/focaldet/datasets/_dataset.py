@@ -208,7 +208,7 @@ def to_float(image: Tensor) -> Tensor:
     result = np.empty(image.shape, np.float32)
     for channel, values in zip(image.numpy(), result, strict=True):
         values[...] = channel
-        values /= np.float32(255)
+        np.divide(values, np.float32(255), out=values)
     return torch.from_numpy(result)
 
 
