@@ -151,3 +151,52 @@ def test_the_transform_resizes_like_the_model(
 def test_wrong_transform_options_are_named(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_transform(**options)
+
+
+def with_albumentations(steps: list[Any]) -> Any:
+    """Return the function of docs/datasets.md with other steps."""
+    albumentations: Any = pytest.importorskip("albumentations", minversion="2")
+    limits = albumentations.BboxParams(
+        "pascal_voc", label_fields=["labels"], clip=True, min_width=1, min_height=1
+    )
+    pipeline = albumentations.Compose(steps, bbox_params=limits)
+
+    def augment(image: Any, target: dict[str, Any]) -> Any:
+        pipeline.set_random_seed(int(torch.randint(2**31, ())))
+        pixels, boxes = image.permute(1, 2, 0).numpy(), target["boxes"].numpy()
+        result = pipeline(image=pixels, bboxes=boxes, labels=target["labels"].numpy())
+        boxes = torch.as_tensor(result["bboxes"], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.as_tensor(result["labels"], dtype=torch.int64)
+        image = torch.from_numpy(result["image"]).permute(2, 0, 1)
+        return image, {**target, "boxes": boxes, "labels": labels}
+
+    return augment
+
+
+def test_boxes_follow_the_pixels_through_albumentations(tmp_path: Path) -> None:
+    albumentations: Any = pytest.importorskip("albumentations", minversion="2")
+    table = table_with_photos(tmp_path, [[[0, 0, 10, 20], [29.7, 1, 30, 5]], []])
+    steps = [albumentations.HorizontalFlip(), albumentations.Resize(60, 90, interpolation=0)]
+    dataset = DetectionDataset(table, with_albumentations(steps))
+    sides = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, target = dataset[0]
+        [[x1, y1, x2, y2]] = target["boxes"].tolist()  # the other box is 0.9 pixels wide
+        assert target["labels"].tolist() == [0]
+        expected = torch.zeros(3, 60, 90)
+        expected[:, round(y1) : round(y2), round(x1) : round(x2)] = 1
+        assert torch.equal(image, expected)
+        sides.add(round(x1))
+        torch.manual_seed(seed)
+        again, same = dataset[0]
+        assert torch.equal(again, image)
+        assert torch.equal(same["boxes"], target["boxes"])
+    assert sides == {0, 60}
+    image, target = dataset[1]
+    assert (image.shape, target["boxes"].shape, target["labels"].dtype) == (
+        (3, 60, 90),
+        (0, 4),
+        torch.int64,
+    )
+    check_targets([target], [(60, 90)], 2)  # type: ignore[list-item]
