@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.datasets import DetectionDataset, collate, train_transform
-from focaldet.datasets._dataset import to_float
+from focaldet.images import to_float
 from focaldet.structures import check_targets
 from tests.helpers.annotation_tables import table_with_photos
 

@@ -151,6 +151,25 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
     raise TypeError(f"{name} must be {_accepted(channels)}, got {_an(type(source).__name__)}.")
 
 
+def to_float(image: Tensor) -> Tensor:
+    """Return an image as floating-point numbers in [0, 1].
+
+    Args:
+        image: ``[C, H, W]``. Integers are divided by 255. Floating-point numbers are returned as they are.
+    """
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
+        return image.float() / 255
+    # NumPy separates channels that are adjacent in memory much faster than torch. Each channel is
+    # divided while it is in the cache of the CPU.
+    result = np.empty(image.shape, np.float32)
+    for channel, values in zip(image.numpy(), result, strict=True):
+        values[...] = channel
+        np.divide(values, np.float32(255), out=values)
+    return torch.from_numpy(result)
+
+
 def load_picture(source: ImageSource, name: str = "image") -> Tensor:
     """Read one RGB or greyscale image, to look at it or to draw on it.
 
@@ -406,17 +425,19 @@ def _read_file(
         raise ValueError(
             f"{name} is the URL {path!r}. Images are not downloaded; save it and pass the file's path."
         )
-    if _is_folder(path):
-        raise ValueError(
-            f"{name} is the folder {path!r}, not an image. A folder is only read if it is the only "
-            "source."
-        )
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), open_image(path) as image:
             return _to_tensor(image, channels, channels_last=channels_last)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No such file: {path!r} ({name}).") from error
+    except UnreadableImageError:
+        if _is_folder(path):  # asked only now, because it takes a tenth of a millisecond
+            raise ValueError(
+                f"{name} is the folder {path!r}, not an image. A folder is only read if it is the "
+                "only source."
+            ) from None
+        raise
 
 
 @contextlib.contextmanager

@@ -93,9 +93,14 @@ class ClampAndSanitizeBoundingBoxes(v2.SanitizeBoundingBoxes):  # type: ignore[m
             return super().forward(v2.ClampBoundingBoxes()(*inputs))
         image, target = inputs
         boxes = v2.functional.clamp_bounding_boxes(target["boxes"])
-        boxes, valid = v2.functional.sanitize_bounding_boxes(
-            boxes, min_size=self.min_size, min_area=self.min_area
+        kept, valid = v2.functional.sanitize_bounding_boxes(
+            boxes.as_subclass(Tensor),  # each operation on the subclass takes longer
+            format=boxes.format,
+            canvas_size=boxes.canvas_size,
+            min_size=self.min_size,
+            min_area=self.min_area,
         )
+        boxes = tv_tensors.wrap(kept, like=boxes)
         return image, {**target, "boxes": boxes, "labels": target["labels"][valid]}
 
 

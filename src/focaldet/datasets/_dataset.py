@@ -15,7 +15,7 @@ from focaldet._checks import check_choice, printable, shortened
 from focaldet.boxes import as_xyxy
 from focaldet.datasets._table import clipped, have_area_inside
 from focaldet.errors import AnnotationError
-from focaldet.images import load_channels_last, load_image, read_image_size
+from focaldet.images import load_channels_last, load_image, read_image_size, to_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +134,21 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             TypeError: If the transform does not return an image and its target.
             AnnotationError: If its size differs from the annotated size. This is a ``ValueError``.
         """
+        image, target = self.read(index)
+        return to_float(image), target
+
+    def read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Read one item like ``dataset[index]``, but leave the values of the image as they are.
+
+        Returns:
+            The image is ``[3, H, W]``, uint8 unless the transform converts it. The target is that of
+            ``dataset[index]``.
+
+        Raises:
+            FileNotFoundError, UnreadableImageError, TypeError, AnnotationError: As ``dataset[index]``.
+
+        .. versionadded:: 0.3.0
+        """
         index = range(len(self))[index]
         image = self._load(index)
         span = self.table.boxes_of(index)
@@ -146,7 +161,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         }
         if self.transform is not None:
             image, target = _transformed(self.transform, image, target)
-        return to_float(image), target
+        return image, target
 
     def _load(self, index: int) -> Tensor:
         path = self.table.image_path(index)
@@ -191,25 +206,6 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             UserWarning,
             stacklevel=3,
         )
-
-
-def to_float(image: Tensor) -> Tensor:
-    """Return an image as floating-point numbers in [0, 1].
-
-    Args:
-        image: ``[C, H, W]``. Integers are divided by 255. Floating-point numbers are returned as they are.
-    """
-    if image.is_floating_point():
-        return image
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
-        return image.float() / 255
-    # NumPy separates channels that are adjacent in memory much faster than torch. Each channel is
-    # divided while it is in the cache of the CPU.
-    result = np.empty(image.shape, np.float32)
-    for channel, values in zip(image.numpy(), result, strict=True):
-        values[...] = channel
-        np.divide(values, np.float32(255), out=values)
-    return torch.from_numpy(result)
 
 
 def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
