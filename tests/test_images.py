@@ -17,6 +17,7 @@ from focaldet.images import (
     UnreadableImageError,
     count_images,
     iter_images,
+    load_channels_last,
     load_image,
     load_picture,
     read_image_size,
@@ -68,6 +69,22 @@ def test_a_path_gives_the_pixels_of_the_file(tmp_path: Path, kind: type[str | Pa
     path = save(picture(), tmp_path / "a.png")
 
     assert_close(load_image(kind(path)), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_a_path_can_be_read_with_adjacent_channels(tmp_path: Path, mode: str) -> None:
+    image = picture().convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(image, tmp_path / "a.png", exif=exif)
+
+    read = load_channels_last(path)
+
+    assert torch.equal(read, load_image(path))
+    assert read.shape == (3, 3, 2)
+    assert read.permute(1, 2, 0).is_contiguous()
+    with pytest.raises(FileNotFoundError, match="some photo"):
+        load_channels_last(tmp_path / "b.png", "some photo")
 
 
 def test_a_pil_image_gives_its_pixels_and_is_not_modified() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from focaldet.datasets import DetectionDataset
 from focaldet.training import (
     AverageWeights,
     DetectionDataModule,
@@ -139,6 +140,19 @@ def test_reading_items_does_not_change_the_global_random_state(tmp_path: Path) -
     torch.manual_seed(3)
     list(DetectionDataModule(data, batch_size=2, workers=0).train_dataloader())
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_dataset_may_replace_how_items_are_read(tmp_path: Path) -> None:
+    class Inverted(DetectionDataset):
+        def __getitem__(self, index: int) -> Any:
+            image, target = super().__getitem__(index)
+            return 1 - image, target
+
+    data = read_data(write_data(tmp_path / "train", 2))
+    assert torch.equal(data.read(1)[0].float() / 255, data[1][0])
+    [(images, _)] = DetectionDataModule(data, Inverted(data.table), workers=0).val_dataloader()
+    for image, index in zip(images, range(2), strict=True):
+        assert torch.equal(image, 1 - data[index][0])
 
 
 def test_a_loader_continues_at_the_saved_position(tmp_path: Path) -> None:

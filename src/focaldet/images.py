@@ -151,6 +151,25 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
     raise TypeError(f"{name} must be {_accepted(channels)}, got {_an(type(source).__name__)}.")
 
 
+def to_float(image: Tensor) -> Tensor:
+    """Return an image as floating-point numbers in [0, 1].
+
+    Args:
+        image: ``[C, H, W]``. Integers are divided by 255. Floating-point numbers are returned as they are.
+    """
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
+        return image.float() / 255
+    # NumPy separates channels that are adjacent in memory much faster than torch. Each channel is
+    # divided while it is in the cache of the CPU.
+    result = np.empty(image.shape, np.float32)
+    for channel, values in zip(image.numpy(), result, strict=True):
+        values[...] = channel
+        np.divide(values, np.float32(255), out=values)
+    return torch.from_numpy(result)
+
+
 def load_picture(source: ImageSource, name: str = "image") -> Tensor:
     """Read one RGB or greyscale image, to look at it or to draw on it.
 
@@ -381,7 +400,24 @@ def _array_remedy(shape: list[int], channels: int) -> str:
     return ""
 
 
-def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tensor:
+def load_channels_last(path: str | os.PathLike[str], name: str = "image") -> Tensor:
+    """Read an RGB image as :func:`load_image` does, but in the channels_last memory format.
+
+    torchvision resizes images of this format about twice as fast.
+
+    Args:
+        path: The image file.
+        name: What error messages call the file.
+
+    Returns:
+        A uint8 ``[3, H, W]`` tensor whose channels are adjacent in memory.
+    """
+    return _read_file(name, path, 3, channels_last=True)
+
+
+def _read_file(
+    name: str, source: str | os.PathLike[str], channels: int, *, channels_last: bool = False
+) -> Tensor:
     path = os.fspath(source)
     if not path:
         raise ValueError(f"{name} is an empty string, not the path of an image.")
@@ -389,17 +425,19 @@ def _read_file(name: str, source: str | os.PathLike[str], channels: int) -> Tens
         raise ValueError(
             f"{name} is the URL {path!r}. Images are not downloaded; save it and pass the file's path."
         )
-    if _is_folder(path):
-        raise ValueError(
-            f"{name} is the folder {path!r}, not an image. A folder is only read if it is the only "
-            "source."
-        )
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), open_image(path) as image:
-            return _to_tensor(image, channels)
+            return _to_tensor(image, channels, channels_last=channels_last)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No such file: {path!r} ({name}).") from error
+    except UnreadableImageError:
+        if _is_folder(path):  # asked only now, because it takes a tenth of a millisecond
+            raise ValueError(
+                f"{name} is the folder {path!r}, not an image. A folder is only read if it is the "
+                "only source."
+            ) from None
+        raise
 
 
 @contextlib.contextmanager
@@ -422,7 +460,19 @@ def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def _to_tensor(image: Image.Image, channels: int) -> Tensor:
+def _to_tensor(image: Image.Image, channels: int, *, channels_last: bool = False) -> Tensor:
+    image = _to_upright(image, channels)
+    if channels_last:
+        return torch.from_numpy(np.array(image).reshape(*image.size[::-1], channels)).permute(
+            2, 0, 1
+        )
+    # Pillow packs one band of an RGB image as fast as all bands, and faster than `split` copies it.
+    bands = [np.frombuffer(image.tobytes("raw", band), np.uint8) for band in image.mode]
+    return torch.from_numpy(np.stack(bands)).view(channels, *image.size[::-1])
+
+
+def _to_upright(image: Image.Image, channels: int) -> Image.Image:
+    """Return an upright image whose mode has so many channels of 8 bits."""
     if 0 in image.size:
         raise ValueError("its width or height is zero")
     image.load()  # some formats have their orientation only now
@@ -435,9 +485,7 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
         # Pillow drops the transparency of RGBA and LA; only RGB and greyscale convert to greyscale.
         image = image.convert("RGB") if image.mode not in ("L", "LA", "1") else image
         image = image.convert(_OF_FILES[channels])
-    if turn is not None:
-        image = image.transpose(turn)
-    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

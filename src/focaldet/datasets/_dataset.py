@@ -15,7 +15,7 @@ from focaldet._checks import check_choice, printable, shortened
 from focaldet.boxes import as_xyxy
 from focaldet.datasets._table import clipped, have_area_inside
 from focaldet.errors import AnnotationError
-from focaldet.images import load_image, read_image_size
+from focaldet.images import load_channels_last, load_image, read_image_size, to_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +134,21 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             TypeError: If the transform does not return an image and its target.
             AnnotationError: If its size differs from the annotated size. This is a ``ValueError``.
         """
+        image, target = self.read(index)
+        return to_float(image), target
+
+    def read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Read one item like ``dataset[index]``, but leave the values of the image as they are.
+
+        Returns:
+            The image is ``[3, H, W]``, uint8 unless the transform converts it. The target is that of
+            ``dataset[index]``.
+
+        Raises:
+            FileNotFoundError, UnreadableImageError, TypeError, AnnotationError: As ``dataset[index]``.
+
+        .. versionadded:: 0.3.0
+        """
         index = range(len(self))[index]
         image = self._load(index)
         span = self.table.boxes_of(index)
@@ -146,15 +161,14 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         }
         if self.transform is not None:
             image, target = _transformed(self.transform, image, target)
-        if not image.is_floating_point():
-            image = image.float() / 255
         return image, target
 
     def _load(self, index: int) -> Tensor:
         path = self.table.image_path(index)
         name = f"image {self.image_ids[index]}"
+        load = load_image if self.transform is None else load_channels_last
         try:
-            image = load_image(path, name)
+            image = load(path, name)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} {self.table.describe_folder()}") from error
         height, width = self.sizes[index].tolist()

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
 from focaldet.errors import TrainingError, UnreadableImageError
+from focaldet.images import to_float
 from focaldet.structures import check_targets
 from focaldet.training._logging import log_on_rank_zero, warn_on_rank_zero
 from focaldet.training._repeat_factor import (
@@ -486,8 +487,7 @@ class _Seeded(Dataset[Any]):
             _seed_everything(key.seeds(self.seed))
             target: Any
             try:
-                image, target = self.data[item]
-                check_image(name, image, uint8=False, channels=None)
+                image, target = _checked_item(self.data, item, name)
                 check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
             except (OSError, TypeError, ValueError) as error:
                 message = str(error)
@@ -515,6 +515,21 @@ def read_first_image(data: DetectionDataset, seed: int) -> Tensor | None:
     error = TrainingError(item.message)
     error.add_note(item.trace)
     raise error
+
+
+def _checked_item(data: DetectionDataset, item: int, name: str) -> tuple[Tensor, dict[str, Any]]:
+    """Return ``data[item]`` after checking its image, whose values need no check if they were uint8."""
+    if type(data).__getitem__ is not DetectionDataset.__getitem__:
+        image, target = data[item]
+        check_image(name, image, uint8=False, channels=None)
+        return image, target
+    image, target = data.read(item)
+    if image.dtype == torch.uint8:
+        check_image(name, image, channels=None)
+        return to_float(image), target
+    image = to_float(image)
+    check_image(name, image, uint8=False, channels=None)
+    return image, target
 
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:
