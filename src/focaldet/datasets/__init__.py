@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from focaldet.datasets._batching import AspectRatioBatchSampler, collate, seed_worker
 from focaldet.datasets._dataset import DetectionDataset
 from focaldet.datasets._table import AnnotationTable
-from focaldet.datasets.readers import read_annotations
+from focaldet.datasets.readers import read_annotations, read_splits
 from focaldet.datasets.readers._coco import read_coco
 from focaldet.datasets.readers._csv import read_csv
 from focaldet.datasets.readers._voc import read_voc
@@ -34,6 +34,7 @@ __all__ = [
     "read_annotations",
     "read_coco",
     "read_csv",
+    "read_splits",
     "read_voc",
     "read_yolo",
     "seed_worker",

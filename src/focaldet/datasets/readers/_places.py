@@ -13,7 +13,7 @@ from focaldet._files import is_hidden
 from focaldet.images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["ImageIndex", "Located", "is_file", "locate_images", "native_name"]
 
@@ -49,17 +49,16 @@ class ImageIndex:
         self._by_name: dict[str, list[tuple[str, ...]]] = {}
         for parts in islice(_files_in(folder), _SEARCHED):
             name = parts[-1]
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                self._by_name.setdefault(name, []).append(parts)
-                stem = os.path.splitext(name)[0]
-                if stem != name:
-                    self._by_name.setdefault(stem, []).append(parts)
+            stem, dot, suffix = name.rpartition(".")
+            if f"{dot}{suffix}".lower() in IMAGE_EXTENSIONS:
+                for key in (name, stem):
+                    self._by_name.setdefault(key, []).append(parts)
 
     def find(self, name: str) -> str | None:
-        """Return the image whose path ends like a name, relative to the folder.
+        r"""Return the image whose path ends like a name, relative to the folder.
 
         Args:
-            name: A path, with ``/`` or ``\\`` and with or without a suffix.
+            name: A path, with ``/`` or ``\`` and with or without a suffix.
 
         Returns:
             The path whose last parts agree best. None if no file has this name, or several files
@@ -69,7 +68,10 @@ class ImageIndex:
         if not wanted:
             return None
         ranked = sorted(
-            ((_common_end(parts[:-1], wanted[:-1]), parts) for parts in self._by_name.get(wanted[-1], ())),
+            (
+                (_common_end(parts[:-1], wanted[:-1]), parts)
+                for parts in self._by_name.get(wanted[-1], ())
+            ),
             key=lambda one: (-one[0], one[1]),
         )
         if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
@@ -116,9 +118,7 @@ def locate_images(
         printable(str(found[place])),
         printable(names[place]),
     )
-    return Located(
-        searched, [new or old for new, old in zip(found, names, strict=True)], ()
-    )
+    return Located(searched, [new or old for new, old in zip(found, names, strict=True)], ())
 
 
 def native_name(name: str, folder: Path) -> str:
