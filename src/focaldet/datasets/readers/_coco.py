@@ -210,9 +210,9 @@ _PREFIX = "instances_"
 
 
 def recognises(path: Path) -> bool:
-    """Return whether the path is a ``.json`` file or a folder with ``annotations``."""
+    """Return whether the path is a ``.json`` file or a folder with files of instances."""
     if path.is_dir():
-        return (path / "annotations").is_dir()
+        return any((path / _ANNOTATIONS).glob(f"{_PREFIX}*.json"))
     return path.suffix.lower() == ".json"
 
 
@@ -220,7 +220,7 @@ def splits(path: Path) -> tuple[str, ...] | None:
     """Return the splits of a folder, or None for a file."""
     if path.is_file():
         return None
-    files = (path / "annotations").glob(f"{_PREFIX}*.json")
+    files = (path / _ANNOTATIONS).glob(f"{_PREFIX}*.json")
     return tuple(sorted(file.stem.removeprefix(_PREFIX) for file in files))
 
 
@@ -228,7 +228,7 @@ def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read a file, or one split of a folder."""
     if options.split is None:
         return read_coco(path, options.images, cache=options.cache, report=options.report)
-    file = path / "annotations" / f"{_PREFIX}{options.split}.json"
+    file = path / _ANNOTATIONS / f"{_PREFIX}{options.split}.json"
     if not file.is_file():
         raise FileNotFoundError(unknown_split(options.split, path, splits(path) or ()))
     return read_coco(file, options.images, cache=options.cache, report=options.report)

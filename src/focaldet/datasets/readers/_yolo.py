@@ -93,7 +93,12 @@ def splits(path: Path) -> tuple[str, ...] | None:
 
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read one split of a data file or its folder."""
-    return _read(_opened(path), options.split or "", options.report, options.exif)
+    say = options.report or raise_or_warn
+    table, doubts = _read(_opened(path), options.split or "", say, options.exif)
+    for doubt in doubts:
+        say(UserWarning(doubt))
+    tell_of_missing_objects(table, options.report, remedy=None)  # missing label files are counted
+    return table
 
 
 def _data_file(folder: Path) -> Path | None:
@@ -210,13 +215,21 @@ def read_yolo(
             oriented boxes, or have keypoints that the data file does not mention. If there is no
             object that training could learn from.
     """
-    return _read(_opened(existing_file("data_yaml", data_yaml)), split, report, "upright")
+    data = _opened(existing_file("data_yaml", data_yaml))
+    say = report or raise_or_warn
+    table, doubts = _read(data, split, say, "upright")
+    for doubt in doubts:  # here, so that a warning names the line of the caller
+        say(UserWarning(doubt))
+    tell_of_missing_objects(table, report, remedy=None)  # missing label files are counted
+    return table
 
 
-def _read(data: _DataFile, split: str, report: Report | None, exif: Exif) -> AnnotationTable:
+def _read(
+    data: _DataFile, split: str, say: Report, exif: Exif
+) -> tuple[AnnotationTable, list[str]]:
+    """Return the table of a split, and what is doubtful about it."""
     path, base, content, _ = data
     names = _class_names(content, path)
-    say = report or raise_or_warn
     lines = LineReader(len(names), _keypoint_shape(content, path), say)
     folders = LabelFolders()
     unlabelled: list[Path] = []
@@ -227,7 +240,7 @@ def _read(data: _DataFile, split: str, report: Report | None, exif: Exif) -> Ann
             unlabelled.append(image)
         try:
             size = height, width = read_annotated_size(image, exif)
-        except (FileNotFoundError, UnreadableImageError) as error:
+        except (AnnotationError, FileNotFoundError, UnreadableImageError) as error:
             say(error)
             if labels is not None:
                 lines.read(labels, (1, 1))  # to report what is wrong in it, too
@@ -238,11 +251,7 @@ def _read(data: _DataFile, split: str, report: Report | None, exif: Exif) -> Ann
             builder.add_box(index, label, (x1 * width, y1 * height, x2 * width, y2 * height))
     if ambiguity := lines.ambiguity():
         say(AnnotationError(ambiguity))
-    for warning in _warnings(path, lines, unlabelled, folders):
-        say(UserWarning(warning))
-    table = builder.build(path, base, names)
-    tell_of_missing_objects(table, report, remedy=None)  # missing label files are counted above
-    return table
+    return builder.build(path, base, names), list(_warnings(path, lines, unlabelled, folders))
 
 
 def _warnings(
