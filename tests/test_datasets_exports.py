@@ -212,6 +212,18 @@ def test_voc_images_of_the_same_name_are_matched_by_their_folders(tmp_path: Path
     assert table.boxes[:, 0].tolist() == [1, 5]
 
 
+def test_voc_files_outside_the_folders_of_splits_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in ("train", "more"):
+        write_text(tmp_path / place / "a.xml", voc())
+        write_photo(tmp_path / place / "a.jpg")
+    assert len(read_splits(tmp_path)["train"]) == 1
+    assert any("left out 1 XML files outside the folders" in one for one in caplog.messages)
+    with pytest.raises(FileNotFoundError, match="Unknown split 'dev'.*only split is 'train'"):
+        read_annotations(tmp_path, split="dev")
+
+
 def test_the_images_of_voc_files_can_be_in_another_folder(tmp_path: Path) -> None:
     write_text(tmp_path / "xml" / "a.xml", voc())
     write_photo(tmp_path / "photos" / "deep" / "a.jpg")
@@ -228,17 +240,20 @@ def test_voc_lists_may_name_images_in_folders(tmp_path: Path) -> None:  # CVAT
     assert table.boxes[:, 0].tolist() == [1, 5]
 
 
-def test_classes_of_voc_splits_in_folders_are_joined(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("annotations", "images"), [("", ""), ("Annotations", "JPEGImages"), ("annotations", "photos")]
+)
+def test_voc_files_may_be_in_a_folder_for_each_split(
+    tmp_path: Path, annotations: str, images: str
 ) -> None:
     for split, name in (("train", "dog"), ("valid", "cat"), ("test", "dog")):
-        write_text(tmp_path / split / "a.xml", voc(name=name))
-        write_photo(tmp_path / split / "a.jpg")
+        write_text(tmp_path / annotations / split / "a.xml", voc(name=name))
+        write_photo(tmp_path / images / split / "a.jpg")
     tables = read_splits(tmp_path)
     assert list(tables) == ["train", "val", "test"]
     assert [table.labels.tolist() for table in tables.values()] == [[1], [0], [1]]
     assert {table.class_names for table in tables.values()} == {("cat", "dog")}
-    assert any("the split 'train' has no object of ['cat']" in one for one in caplog.messages)
+    assert all(table.image_path(0).is_file() for table in tables.values())
     check_one_box(read_annotations(tmp_path, split="train"), ["cat", "dog"], label=1)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +17,9 @@ from tests.helpers.annotation_files import (
     write_yolo_folder,
 )
 from tests.helpers.shared import SHARED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATA = SHARED / "data"
 
@@ -110,7 +112,7 @@ def test_a_single_split_is_all(tmp_path: Path) -> None:
 
 def test_images_may_have_a_folder_for_each_split(tmp_path: Path) -> None:
     coco_files(tmp_path / "boxes")
-    photo = write_photo(tmp_path / "photos" / "train.json" / "a.png")
+    photo = write_photo(tmp_path / "photos" / "train" / "a.png")
     write_photo(tmp_path / "photos" / "a.png")
     tables = read_splits(tmp_path / "boxes", tmp_path / "photos")
     assert tables["train"].image_path(0) == photo
@@ -185,6 +187,19 @@ def test_different_categories_are_an_error_that_says_how(tmp_path: Path) -> None
     write_text(tmp_path / "val.json", coco(categories=[(1, "dog"), (2, "dog"), (3, "cat")]))
     with pytest.raises(AnnotationError, match="'val' has two classes of the same name"):
         read_splits(tmp_path)
+
+
+def test_classes_that_only_some_csv_files_have_are_joined(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, name in (("train", "dog"), ("val", "cat")):
+        write_text(tmp_path / f"{split}.csv", f"a.png,1,2,4,6,{name}\n")
+    tables = read_splits(tmp_path)
+    assert {table.class_names for table in tables.values()} == {("cat", "dog")}
+    assert [table.labels.tolist() for table in tables.values()] == [[1], [0]]
+    assert any("the split 'train' has no object of ['cat']" in one for one in caplog.messages)
+    alone = read_annotations(tmp_path, split="train")
+    assert (alone.class_names, alone.labels.tolist()) == (("cat", "dog"), [1])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared datasets are not available")

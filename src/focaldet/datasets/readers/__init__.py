@@ -173,7 +173,7 @@ def read_splits(
     Args:
         path: As for :func:`read_annotations`.
         images: Folder of the images, as for :func:`read_annotations`. If it contains a folder with the
-            name of the folder or file of a split, that is used for the split.
+            name of a split as the dataset writes it, that is used for the split.
         class_names: As for :func:`read_annotations`.
         exif: As for :func:`read_annotations`.
         cache: As for :func:`read_annotations`.

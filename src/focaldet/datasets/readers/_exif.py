@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 class _Photo(NamedTuple):
     """A photo with an EXIF orientation other than 1."""
 
-    index: int
+    place: int
     orientation: int
     upright: tuple[int, int]
     drawn_on: str  # "upright", "stored", "" if its size cannot tell, or "neither"
@@ -94,9 +94,9 @@ def turn_upright(
         return table
     boxes, sizes = table.boxes.copy(), table.image_sizes.copy()
     for photo in to_turn:
-        rows = table.boxes_of(photo.index)
+        rows = table.boxes_of(photo.place)
         boxes[rows] = turn_boxes(boxes[rows], photo.orientation, photo.stored)
-        sizes[photo.index] = photo.upright
+        sizes[photo.place] = photo.upright
     _logger.info(
         "%s: turned the boxes of %d photos upright, as their EXIF orientation says (exif=%r).",
         printable(str(table.source)),
@@ -164,7 +164,7 @@ def _stored(table: AnnotationTable, photos: list[_Photo]) -> list[_Photo]:
             height, width = photo.upright
             raise AnnotationError(
                 f"exif='stored' does not fit {str(table.source)!r}: "
-                f"{printable(table.file_names[photo.index])} is annotated as {width}x{height}, which "
+                f"{printable(table.file_names[photo.place])} is annotated as {width}x{height}, which "
                 "is its size after turning it upright. Use exif='upright', or exif='auto' if the "
                 "photos differ."
             )
@@ -181,7 +181,7 @@ def _to_turn(table: AnnotationTable, photos: list[_Photo]) -> list[_Photo]:
             f"upright photos or on the stored pixels: {len(unclear)} of the {len(photos)} photos with "
             "an EXIF orientation have no annotated size, or the same size either way (square, mirrored "
             f"or turned by 180 degrees), and the others {'disagree' if decided else 'do not help'}. "
-            f"The first is {printable(table.file_names[unclear[0].index])}. Use exif='upright' or "
+            f"The first is {printable(table.file_names[unclear[0].place])}. Use exif='upright' or "
             "exif='stored'."
         )
     source = printable(str(table.source))

@@ -77,8 +77,8 @@ class FolderReader:
 
     def _read(self, name: str, options: ReadOptions) -> AnnotationTable:
         place = self.places[name]
-        if options.images is not None and (inside := Path(options.images, place.name)).is_dir():
-            options = replace(options, images=inside)
+        if name and options.images is not None and Path(options.images, name).is_dir():
+            options = replace(options, images=Path(options.images, name))
         return self._reader.read(place, replace(options, split=None))
 
 
