@@ -1,9 +1,10 @@
-"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format.
+"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format, and exports of tools.
 
 A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
-:func:`read_annotations` for any format) returns an :class:`AnnotationTable` with everything that the
-files contain. :class:`DetectionDataset` turns it into images and targets, and :func:`check_dataset`
-looks for mistakes in it. torchvision is imported only when a transform is used.
+:func:`read_annotations` for any format and :func:`read_splits` for all splits) returns an
+:class:`AnnotationTable` with everything that the files contain. :class:`DetectionDataset` turns it
+into images and targets, and :func:`check_dataset` looks for mistakes in it. torchvision is imported
+only when a transform is used.
 """
 
 from __future__ import annotations
