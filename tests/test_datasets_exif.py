@@ -173,6 +173,7 @@ def test_missing_and_damaged_photos_are_reported(tmp_path: Path) -> None:
 
 def test_unknown_choices_are_named(tmp_path: Path) -> None:
     path = write_coco(tmp_path / "c.json", {"a.png": SIZE})
+    wrong: Any = "left"
     for read in (read_annotations, read_splits):
         with pytest.raises(ValueError, match="exif.*'upright', 'stored'"):
-            read(path, exif="left")  # type: ignore[operator]
+            read(path, exif=wrong)

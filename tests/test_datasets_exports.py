@@ -373,7 +373,7 @@ def test_shapes_of_cvat_are_replaced_by_their_boxes_or_left_out(tmp_path: Path) 
     message = "bounding boxes: 1 ellipse, 1 mask, 1 polygon, 1 rotated box; .*left out: 1 points, 1 polyline"
     with pytest.warns(UserWarning, match=message):
         table = read_annotations(path)
-    expected = [[11, 3, 13, 7], [1.5, 2, 4, 6], [3, 4, 8, 10], [6, 8, 14, 12]]
+    expected: list[list[float]] = [[11, 3, 13, 7], [1.5, 2, 4, 6], [3, 4, 8, 10], [6, 8, 14, 12]]
     np.testing.assert_allclose(table.boxes, expected)
     assert table.labels.tolist() == [1, 1, 0, 0]
 
@@ -466,7 +466,7 @@ def test_shapes_of_label_studio_are_replaced_by_their_boxes_or_left_out(
         {"type": "keypointlabels", "value": {"x": 1, "y": 2, "keypointlabels": ["cat"]}},
         {"type": "choices", "value": {"choices": ["good"]}},
     ]
-    second = {"annotations": [{"result": []}, {"result": []}]}
+    second: dict[str, Any] = {"annotations": [{"result": []}, {"result": []}]}
     skipped = {"annotations": [{"was_cancelled": True, "result": []}]}
     tasks = [task(*regions), task() | second, task() | skipped, task() | {"annotations": []}]
     path = write_text(tmp_path / "project.json", json.dumps(tasks))

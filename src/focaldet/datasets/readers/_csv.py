@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from focaldet._checks import check_names, existing_file, existing_folder, printable, shortened
@@ -138,7 +139,7 @@ def read_csv(
             if report is None:
                 raise
             report(error)
-    if rows.are_fractions and columns is not _PLAIN:
+    if rows.are_fractions:
         _raise_or_report(
             AnnotationError(
                 f"{str(path)!r}: all coordinates are between 0 and 1, so they are probably fractions of "
@@ -201,7 +202,12 @@ class _Rows:
 
     def __init__(self, columns: dict[str, int], source: str, length: int) -> None:
         self._columns = columns
-        self._source = source
+        self._pick = itemgetter(*(columns[name] for name in _PLAIN))
+        self._last = max(columns[name] for name in _PLAIN)
+        self._has_sizes = "width" in columns or "height" in columns
+        self._has_header = not length
+        self._source = repr(source)
+        self._path_place = columns["path"]
         self._length = length
         self._indices: dict[str, int] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -214,19 +220,20 @@ class _Rows:
 
     def class_names(self, lines: Iterable[tuple[int, list[str]]]) -> set[str]:
         """Return the names of all classes in the rows."""
-        names = (self._field(row, "class") for _, row in lines if self._fits(row))
-        return {name for name in names if name}
+        place = self._columns["class"]
+        return {row[place] for _, row in lines if self._fits(row) and row[place:]} - {""}
 
     def add(self, table: TableBuilder, row: list[str], line: int, labels: dict[str, int]) -> None:
         """Add the image of a row, if it is new, and its box, if it has one."""
-        where = f"{self._source!r}, line {line}"
-        name = self._field(row, "path")
-        if not self._fits(row) or not name:
+        where = f"{self._source}, line {line}"
+        fields = row
+        if len(row) <= self._last and self._has_header:
+            fields = [*row, *[""] * (self._last + 1 - len(row))]
+        if not self._fits(row) or not fields[self._path_place]:
             raise AnnotationError(f"{where}: expected {self._expected()}, got {_joined(row)}.")
+        name, *sides, label = self._pick(fields)
         box: list[float] | None = None
-        label = self._field(row, "class")
-        sides = [self._field(row, side) for side in _SIDES]
-        if any((*sides, label)):
+        if label or any(sides):
             try:
                 box = [float(side) for side in sides]
             except ValueError as error:
@@ -236,22 +243,24 @@ class _Rows:
                 ) from error
             if not label:
                 raise AnnotationError(f"{where}: the box has no class, got {_joined(row)}.")
-        size = self._size(row, where)
-        if name not in self._indices:
-            self._indices[name] = table.add_image(name, size)
+        size = self._size(row, where) if self._has_sizes else (0, 0)
+        index = self._indices.get(name)
+        if index is None:
+            index = self._indices[name] = table.add_image(name, size)
             self._sizes[name] = size
-        elif size != self._sizes[name]:
+        elif self._has_sizes and size != self._sizes[name]:
             raise AnnotationError(
                 f"{where}: the size of {printable(repr(name))} is {size[1]}x{size[0]}, but "
                 f"{self._sizes[name][1]}x{self._sizes[name][0]} in an earlier line."
             )
         if box is not None:
-            self._fractions |= any(0 < side < 1 for side in box)
-            self._others |= not all(0 <= side <= 1 for side in box)
-            table.add_box(self._indices[name], labels.get(label, -1), box)
+            if self._has_header and not self._others:
+                self._fractions |= any(0 < side < 1 for side in box)
+                self._others = not all(0 <= side <= 1 for side in box)
+            table.add_box(index, labels.get(label, -1), box)
 
     def _fits(self, row: list[str]) -> bool:
-        return len(row) == self._length if self._length else True
+        return self._has_header or len(row) == self._length
 
     def _field(self, row: list[str], column: str) -> str:
         place = self._columns.get(column, len(row))
