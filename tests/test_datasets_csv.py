@@ -42,7 +42,7 @@ def test_class_names_are_given_as_a_list_or_in_a_file(tmp_path: Path) -> None:
         ("a,1,2,3,4", "'.*t.csv', line 1: .*path,x1,y1,x2,y2,class, got 'a,1,2,3,4'"),
         (",1,2,3,4,x", "line 1: .*path,x1,y1,x2,y2,class, got ',1,2,3,4,x'"),
         ("a,,,,,\na,1,,3,4,x", "line 2: .*numbers, got 'a,1,,3,4,x'\\.$"),
-        ("path,x1,y1,x2,y2,class", "line 1: .*numbers, .* header, remove it"),
+        ("photo,left,top,right,bottom,kind", "line 1: .*numbers, .*header, name .*or remove it"),
         ("a,1,2,3,4,", "line 1: .*no class, got 'a,1,2,3,4,'"),
         ("a.png,,,,,\n\xe9", "'.*t.csv' as UTF-8.*line 2 .*0xe9"),
     ],

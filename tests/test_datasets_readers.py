@@ -209,4 +209,6 @@ def test_a_format_added_to_the_registry_is_read_everywhere(
         read_annotations(write_text(tmp_path / "a.txt", ""))
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "(COCO, CSV, made-up)" in " ".join(capsys.readouterr().out.split())
+    assert "COCO, CSV, CVAT, Pascal VOC without splits, made-up)" in " ".join(
+        capsys.readouterr().out.split()
+    )

@@ -38,6 +38,7 @@ __all__ = [
     "load_picture",
     "named_sources",
     "read_image_size",
+    "read_orientation",
 ]
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
@@ -240,6 +241,30 @@ def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[
             width, height = (image.getexif()[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))
         lies_on_its_side = _turn_to_upright(image) in _QUARTER_TURNS
     return (width, height) if lies_on_its_side else (height, width)
+
+
+def read_orientation(path: str | os.PathLike[str], name: str = "image") -> int:
+    """Read the EXIF orientation of an image file from its header.
+
+    Args:
+        path: The image file.
+        name: What error messages call the file.
+
+    Returns:
+        The orientation from 1 (the stored pixels are upright) to 8. From 5 on, the width of the stored
+        pixels is the height of the upright image. A value that EXIF does not define counts as 1.
+
+    Raises:
+        FileNotFoundError, UnreadableImageError: As :func:`read_image_size`.
+
+    .. versionadded:: 0.3.0
+    """
+    with (
+        _explaining(name, repr(os.fspath(path))),
+        open_image(existing_file(name, path)) as image,
+    ):
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    return int(orientation) if orientation in _UPRIGHT else 1
 
 
 def iter_images(

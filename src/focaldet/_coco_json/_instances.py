@@ -46,6 +46,7 @@ class InstanceColumns:
         image_sizes: ``[I, 2]``, ``(height, width)``, 0 where unknown.
         category_ids: ``[K]``, ascending.
         category_names: Name of each category; its id, as text, where it has none.
+        supercategories: The supercategory of each category, None where it has none.
         boxes: ``[N, 4]``, x, y, width, height. They may be NaN, infinite or of negative size.
         areas: ``[N]``; that of the box where the file gives none, or a negative one such as -1.
         crowd: ``[N]``, whether the box is around a crowd.
@@ -64,6 +65,7 @@ class InstanceColumns:
     image_sizes: npt.NDArray[np.int32]
     category_ids: npt.NDArray[np.int64]
     category_names: tuple[str, ...]
+    supercategories: tuple[str | None, ...]
     boxes: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
@@ -89,6 +91,7 @@ class _Fields:
     image_sizes: npt.NDArray[np.int32]
     category_ids: npt.NDArray[np.int64]
     category_names: list[str | None]
+    supercategories: list[Any]
     boxes: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
@@ -158,6 +161,7 @@ def _quick_fields(data: memoryview) -> _Fields | None:
             image_sizes=as_sizes(heights, widths),
             category_ids=field_column(categories, "id", np.int64),
             category_names=[category.name for category in categories],
+            supercategories=[category.supercategory for category in categories],
             boxes=as_boxes(map(attrgetter("bbox"), annotations), len(annotations)),
             areas=field_column(annotations, "area", np.float64),
             crowd=np.array(crowd, np.bool_),
@@ -204,6 +208,7 @@ def _category_fields(categories: Rows) -> dict[str, Any]:
     return {
         "category_ids": categories.integers("id"),
         "category_names": categories.texts("name", integers=True),
+        "supercategories": [row.get("supercategory") for row in categories.rows],
     }
 
 
@@ -255,6 +260,10 @@ def _connected(fields: _Fields, source: str | None) -> InstanceColumns:
         category_names=tuple(
             str(category_id) if name is None else name
             for category_id, name in zip(category_ids.tolist(), names, strict=True)
+        ),
+        supercategories=tuple(
+            name if isinstance(name, str) else None
+            for name in (fields.supercategories[index] for index in order.tolist())
         ),
         boxes=fields.boxes,
         areas=np.where(fields.areas >= 0, fields.areas, box_areas),

@@ -6,6 +6,8 @@ standard library.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 __all__ = ["Instances", "Results"]
@@ -21,6 +23,7 @@ class _Image(msgspec.Struct, gc=False):
 class _Category(msgspec.Struct, gc=False):
     id: int
     name: str | None = None
+    supercategory: Any = None
 
 
 class _Annotation(msgspec.Struct, gc=False):

@@ -1,9 +1,10 @@
-"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format.
+"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format, and exports of tools.
 
 A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
-:func:`read_annotations` for any format) returns an :class:`AnnotationTable` with everything that the
-files contain. :class:`DetectionDataset` turns it into images and targets, and :func:`check_dataset`
-looks for mistakes in it. torchvision is imported only when a transform is used.
+:func:`read_annotations` for any format and :func:`read_splits` for all splits) returns an
+:class:`AnnotationTable` with everything that the files contain. :class:`DetectionDataset` turns it
+into images and targets, and :func:`check_dataset` looks for mistakes in it. torchvision is imported
+only when a transform is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from focaldet.datasets._batching import AspectRatioBatchSampler, collate, seed_worker
 from focaldet.datasets._dataset import DetectionDataset
 from focaldet.datasets._table import AnnotationTable
-from focaldet.datasets.readers import read_annotations
+from focaldet.datasets.readers import read_annotations, read_splits
 from focaldet.datasets.readers._coco import read_coco
 from focaldet.datasets.readers._csv import read_csv
 from focaldet.datasets.readers._voc import read_voc
@@ -34,6 +35,7 @@ __all__ = [
     "read_annotations",
     "read_coco",
     "read_csv",
+    "read_splits",
     "read_voc",
     "read_yolo",
     "seed_worker",

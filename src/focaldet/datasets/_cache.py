@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_path", "fingerprint", "load_cache", "save_cache"]
 
-_VERSION = 3
+_VERSION = 4
 _CHUNK = 2**24
 _ARRAYS = {
     "image_ids": (np.int64, ()),

@@ -177,7 +177,9 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             if image.shape[1:] == (width, height):
                 remedy = (
                     "The file may be stored on its side. Images are turned upright by their EXIF "
-                    "orientation, and the annotated size and boxes must fit the upright image."
+                    "orientation, and the annotated size and boxes must fit the upright image. If they "
+                    "were made for the stored pixels, read the annotations with "
+                    "read_annotations(..., exif='stored'), or exif='auto' if only some were."
                 )
             raise AnnotationError(
                 f"{name} is annotated as {width}x{height}, but {str(path)!r} is "

@@ -134,7 +134,7 @@ def _size_difference(table: AnnotationTable, index: int, scan: _Scan) -> str:
     if as_stored:
         return (
             f"{message}: it is stored on its side and turned upright by its EXIF orientation; "
-            "the annotated size and boxes must fit the upright image"
+            "the annotated size and boxes must fit the upright image, or be read with exif='stored'"
         )
     return f"{message}: width and height are swapped"
 

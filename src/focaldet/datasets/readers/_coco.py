@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from focaldet._checks import existing_file, existing_folder
+from focaldet._checks import existing_file, existing_folder, printable
 from focaldet._coco_json import InstanceColumns, describe_row, read_instances
 from focaldet.datasets._cache import fingerprint, load_cache, save_cache
 from focaldet.datasets._table import AnnotationTable, PackedStrings
+from focaldet.datasets.readers._places import locate_images, native_name
 from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
 from focaldet.datasets.readers._splits import unknown_split
 from focaldet.errors import AnnotationError
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_coco", "recognises", "splits"]
 
-_TRIED_NAMES = 16  # images that are looked for in each folder
+_logger = logging.getLogger(__name__)
+
+_ANNOTATIONS = "annotations"
 _CACHED_FROM = 2**23  # bytes; smaller files are read quickly enough without a cache
 _IF_MISSING = "If they should have objects, check that the file is complete."
 
@@ -52,8 +55,10 @@ def read_coco(
         images: Folder of the images. None looks for the first images in the folder of the file and in
             the folder above, and in those of their subfolders that have the name of the split or
             are called "images". COCO itself has ``annotations/instances_val2017.json`` and
-            ``val2017/``. If no image is found, reading the first image raises an error that lists
-            these folders.
+            ``val2017/``. If none of them is found, images with the same names are looked for in all
+            folders next to the file (for ``annotations/x.json``, next to ``annotations``), which is
+            logged. If there are none either, reading the first image raises an error that lists
+            the folders.
         cache: Whether to keep what was read from a file of 8 MiB or more in a second file next to
             it, which is read the next time if the annotations are unchanged.
         report: A function that is called with each error or warning about a file, line or object, which
@@ -66,7 +71,9 @@ def read_coco(
         Boxes are ``x, y, width, height`` in the file and xyxy in the table, without a pixel added: a
         box of ``[1, 2, 3, 4]`` becomes ``[1, 2, 4, 6]``. Labels are positions in the ascending list
         of category ids. Backslashes in file names, which Windows programs write, are read as ``/`` if
-        the file exists under that name and not under the other.
+        the file exists under that name and not under the other. A category of id 0 that is the
+        supercategory of all others and that no box has, as in Roboflow's exports, is left out,
+        which is logged.
 
     Raises:
         FileNotFoundError: If the file or the image folder does not exist.
@@ -86,7 +93,7 @@ def read_coco(
         noted: list[Exception] = []
         columns = read_instances(path, report=None if report is None else noted.append)
         say = raise_or_warn if report is None else noted.append
-        table = _table(columns, path, say)
+        table = _without_root(_table(columns, path, say), columns)
         if columns.repetitions:
             say(UserWarning(columns.repetitions))
         if state is not None and not (noted or columns.repetitions):
@@ -103,24 +110,21 @@ def read_coco(
 
 def _with_images(table: AnnotationTable, folder: Path | None) -> AnnotationTable:
     """Return the table with the folder of its images, and file names that fit this system."""
-    tried: tuple[Path, ...] = ()
+    path = table.source
     if folder is None:
-        candidates = _image_folders(table.source)
-        names = list(islice(table.file_names, _TRIED_NAMES))
-        folder = next(
-            (
-                one
-                for one in candidates
-                if any(_is_file(one / _native(name, one)) for name in names)
-            ),
-            None,
-        )
-        if folder is None:
-            folder, tried = candidates[0], tuple(candidates) if names else ()
-    file_names = table.file_names
+        above = path.parent.parent if path.parent.name == _ANNOTATIONS else path.parent
+        located = locate_images(table.file_names, _image_folders(path), above, path)
+    else:
+        located = locate_images(table.file_names, [folder], folder, path)
+        located = located._replace(tried=())  # the caller knows the folder
+    file_names = located.names
     if os.sep != "\\" and _has_backslash(file_names):
-        file_names = PackedStrings.pack(_native(name, folder) for name in file_names)
-    return replace(table, image_folder=folder, file_names=file_names, tried_folders=tried)
+        file_names = [native_name(name, located.folder) for name in file_names]
+    if not isinstance(file_names, PackedStrings):
+        file_names = PackedStrings.pack(file_names)
+    return replace(
+        table, image_folder=located.folder, file_names=file_names, tried_folders=located.tried
+    )
 
 
 def _has_backslash(names: Sequence[str]) -> bool:
@@ -129,27 +133,13 @@ def _has_backslash(names: Sequence[str]) -> bool:
     return any("\\" in name for name in names)
 
 
-def _native(name: str, folder: Path) -> str:
-    """Return a file name with the separators of this system, if only then the file exists."""
-    other = name.replace("\\", "/")
-    if other != name and not _is_file(folder / name) and _is_file(folder / other):
-        return other
-    return name
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        return False
-
-
 def _image_folders(path: Path) -> list[Path]:
     """Return the folders that may contain the images of an annotation file."""
     split = path.stem.rpartition("_")[2]  # instances_val2017 -> val2017
+    names = (split, f"images/{split}", "images")
     bases = (path.parent, path.parent.parent)
     return [
-        *(base / name for base in bases for name in (split, "images") if (base / name).is_dir()),
+        *(base / name for base in bases for name in names if (base / name).is_dir()),
         *bases,
     ]
 
@@ -176,6 +166,28 @@ def _table(columns: InstanceColumns, path: Path, report: Report) -> AnnotationTa
     )
 
 
+def _without_root(table: AnnotationTable, columns: InstanceColumns) -> AnnotationTable:
+    """Return the table without a category that only groups the others, as Roboflow writes it.
+
+    It has the id 0 and the supercategory "none", its name is the supercategory of every other
+    category, and no box has it.
+    """
+    ids, names = table.category_ids, table.class_names
+    if len(ids) < 2 or ids[0] != 0 or (columns.supercategories[0] or "none") != "none":
+        return table
+    if any(parent != names[0] for parent in columns.supercategories[1:]):
+        return table
+    if (table.labels == 0).any():
+        return table
+    _logger.warning(
+        "%s: left out the category %s (id 0), which only groups the others: no box has it.",
+        printable(str(table.source)),
+        printable(repr(names[0])),
+    )
+    labels = np.where(table.labels > 0, table.labels - 1, table.labels)
+    return replace(table, class_names=names[1:], category_ids=ids[1:], labels=labels)
+
+
 def _file_names(columns: InstanceColumns, report: Report) -> list[str]:
     """Return the file names; "" for those that are missing, which are reported."""
     names: list[str] = []
@@ -198,9 +210,9 @@ _PREFIX = "instances_"
 
 
 def recognises(path: Path) -> bool:
-    """Return whether the path is a ``.json`` file or a folder with ``annotations``."""
+    """Return whether the path is a ``.json`` file or a folder with files of instances."""
     if path.is_dir():
-        return (path / "annotations").is_dir()
+        return any((path / _ANNOTATIONS).glob(f"{_PREFIX}*.json"))
     return path.suffix.lower() == ".json"
 
 
@@ -208,7 +220,7 @@ def splits(path: Path) -> tuple[str, ...] | None:
     """Return the splits of a folder, or None for a file."""
     if path.is_file():
         return None
-    files = (path / "annotations").glob(f"{_PREFIX}*.json")
+    files = (path / _ANNOTATIONS).glob(f"{_PREFIX}*.json")
     return tuple(sorted(file.stem.removeprefix(_PREFIX) for file in files))
 
 
@@ -216,7 +228,7 @@ def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read a file, or one split of a folder."""
     if options.split is None:
         return read_coco(path, options.images, cache=options.cache, report=options.report)
-    file = path / "annotations" / f"{_PREFIX}{options.split}.json"
+    file = path / _ANNOTATIONS / f"{_PREFIX}{options.split}.json"
     if not file.is_file():
         raise FileNotFoundError(unknown_split(options.split, path, splits(path) or ()))
     return read_coco(file, options.images, cache=options.cache, report=options.report)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._exif import Exif
     from focaldet.datasets.readers._problems import Report
 
 __all__ = ["ReadOptions", "Reader"]
@@ -27,6 +28,9 @@ class ReadOptions:
         cache: Whether a cache file may be used and written.
         report: Called with each error or warning about a file, line or object. By default, errors are
             raised and warnings are given.
+        exif: Which pixels the boxes were drawn on. A reader of coordinates in fractions of the image
+            size multiplies them with the size of these pixels. The boxes of all formats are turned
+            upright after reading.
 
     .. versionadded:: 0.3.0
     """
@@ -36,6 +40,7 @@ class ReadOptions:
     class_names: Sequence[str] | None = None
     cache: bool = True
     report: Report | None = None
+    exif: Exif = "upright"
 
 
 class Reader(Protocol):

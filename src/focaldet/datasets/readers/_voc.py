@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
-__all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_voc", "recognises", "splits"]
+__all__ = ["LAYOUT", "NAME", "OPTIONS", "VocParser", "read", "read_voc", "recognises", "splits"]
 
 NAME = "Pascal VOC"
 LAYOUT = "a folder with ImageSets/Main/<split>.txt"
@@ -71,7 +71,8 @@ def read_voc(
     Args:
         root: Folder with ``ImageSets/Main``, ``Annotations`` and ``JPEGImages``.
         split: Name of a split, such as "train" for the images listed in
-            ``ImageSets/Main/train.txt``.
+            ``ImageSets/Main/train.txt``. A line may name an image in a folder, such as ``street/a``
+            for ``JPEGImages/street/a.jpg`` and ``Annotations/street/a.xml``.
         class_names: Names of labels 0, 1, ... None uses all names in ``Annotations``, in alphabetical
             order as VOC does. These are the same for every split, but finding them takes reading
             every file.
@@ -107,34 +108,36 @@ def read_voc(
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise FileNotFoundError(unknown_split(split, root, splits(root)))
-    images = _by_stem(existing_folder("root", root / "JPEGImages"), IMAGE_EXTENSIONS)
-    parser = _Parser(root / "Annotations", report or raise_or_warn)
+    folder = existing_folder("root", root / "JPEGImages")
+    images = _by_stem(folder, IMAGE_EXTENSIONS)
+    parser = VocParser(root / "Annotations", report or raise_or_warn)
     if class_names is None:
         class_names = parser.class_names()
     labels = {name: label for label, name in enumerate(class_names)}
     builder = TableBuilder()
     for line in read_text(listing).splitlines():
-        name = line.strip()
+        name = line.strip().replace("\\", "/")
         tree = parser.parse(name) if name else None
         if tree is not None:
             image = images.get(name)
-            file_name = f"{name}.jpg" if image is None else image.name
+            file_name = f"{name}.jpg" if image is None else image.relative_to(folder).as_posix()
             parser.add(builder, name, tree, file_name, labels, one_based=one_based)
-    table = builder.build(listing, root / "JPEGImages", class_names)
+    table = builder.build(listing, folder, class_names)
     tell_of_missing_objects(table, report, remedy=_IF_MISSING)
     return table
 
 
 def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
-    """Return the files of a folder by their names without suffix. The first of two is kept."""
-    return {path.stem: path for path in reversed(list_files(folder, suffixes))}
+    """Return the files in a folder by their relative paths without suffix. The first of two is kept."""
+    files = reversed(list_files(folder, suffixes, recursive=True))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 class _MissingAnnotationsError(AnnotationError, FileNotFoundError):
     """An image of a split has no XML file."""
 
 
-class _Parser:
+class VocParser:
     """Reads the XML files of a folder, each of which is reported once if it cannot be read.
 
     Args:
@@ -148,10 +151,14 @@ class _Parser:
         self._files = _by_stem(folder, (".xml",)) if folder.is_dir() else {}
         self._unreadable: set[str] = set()
 
+    def stems(self) -> list[str]:
+        """Return the path of every file, relative to the folder and without suffix, in this order."""
+        return sorted(self._files)
+
     def class_names(self) -> list[str]:
         """Return the names of all classes in the folder, in alphabetical order."""
         names = set()
-        for stem in self._files:
+        for stem in self.stems():
             tree = self.parse(stem)
             for item in () if tree is None else tree.findall("object"):
                 name = (item.findtext("name") or "").strip()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from focaldet._checks import existing_file, printable, shortened
 from focaldet._files import list_files
 from focaldet._yaml import parse_yaml
 from focaldet.datasets.readers._builder import TableBuilder
+from focaldet.datasets.readers._exif import read_annotated_size
+from focaldet.datasets.readers._places import is_file
 from focaldet.datasets.readers._problems import raise_or_warn, tell_of_missing_objects
-from focaldet.datasets.readers._splits import unknown_split
+from focaldet.datasets.readers._splits import USUAL_SPLITS, unknown_split
 from focaldet.datasets.readers._text import read_text
 from focaldet.datasets.readers._yolo_labels import KeypointShape, LabelFolders, LineReader
 from focaldet.errors import AnnotationError, UnreadableImageError
-from focaldet.images import IMAGE_EXTENSIONS, read_image_size
+from focaldet.images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     import os
@@ -21,41 +24,146 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.datasets._table import AnnotationTable
+    from focaldet.datasets.readers._exif import Exif
     from focaldet.datasets.readers._problems import Report
     from focaldet.datasets.readers._reader import ReadOptions
 
 __all__ = ["LAYOUT", "NAME", "OPTIONS", "read", "read_yolo", "recognises", "splits"]
 
 NAME = "YOLO"
-LAYOUT = "a .yaml file, or a folder with data.yaml"
+LAYOUT = "a .yaml or .data file, or a folder with data.yaml, obj.data or classes.txt"
 OPTIONS: frozenset[str] = frozenset()
 
 _SUFFIXES = (".yaml", ".yml")
 _FILES_IN_FOLDER = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_USUAL_SPLITS = ("train", "val", "test")
+_DARKNET_SUFFIX = ".data"
+_CLASS_FILES = ("classes.txt", "labels/classes.txt", "_darknet.labels")
+_SPLIT_KEYS = (*USUAL_SPLITS, "valid", "validation")
+
+_logger = logging.getLogger(__name__)
+
+
+class _DataFile(NamedTuple):
+    """What a data file says, or the layout of a folder without one.
+
+    Attributes:
+        path: The file or folder, for messages.
+        base: The folder to which the entries of splits are relative.
+        content: The values of the file; "names" and the entries of splits for other layouts.
+        is_one_split: Whether there are no splits; the images are then those of the key "".
+    """
+
+    path: Path
+    base: Path
+    content: dict[str, Any]
+    is_one_split: bool = False
+
+    def splits(self) -> tuple[str, ...]:
+        """Return which of the usual splits the file has, without those whose files do not exist."""
+        named = [key for key in _SPLIT_KEYS if self.content.get(key)]
+        found = [key for key in named if self._exists(key)]
+        if found and len(found) < len(named):
+            _logger.warning(
+                "%s: left out the splits %s, whose images do not exist.",
+                printable(str(self.path)),
+                ", ".join(repr(key) for key in named if key not in found),
+            )
+        return tuple(found or named)
+
+    def _exists(self, key: str) -> bool:
+        entries = self.content[key]
+        entries = entries if isinstance(entries, list) else [entries]
+        return any(
+            not isinstance(entry, str) or _place(self.base, entry) is not None for entry in entries
+        )
 
 
 def recognises(path: Path) -> bool:
-    """Return whether the path is a YAML file or a folder with a ``data.yaml``."""
+    """Return whether the path is a data file, or a folder with one or with a list of classes."""
     if path.is_dir():
-        return any((path / name).is_file() for name in _FILES_IN_FOLDER)
-    return path.suffix.lower() in _SUFFIXES
+        return _data_file(path) is not None
+    return path.suffix.lower() in (*_SUFFIXES, _DARKNET_SUFFIX)
 
 
-def splits(path: Path) -> tuple[str, ...]:
-    """Return which of the usual splits the data file has."""
-    return _splits_in(_parsed(_data_file(path)))
+def splits(path: Path) -> tuple[str, ...] | None:
+    """Return which of the usual splits the data file has; None if there is only a list of classes."""
+    data = _opened(path)
+    return None if data.is_one_split else data.splits()
 
 
 def read(path: Path, options: ReadOptions) -> AnnotationTable:
     """Read one split of a data file or its folder."""
-    return read_yolo(_data_file(path), options.split or "", report=options.report)
+    say = options.report or raise_or_warn
+    table, doubts = _read(_opened(path), options.split or "", say, options.exif)
+    for doubt in doubts:
+        say(UserWarning(doubt))
+    tell_of_missing_objects(table, options.report, remedy=None)  # missing label files are counted
+    return table
 
 
-def _data_file(path: Path) -> Path:
-    if path.is_dir():
-        return next(path / name for name in _FILES_IN_FOLDER if (path / name).is_file())
-    return path
+def _data_file(folder: Path) -> Path | None:
+    """Return the data file in a folder, or else its list of classes, or None."""
+    candidates = [folder / name for name in _FILES_IN_FOLDER]
+    candidates += [folder / f"obj{_DARKNET_SUFFIX}", *(folder / name for name in _CLASS_FILES)]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _opened(path: Path) -> _DataFile:
+    """Read a data file, the one in a folder, or the list of classes in a folder."""
+    file = _data_file(path) if path.is_dir() else path
+    if file is None:
+        raise AnnotationError(
+            f"{str(path)!r} is not a YOLO folder: it has no {_FILES_IN_FOLDER[0]}."
+        )
+    if file.suffix.lower() == _DARKNET_SUFFIX:
+        return _darknet(file)
+    if path.is_dir() and file.suffix.lower() not in _SUFFIXES:
+        return _folder_with_classes(path, file)
+    content = _parsed(file)
+    base = file.parent / _relative_folder(content, file)
+    if not base.is_dir():
+        _logger.warning(
+            "%s: used the folder of the file, because path does not exist: %s.",
+            printable(str(file)),
+            printable(repr(str(base))),
+        )
+        base = file.parent
+    return _DataFile(file, base, content)
+
+
+def _darknet(path: Path) -> _DataFile:
+    """Read an ``obj.data`` file: lines ``key = value`` that name the lists and the file of classes."""
+    pairs = (line.partition("=") for line in read_text(path).splitlines())
+    content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+    listing = _place(path.parent, content.get("names", ""))
+    if listing is None or not listing.is_file():
+        raise AnnotationError(
+            f"{str(path)!r} must have a line 'names = FILE' with the file of the classes, got "
+            f"{shortened(content.get('names'))}."
+        )
+    names = _lines(listing)
+    content = {key: content[key] for key in _SPLIT_KEYS if key in content}
+    return _DataFile(path, path.parent, {**content, "names": names})
+
+
+def _folder_with_classes(folder: Path, classes: Path) -> _DataFile:
+    """Return the layout of a folder with a list of classes, as Label Studio and labelImg write it."""
+    names = {"names": _lines(classes)}
+    for pattern in ("images/{}", "{}/images"):
+        places = [folder / pattern.format(name) for name in _SPLIT_KEYS]
+        found = {
+            name: str(place.relative_to(folder))
+            for name, place in zip(_SPLIT_KEYS, places, strict=True)
+            if place.is_dir()
+        }
+        if found:
+            return _DataFile(folder, folder, {**names, **found})
+    images = "images" if (folder / "images").is_dir() else "."
+    return _DataFile(folder, folder, {**names, "": images}, is_one_split=True)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_yolo(
@@ -89,9 +197,11 @@ def read_yolo(
         keypoints may follow ``class cx cy w h``; they are not used. Without it, keypoints are
         recognised by their visibility, and numbers that can be either an outline or keypoints
         in every long line of a split are an error. The image sizes are read from the headers of the
-        images. Paths in a text file are relative to it. If
-        ``../train/images`` does not exist, ``train/images`` is tried, because Roboflow writes the
-        former for the latter.
+        images. Paths in a text file are relative to it; one that does not exist is tried without its
+        first folders, which is logged, because CVAT writes ``data/obj_train_data/a.jpg`` for
+        ``obj_train_data/a.jpg``. If ``../train/images`` does not exist, ``train/images`` is tried,
+        because Roboflow writes the former for the latter. A ``path`` that does not exist is replaced
+        by the folder of the file, which is logged.
 
     Raises:
         ImportError: If PyYAML is not installed.
@@ -105,22 +215,32 @@ def read_yolo(
             oriented boxes, or have keypoints that the data file does not mention. If there is no
             object that training could learn from.
     """
-    path = existing_file("data_yaml", data_yaml)
-    content = _parsed(path)
-    names = _class_names(content, path)
+    data = _opened(existing_file("data_yaml", data_yaml))
     say = report or raise_or_warn
-    base = path.parent / _relative_folder(content, path)
+    table, doubts = _read(data, split, say, "upright")
+    for doubt in doubts:  # here, so that a warning names the line of the caller
+        say(UserWarning(doubt))
+    tell_of_missing_objects(table, report, remedy=None)  # missing label files are counted
+    return table
+
+
+def _read(
+    data: _DataFile, split: str, say: Report, exif: Exif
+) -> tuple[AnnotationTable, list[str]]:
+    """Return the table of a split, and what is doubtful about it."""
+    path, base, content, _ = data
+    names = _class_names(content, path)
     lines = LineReader(len(names), _keypoint_shape(content, path), say)
     folders = LabelFolders()
     unlabelled: list[Path] = []
     builder = TableBuilder()
-    for image in _images(content, split, base, path):
+    for image in _images(data, split):
         labels = folders.find(image)
         if labels is None:
             unlabelled.append(image)
         try:
-            size = height, width = read_image_size(image)
-        except (FileNotFoundError, UnreadableImageError) as error:
+            size = height, width = read_annotated_size(image, exif)
+        except (AnnotationError, FileNotFoundError, UnreadableImageError) as error:
             say(error)
             if labels is not None:
                 lines.read(labels, (1, 1))  # to report what is wrong in it, too
@@ -131,11 +251,7 @@ def read_yolo(
             builder.add_box(index, label, (x1 * width, y1 * height, x2 * width, y2 * height))
     if ambiguity := lines.ambiguity():
         say(AnnotationError(ambiguity))
-    for warning in _warnings(path, lines, unlabelled, folders):
-        say(UserWarning(warning))
-    table = builder.build(path, base, names)
-    tell_of_missing_objects(table, report, remedy=None)  # missing label files are counted above
-    return table
+    return builder.build(path, base, names), list(_warnings(path, lines, unlabelled, folders))
 
 
 def _warnings(
@@ -231,14 +347,11 @@ def _class_names(content: dict[str, Any], path: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _splits_in(content: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(key for key in _USUAL_SPLITS if content.get(key))
-
-
-def _images(content: dict[str, Any], split: str, base: Path, path: Path) -> list[Path]:
+def _images(data: _DataFile, split: str) -> list[Path]:
+    path, base, content, _ = data
     entries = content.get(split)
     if not entries:
-        raise ValueError(unknown_split(split, path, _splits_in(content)))
+        raise ValueError(unknown_split(split, path, data.splits()))
     images: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
@@ -246,17 +359,63 @@ def _images(content: dict[str, Any], split: str, base: Path, path: Path) -> list
                 f"{split} in {str(path)!r} must be a path or a list of paths, got "
                 f"{type(entry).__name__}."
             )
-        place = base / entry
-        if not place.exists() and entry.startswith("../"):
-            place = base / entry[3:]
-        if place.is_dir():
-            images += list_files(place, IMAGE_EXTENSIONS, recursive=True)
-        elif place.is_file():
-            lines = read_text(place).splitlines()
-            images += [place.parent / line.strip() for line in lines if line.strip()]
-        else:
+        place = _place(base, entry)
+        if place is None:
             raise FileNotFoundError(
                 f"No such folder or list of images: {str(base / entry)!r} "
                 f"({split} in {str(path)!r})."
             )
+        if place.is_dir():
+            images += list_files(place, IMAGE_EXTENSIONS, recursive=True)
+        else:
+            images += _listed(place, base)
+    return images
+
+
+def _place(base: Path, entry: str) -> Path | None:
+    r"""Return the folder or file that an entry names, or None.
+
+    ``/`` may be written as ``\``. Roboflow writes ``../train/images`` for ``train/images``, and CVAT
+    ``data/train.txt`` for ``train.txt``.
+    """
+    for one in dict.fromkeys((entry, entry.replace("\\", "/"))):
+        for start in ("", "../", "data/"):
+            if one.startswith(start) and (place := base / one.removeprefix(start)).exists():
+                return place
+    return None
+
+
+def _listed(listing: Path, base: Path) -> list[Path]:
+    """Return the images in a list, whose paths may start with folders of another machine.
+
+    CVAT writes ``data/obj_train_data/a.jpg`` for ``obj_train_data/a.jpg``. A path that does not exist is
+    tried without its first folders, one after another, relative to the list and to the dataset.
+    """
+    images = []
+    shortened_paths: list[tuple[str, Path]] = []
+    dropped = 0  # of the last path; it is usually that of the next one, too
+    for line in _lines(listing):
+        image = listing.parent / line
+        if not is_file(image):
+            parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
+            for count in dict.fromkeys((dropped, *range(len(parts)))):
+                end = "/".join(parts[count:])
+                places = (folder / end for folder in (listing.parent, base))
+                found = next((place for place in places if end and is_file(place)), None)
+                if found is not None:
+                    image, dropped = found, count
+                    if count:
+                        shortened_paths.append((line, found))
+                    break
+        images.append(image)
+    if shortened_paths:
+        line, image = shortened_paths[0]
+        _logger.warning(
+            "%s: %d paths do not exist as they are written; left out their first folders. The first is "
+            "%s for %s.",
+            printable(str(listing)),
+            len(shortened_paths),
+            printable(str(image)),
+            printable(line),
+        )
     return images
