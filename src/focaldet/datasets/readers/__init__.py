@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focaldet._checks import shortened
-from focaldet.datasets.readers import _coco, _csv, _voc, _yolo
+from focaldet.datasets.readers import _coco, _csv, _labelme, _voc, _yolo
 from focaldet.datasets.readers._reader import Reader, ReadOptions
 from focaldet.datasets.readers._splits import missing_split
 from focaldet.errors import AnnotationError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READERS", "ReadOptions", "Reader", "find_reader", "read_annotations"]
 
-READERS: tuple[Reader, ...] = (_voc, _yolo, _coco, _csv)
+READERS: tuple[Reader, ...] = (_voc, _yolo, _coco, _csv, _labelme)
 """The supported formats, in the order in which they are tried.
 
 :meta hide-value:
@@ -70,12 +70,12 @@ def read_annotations(
 
     Args:
         path: A COCO file (``.json``) or folder (with ``annotations/instances_<split>.json``), a Pascal
-            VOC folder (with ``ImageSets/Main/<split>.txt``), a YOLO ``data.yaml`` or its folder, or a
-            ``.csv`` file.
+            VOC folder (with ``ImageSets/Main/<split>.txt``), a YOLO ``data.yaml`` or its folder, a
+            ``.csv`` file, or a folder of LabelMe's ``.json`` files.
         images: Folder of the images, for COCO and CSV. Files of the other formats say where it is.
         split: Name of a split, such as "train". Required for folders and YOLO, and an error for
             single files.
-        class_names: Names of labels 0, 1, ..., for Pascal VOC and CSV. Files of the other formats
+        class_names: Names of labels 0, 1, ..., for Pascal VOC, CSV and LabelMe. Files of the other formats
             contain them.
         cache: Whether to keep a cache of a large COCO file, see :func:`read_coco`. Other formats have
             none.
