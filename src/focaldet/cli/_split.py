@@ -41,8 +41,11 @@ def run(options: argparse.Namespace) -> int:
     """Read, divide, write, and print what was written."""
     from focaldet.datasets import read_annotations, split_dataset, write_annotations
 
+    fractions = dict(options.fractions)
+    if len(fractions) < len(options.fractions):
+        raise ValueError("--fractions contains a name twice. Name each part once.")
     table = read_annotations(options.data, options.images, split=options.split)
-    tables = split_dataset(table, dict(options.fractions), options.seed)
+    tables = split_dataset(table, fractions, options.seed)
     path = write_annotations(
         tables,
         options.out,
