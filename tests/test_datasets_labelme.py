@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from focaldet.datasets import check_dataset, read_annotations, read_labelme
-from focaldet.datasets.readers import find_reader
+from focaldet.datasets.readers import _labelme, find_reader
 from focaldet.errors import AnnotationError
 from tests.helpers.annotation_files import write_photo, write_text
 
@@ -22,9 +22,13 @@ def shape(label: Any, points: Any, kind: str = "rectangle", **fields: Any) -> di
 def write_file(path: Path, *shapes: Any, image: str = "", **fields: Any) -> Path:
     """Write a LabelMe file of a 40x20 image, which has its name by default."""
     content = {
-        **{"version": "5.2.1", "flags": {}, "shapes": list(shapes)},
-        **{"imagePath": image or f"{path.stem}.png", "imageData": "aGk="},
-        **{"imageHeight": 20, "imageWidth": 40},
+        "version": "5.2.1",
+        "flags": {},
+        "shapes": list(shapes),
+        "imagePath": image or f"{path.stem}.png",
+        "imageData": "aGk=",
+        "imageHeight": 20,
+        "imageWidth": 40,
         **fields,
     }
     return write_text(path, json.dumps(content))
@@ -139,6 +143,9 @@ def test_a_wrong_size_is_reported_and_read_from_the_image(tmp_path: Path) -> Non
 def test_folders_without_labelme_files_are_not_recognised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There are no .json files in"):
         read_labelme(tmp_path)
-    write_text(tmp_path / "train" / "a.json", '{"images": [], "shapes": []}')
-    with pytest.raises(AnnotationError, match=r"LabelMe \(a folder of LabelMe's .json files\)"):
-        find_reader(tmp_path)
+    content = '{"images": [], "categories": [{"name": "shapes"}], "shapes": []}'
+    path = write_text(tmp_path / "train" / "a.json", content)
+    assert not _labelme.recognises(tmp_path)
+    assert not _labelme.recognises(path)
+    write_text(path, '{"shapes": []}')
+    assert _labelme.recognises(tmp_path)

@@ -238,7 +238,7 @@ def test_boxes_that_cannot_be_written_are_counted(tmp_path: Path, form: Any) -> 
         (0, -1, [1, 1, 5, 5]),
         (0, 1, [2, 2, 4, 4]),
     ]
-    table = table_with_files(tmp_path / "photos", ["x.png"], rows, areas=np.array([1, 1, 1, 3.5]))
+    table = table_with_files(tmp_path / "photos", ["x.png"], rows, areas=np.array([1, 1, 1, 3]))
     counts = (
         "Boxes left out that are not finite or have a negative size: 2; boxes of an undeclared "
         "category left out: 1"

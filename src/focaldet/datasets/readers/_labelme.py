@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,7 @@ OPTIONS = frozenset({"class_names"})
 _SPLITS = ("train", "valid", "validation", "val", "test", "all")
 _CLASS_LIST = "labels.txt"
 _NOT_CLASSES = frozenset({"__ignore__", "_background_"})  # special lines of LabelMe's list
+_SHAPES = re.compile(rb'"shapes"\s*:')
 _HEAD = 4096  # bytes; enough to tell LabelMe's files from COCO's
 _RECTANGLE, _CIRCLE = "rectangle", "circle"
 _MAX_SIDE = 2**31 - 1
@@ -297,7 +299,7 @@ def _listed_classes(root: Path) -> list[str] | None:
 def _is_labelme(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    return b'"shapes"' in head and b'"images"' not in head
+    return _SHAPES.search(head) is not None and b'"images"' not in head
 
 
 def _normal(path: Path) -> Path:
