@@ -86,7 +86,7 @@ def test_images_that_would_collide_get_new_names(
     assert images == {"1.png", "b_1.png", "A_1.jpg", "b_1_2.png", "_.hid.png", "2.png", "2_2.jpg"}
     labels = files_in(tmp_path / "yolo" / "labels" / "train")
     assert labels == {f"{name.rpartition('.')[0]}.txt" for name in images}
-    assert "get a new name in the dataset that is written: 5." in caplog.text
+    assert "files get a new name in the dataset that is written: 5." in caplog.text
     again = read_yolo(tmp_path / "yolo" / "data.yaml", "train")
     assert {path.resolve() for path in map(again.image_path, range(7))} == {
         table.image_path(index) for index in range(7)

@@ -406,8 +406,9 @@ def not_finite_or_negative(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.boo
     """Return which boxes have a corner or a size that is not finite, or a negative size, ``[N]``."""
     with np.errstate(invalid="ignore", over="ignore"):
         sizes = boxes[:, 2:] - boxes[:, :2]
-        sound: npt.NDArray[np.bool] = np.isfinite(boxes).all(1) & np.isfinite(sizes).all(1)
-        return ~(sound & (sizes >= 0).all(1))
+        finite = np.isfinite(np.concatenate([boxes, sizes], axis=1)).all(axis=1)
+        sound: npt.NDArray[np.bool] = np.logical_and(finite, (sizes >= 0).all(axis=1))
+        return ~sound
 
 
 def clipped(

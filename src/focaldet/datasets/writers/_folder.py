@@ -86,8 +86,9 @@ class OutputFolder:
         final = self.path / name
         if final.exists() and not final.is_symlink() and final.samefile(source):
             return
-        if self._images.setdefault(name, source) is not source:
+        if name in self._images:
             return  # splits may share an image
+        self._images[name] = source
         target.parent.mkdir(parents=True, exist_ok=True)
         if how == "copy":
             shutil.copyfile(source, target)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from focaldet.datasets.writers._writer import Output
 
 __all__ = [
+    "check_suffixes",
     "image_paths",
     "known_sizes",
     "place_images",
@@ -85,8 +86,8 @@ def places_of(paths: Sequence[Path], *, flat: bool) -> list[str]:
     )
     if renamed:
         _logger.warning(
-            "Images that get a new name in the dataset that is written: %d. Their old names would "
-            "collide, or cannot be held by the format.",
+            "Images whose files get a new name in the dataset that is written: %d. Their old names "
+            "would collide, or cannot be held by the format.",
             renamed,
         )
     return places
@@ -107,23 +108,27 @@ def place_images(
     """Link or copy the images of a split to their places below ``folder``, as ``output`` says.
 
     Raises:
-        AnnotationError: If the suffix of an image is none that readers look for.
         FileNotFoundError: If an image does not exist.
     """
+    if output.image_files == "keep":
+        return
     for path, place in zip(paths, places, strict=True):
-        if path.suffix.lower() not in IMAGE_EXTENSIONS:
-            raise AnnotationError(
-                f"{printable(repr(str(path)))} does not have the suffix of an image, so readers would not "
-                f"find it. Supported are {', '.join(IMAGE_EXTENSIONS)}."
-            )
-        if output.image_files == "keep":
-            continue
         if not path.is_file():
             raise FileNotFoundError(
                 f"No such image: {str(path)!r}. {table.describe_folder()} To write annotations without "
                 "images, pass image_files='keep'."
             )
         output.folder.place_image(path, f"{folder}/{place}", output.image_files)
+
+
+def check_suffixes(paths: Sequence[Path]) -> None:
+    """Raise ``AnnotationError`` unless readers that list the images of a folder find each image."""
+    for path in paths:
+        if path.suffix.lower() not in IMAGE_EXTENSIONS:
+            raise AnnotationError(
+                f"{printable(repr(str(path)))} does not have the suffix of an image, so readers would not "
+                f"find it. Supported are {', '.join(IMAGE_EXTENSIONS)}."
+            )
 
 
 def known_sizes(

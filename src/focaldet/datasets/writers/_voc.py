@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from focaldet.datasets.writers._places import (
+    check_suffixes,
     image_paths,
     known_sizes,
     place_images,
@@ -43,6 +44,7 @@ def write(tables: Mapping[str, AnnotationTable], output: Output) -> None:
     # The splits share their folders, and may share images: VOC itself has train, val and trainval.
     distinct = list(dict.fromkeys(path for some in paths.values() for path in some))
     places = dict(zip(distinct, places_of(distinct, flat=True), strict=True))
+    check_suffixes(distinct)
     output.folder.make_folder(_IMAGES)
     written: dict[str, str] = {}
     for split, table in tables.items():

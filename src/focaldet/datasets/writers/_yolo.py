@@ -11,6 +11,7 @@ import numpy as np
 
 from focaldet._checks import printable
 from focaldet.datasets.writers._places import (
+    check_suffixes,
     image_paths,
     known_sizes,
     place_images,
@@ -52,6 +53,7 @@ def write(tables: Mapping[str, AnnotationTable], output: Output) -> None:
     for split, every in tables.items():
         key = keys[split]
         paths = image_paths(every)
+        check_suffixes(paths)
         places = places_of(paths, flat=True)
         output.folder.make_folder(f"images/{key}")
         place_images(every, paths, places, f"images/{key}", output)
