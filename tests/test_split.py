@@ -15,7 +15,7 @@ from tests.helpers.annotation_tables import Row, table_of_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BOX = [10, 10, 40, 40]
+BOX = [10.0, 10.0, 40.0, 40.0]
 
 
 def table_of_classes(

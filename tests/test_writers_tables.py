@@ -11,13 +11,19 @@ import torch
 
 from focaldet import Detections
 from focaldet.datasets import AnnotationTable, write_annotations
-from tests.helpers.annotation_tables import table_of_rows
+from tests.helpers.annotation_tables import Row, table_of_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+ROWS: list[Row] = [
+    (0, 1, [1, 2, 3, 4]),
+    (0, 0, [5, 6, 7, 8]),
+    (2, 0, [9, 9, 10, 10]),
+    (3, 1, [0, 0, 1, 1]),
+]
 TABLE = table_of_rows(
-    *((0, 1, [1, 2, 3, 4]), (0, 0, [5, 6, 7, 8]), (2, 0, [9, 9, 10, 10]), (3, 1, [0, 0, 1, 1])),
+    *ROWS,
     files=("a.png", "b.png", "c.png", "d.png"),
     crowd=(2,),
 )

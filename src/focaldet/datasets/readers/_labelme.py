@@ -220,21 +220,18 @@ class _FileReader:
 
     def _size(self, content: dict[str, Any], path: Path) -> tuple[int, int]:
         """Return ``(height, width)``, 0 where the file does not say."""
-        sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
-        if None in sides:
+        height, width = content.get("imageHeight"), content.get("imageWidth")
+        if height is None or width is None:
             return (0, 0)
-        if not all(
-            is_number(side) and 0 < side <= _MAX_SIDE and side == int(side) for side in sides
-        ):
-            self._report(
-                AnnotationError(
-                    f"{str(path)!r}: imageHeight and imageWidth must be numbers of pixels, got "
-                    f"{shortened(sides)}."
-                )
+        if _is_side(height) and _is_side(width):
+            return (int(height), int(width))
+        self._report(
+            AnnotationError(
+                f"{str(path)!r}: imageHeight and imageWidth must be numbers of pixels, got "
+                f"{shortened([height, width])}."
             )
-            return (0, 0)
-        height, width = (int(side) for side in sides if side is not None)
-        return (height, width)
+        )
+        return (0, 0)
 
     def _shape(self, item: object, where: str) -> _Shape:
         if not isinstance(item, dict):
@@ -256,6 +253,10 @@ class _FileReader:
         if isinstance(flags, dict):
             crowd = crowd or bool(flags.get("crowd") or flags.get("difficult"))
         return _Shape(str(name), (min(xs), min(ys), max(xs), max(ys)), crowd)
+
+
+def _is_side(side: Any) -> bool:
+    return is_number(side) and bool(0 < side <= _MAX_SIDE) and side == int(side)
 
 
 def _points(points: object, where: str) -> list[tuple[float, float]]:

@@ -160,7 +160,7 @@ def _checked_tables(
         raise ValueError("table has no splits; pass at least one.")
     first = next(iter(tables.values()))
     for split, one in tables.items():
-        if not isinstance(split, str) or safe_part(split) != split:
+        if safe_part(split) != split:
             raise ValueError(
                 f"{shortened(split)} cannot be the name of a split, because files are named after it."
             )

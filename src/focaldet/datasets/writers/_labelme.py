@@ -50,7 +50,7 @@ def write(tables: Mapping[str, AnnotationTable], output: Output) -> None:
             image = place.rpartition("/")[2]
             if output.image_files == "keep":
                 image = relative_path(path, (output.folder.path / file).parent)
-            content = {
+            content: dict[str, Any] = {
                 "version": _VERSION,
                 "flags": {},
                 "shapes": list(_shapes(table, index)),

@@ -126,14 +126,16 @@ def _clip(
     limits = np.tile(sizes[:, ::-1], 2)[table.image_indices].astype(np.float64)
     boxes = np.clip(table.boxes, 0, limits)
     had_area = (table.boxes[:, 2:] > table.boxes[:, :2]).all(axis=1)
-    outside = had_area & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    without_area = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    outside: npt.NDArray[np.bool] = np.logical_and(had_area, without_area)
     changed = (boxes != table.boxes).any(axis=1) & ~outside
     if outside.any():
         losses["boxes outside their image left out"] += int(outside.sum())
     if changed.any():
         losses["boxes clipped to their image"] += int(changed.sum())
     areas = np.where(changed, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), table.areas)
-    return keep_boxes(replace(table, boxes=boxes, areas=areas), ~outside)
+    inside: npt.NDArray[np.bool] = np.logical_not(outside)
+    return keep_boxes(replace(table, boxes=boxes, areas=areas), inside)
 
 
 def _fractions(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
