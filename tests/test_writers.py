@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -104,6 +104,7 @@ def by_image(table: AnnotationTable) -> dict[Path, tuple[list[int], np.ndarray[A
         st.tuples(st.integers(0, 4), st.integers(0, 14), UNIT, UNIT, UNIT, UNIT), max_size=8
     ),
 )
+@example(names=["1 .png", "1.png"], class_names=["1"], objects=[])
 @pytest.mark.filterwarnings("ignore:.*(no objects|can be learned):UserWarning")
 def test_every_format_gives_the_table_back(
     tmp_path_factory: pytest.TempPathFactory,

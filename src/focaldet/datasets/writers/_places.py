@@ -177,4 +177,6 @@ def safe_part(part: str) -> str:
     cleaned = "".join(
         "_" if is_control(one) or one in '\\:/<>|"?*' else one for one in part
     ).strip()
+    suffix = PurePath(cleaned).suffix
+    cleaned = cleaned.removesuffix(suffix).strip() + suffix  # lists have names without suffix
     return f"_{cleaned}" if not cleaned or is_hidden(cleaned) else cleaned

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["keep_boxes", "leave_out_crowds", "leave_out_unusable", "lose_outlines"]
 
-_SAME_AREA = {"rtol": 1e-3, "atol": 0.5}  # areas in files may be rounded to whole pixels
+_RELATIVE, _ABSOLUTE = 1e-3, 0.5  # areas in files may be rounded to whole pixels
 
 
 def keep_boxes(table: AnnotationTable, kept: npt.NDArray[np.bool]) -> AnnotationTable:
@@ -60,7 +60,7 @@ def lose_outlines(table: AnnotationTable, losses: Counter[str]) -> AnnotationTab
     """Count the areas that are not those of the boxes, and return the table."""
     of_boxes = (table.boxes[:, 2:] - table.boxes[:, :2]).prod(axis=1)
     known = table.areas >= 0  # False for NaN
-    differs = ~np.isclose(table.areas, of_boxes, **_SAME_AREA) & known
+    differs = ~np.isclose(table.areas, of_boxes, rtol=_RELATIVE, atol=_ABSOLUTE) & known
     _count(losses, "areas of outlines replaced by those of boxes", differs)
     return table
 
