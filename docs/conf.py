@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     (
         "py:class",
-        r"Focaldet(Optimized)?RetinaNet|SupportsToCoco|Normalizer|Reduction|Report|Severity|Shape|RuntimeName|Batch",
+        r"Focaldet(Optimized)?RetinaNet|SupportsToCoco|Normalizer|Reduction|Report|ImageFiles|FormatName|OutputFolder|Severity|Shape|RuntimeName|Batch",
     ),  # aliases kept inside
     (
         "py:class",
@@ -78,7 +78,15 @@ nitpick_ignore_regex = [
 
 _MODULES = (
     *("anchor_grid", "anchors", "backbones", "box_coder", "boxes", "config", "criterion"),
-    *("datasets", "datasets.checks", "datasets.readers", "detections", "errors", "evaluation"),
+    *(
+        "datasets",
+        "datasets.checks",
+        "datasets.readers",
+        "datasets.writers",
+        "detections",
+        "errors",
+    ),
+    "evaluation",
     *("export", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
     *("retinanet", "structures", "training", "transforms", "visualization"),
     "errors",  # last: some errors are documented with the modules that raise them

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "FAILED", "FOUND_ERRORS", "OK", "main"]
 
-COMMANDS = ("train", "models", "runs")
+COMMANDS = ("train", "split", "convert", "models", "runs")
 """The subcommands in the order of the help, each a module ``focaldet.cli._NAME``."""
 
 OK, FOUND_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130

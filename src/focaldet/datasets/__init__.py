@@ -1,10 +1,10 @@
-"""Datasets for training and evaluation in COCO, Pascal VOC, YOLO and CSV format, and exports of tools.
+"""Datasets for training and evaluation in many formats: COCO, Pascal VOC, YOLO, CSV, exports of tools.
 
-A reader (:func:`read_coco`, :func:`read_voc`, :func:`read_yolo`, :func:`read_csv`, or
-:func:`read_annotations` for any format and :func:`read_splits` for all splits) returns an
-:class:`AnnotationTable` with everything that the files contain. :class:`DetectionDataset` turns it
-into images and targets, and :func:`check_dataset` looks for mistakes in it. torchvision is imported
-only when a transform is used.
+A reader (:func:`read_annotations` for any format, :func:`read_splits` for all splits, or a format's own,
+such as :func:`read_coco`) returns an :class:`AnnotationTable` with everything that the files contain.
+:class:`DetectionDataset` turns it into images and targets, and :func:`check_dataset` looks for mistakes
+in it. :func:`split_dataset` divides a table, and :func:`write_annotations` writes tables. torchvision is
+imported only when a transform is used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from focaldet.datasets._table import AnnotationTable
 from focaldet.datasets.readers import read_annotations, read_splits
 from focaldet.datasets.readers._coco import read_coco
 from focaldet.datasets.readers._csv import read_csv
+from focaldet.datasets.readers._labelme import read_labelme
 from focaldet.datasets.readers._voc import read_voc
 from focaldet.datasets.readers._yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets._augment import train_transform
+    from focaldet.datasets._split import split_dataset
     from focaldet.datasets.checks import DatasetReport, check_dataset
+    from focaldet.datasets.writers import write_annotations
 
 __all__ = [
     "AnnotationTable",
@@ -35,17 +38,22 @@ __all__ = [
     "read_annotations",
     "read_coco",
     "read_csv",
+    "read_labelme",
     "read_splits",
     "read_voc",
     "read_yolo",
     "seed_worker",
+    "split_dataset",
     "train_transform",
+    "write_annotations",
 ]
 
 _HOME = {
     "DatasetReport": "checks",
     "check_dataset": "checks",
+    "split_dataset": "_split",
     "train_transform": "_augment",
+    "write_annotations": "writers",
 }
 
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from focaldet._checks import printable
+from focaldet._checks import check_names, existing_folder, printable, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     import numpy.typing as npt
 
-__all__ = ["AnnotationTable", "PackedStrings", "clipped", "have_area_inside"]
+    from focaldet.detections import Detections
+
+__all__ = [
+    "AnnotationTable",
+    "PackedStrings",
+    "clipped",
+    "have_area_inside",
+    "not_finite_or_negative",
+]
+
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 2**15  # boxes per block, so that its temporary arrays stay in the CPU cache
 _MAX_SIDE = 2**31 - 1  # image sizes are int32
@@ -126,6 +138,152 @@ class AnnotationTable:
         first, last = np.searchsorted(self.image_indices, [index, index + 1])
         return slice(int(first), int(last))
 
+    @classmethod
+    def from_detections(
+        cls,
+        detections: Iterable[Detections | None],
+        *,
+        class_names: Sequence[str] | None = None,
+        image_folder: str | os.PathLike[str] | None = None,
+    ) -> AnnotationTable:
+        """Turn detections into annotations, for example to correct them in a labelling tool.
+
+        A table has no scores, so they are dropped. Filter the detections first:
+        ``[one.filter(score_threshold=0.5) for one in model.predict("photos")]``.
+        :meth:`Detections.to_coco <focaldet.Detections.to_coco>` keeps the scores.
+
+        Args:
+            detections: The detections of each image, with ``source`` set. None stands for an image
+                that could not be read, as in the result of ``predict(..., on_error="skip")``. These
+                are left out, and counted in the log.
+            class_names: Names of labels 0, 1, ... None uses the ``class_names`` of the detections.
+            image_folder: The folder to which the file names are relative. None uses the innermost
+                folder that contains all images.
+
+        Returns:
+            A table with image ids 1, 2, ... and category ids 0, 1, ... Boxes are float64, in pixels of
+            the image, as they were detected.
+
+        Raises:
+            FileNotFoundError: If ``image_folder`` does not exist.
+            ValueError: If there are no detections, an image has no ``source``, class names are missing
+                or differ between images, or a label has no name.
+
+        >>> import torch
+        >>> from focaldet import Detections
+        >>> found = Detections(
+        ...     boxes=torch.tensor([[10.0, 8.0, 30.0, 28.0]]),
+        ...     scores=torch.tensor([0.9]),
+        ...     labels=torch.tensor([0]),
+        ...     image_size=(48, 64),
+        ...     class_names=("cat",),
+        ...     source="photos/cat.jpg",
+        ... )
+        >>> table = AnnotationTable.from_detections([found])
+        >>> table.file_names[0], table.boxes.tolist()
+        ('cat.jpg', [[10.0, 8.0, 30.0, 28.0]])
+
+        .. versionadded:: 0.3.0
+        """
+        given = list(detections)
+        found = [one for one in given if one is not None]
+        if not found:
+            raise ValueError("detections contains no image; pass the detections of at least one.")
+        if len(found) < len(given):
+            _logger.warning(
+                "Images without detections (None) left out: %d.", len(given) - len(found)
+            )
+        paths = _source_paths(given)
+        names = _names_of_detections(given, class_names)
+        if image_folder is None:
+            folder = Path(os.path.commonpath([path.parent for path in paths]))
+        else:
+            folder = existing_folder("image_folder", image_folder)
+        base = Path(os.path.abspath(folder))  # noqa: PTH100  (resolve() would follow links)
+        counts = [len(one) for one in found]
+        boxes = np.concatenate([_as_array(one.boxes.double()) for one in found])
+        if boxes.size:
+            _logger.info("Scores dropped, which annotations do not have: %d.", len(boxes))
+        return cls(
+            source=folder,
+            image_folder=folder,
+            file_names=PackedStrings.pack(
+                str(path.relative_to(base) if path.is_relative_to(base) else path) for path in paths
+            ),
+            image_ids=np.arange(1, len(found) + 1),
+            image_sizes=np.array([one.image_size for one in found], np.int32),
+            class_names=names,
+            category_ids=tuple(range(len(names))),
+            boxes=boxes,
+            labels=np.concatenate([_as_array(one.labels) for one in found]),
+            areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+            crowd=np.zeros(len(boxes), np.bool_),
+            annotation_ids=np.concatenate([np.arange(count) for count in counts]),
+            image_indices=np.repeat(np.arange(len(found)), counts),
+        )
+
+    def select(self, indices: Sequence[int] | npt.NDArray[Any]) -> AnnotationTable:
+        """Return a table of some of the images, with all of their boxes.
+
+        Ids, classes and the order of the boxes within an image stay as they are.
+
+        Args:
+            indices: The indices of the images, in the order that the new table shall have, or ``[I]``,
+                bool, whether to keep each image. Negative indices count from the end.
+
+        Raises:
+            IndexError: If an index is out of range, or a mask has the wrong length.
+            TypeError: If the indices are neither integers nor a mask.
+            ValueError: If an image is selected more than once, because ids must be unique.
+
+        .. versionadded:: 0.3.0
+        """
+        images = self._as_indices(indices)
+        first = np.searchsorted(self.image_indices, images)
+        counts = np.searchsorted(self.image_indices, images, side="right") - first
+        new_first = np.cumsum(counts) - counts
+        rows = np.arange(counts.sum()) + np.repeat(first - new_first, counts)
+        return replace(
+            self,
+            file_names=PackedStrings.pack(self.file_names[index] for index in images.tolist()),
+            image_ids=self.image_ids[images],
+            image_sizes=self.image_sizes[images],
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            annotation_ids=self.annotation_ids[rows],
+            image_indices=np.repeat(np.arange(len(images)), counts),
+        )
+
+    def _as_indices(self, indices: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return checked indices of images, none of them negative."""
+        given = np.asarray(indices if len(indices) else np.empty(0, np.int64))
+        if given.ndim != 1 or given.dtype.kind not in "biu":
+            raise TypeError(
+                f"indices must be a sequence of integers or bools, got {shortened(indices)}."
+            )
+        if given.dtype.kind == "b":
+            if len(given) != len(self):
+                raise IndexError(
+                    f"indices is a mask of {len(given)} images, but the table has {len(self)}."
+                )
+            return np.flatnonzero(given)
+        images = given.astype(np.int64)
+        wrong = (images < -len(self)) | (images >= len(self))
+        if wrong.any():
+            raise IndexError(
+                f"indices contains {images[wrong][0]}, which is out of range for {len(self)} images."
+            )
+        images = images % max(1, len(self))
+        values, counts = np.unique(images, return_counts=True)
+        if (counts > 1).any():
+            raise ValueError(
+                f"indices contains image {values[counts > 1][0]} more than once. The ids of images must "
+                "be unique."
+            )
+        return images
+
     def why_nothing_to_learn(self, sizes: npt.NDArray[np.int32] | None = None) -> str:
         """Return why training has no object to learn from, and what to do; "" if it has one.
 
@@ -186,12 +344,11 @@ class AnnotationTable:
 
     def _to_coco(self) -> dict[str, Any]:
         widths_heights = self.boxes[:, 2:] - self.boxes[:, :2]
-        finite = np.isfinite(np.concatenate([self.boxes, widths_heights], axis=1)).all(axis=1)
-        usable: npt.NDArray[np.bool] = np.logical_and(finite, (widths_heights >= 0).all(axis=1))
-        declared = self.labels >= 0
-        (rows,) = (usable & declared).nonzero()
+        unusable = not_finite_or_negative(self.boxes)
+        undeclared = self.labels < 0
+        (rows,) = (~unusable & ~undeclared).nonzero()
         if len(rows) < len(self.boxes):
-            self._warn_of_left_out(~usable, ~declared)
+            self._warn_of_left_out(unusable, undeclared)
         ids = self.annotation_ids[rows]
         if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
             ids = np.arange(1, len(rows) + 1)
@@ -245,6 +402,15 @@ class AnnotationTable:
         )
 
 
+def not_finite_or_negative(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool]:
+    """Return which boxes have a corner or a size that is not finite, or a negative size, ``[N]``."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        finite = np.isfinite(np.concatenate([boxes, sizes], axis=1)).all(axis=1)
+        sound: npt.NDArray[np.bool] = np.logical_and(finite, (sizes >= 0).all(axis=1))
+        return ~sound
+
+
 def clipped(
     boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float32]:
@@ -269,6 +435,51 @@ def have_area_inside(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> np
             x1, y1, x2, y2 = clipped(boxes, sizes.take(table.image_indices[rows], axis=0)).T
             valid[rows] = finite & (x2 > x1) & (y2 > y1)
     return valid
+
+
+def _as_array(tensor: Any) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = tensor.detach().cpu().numpy()
+    return values
+
+
+def _source_paths(detections: Sequence[Detections | None]) -> list[Path]:
+    """Return the absolute path of each image, without those that are None."""
+    paths: list[Path] = []
+    for index, one in enumerate(detections):
+        if one is not None and one.source is None:
+            raise ValueError(
+                f"detections[{index}] has no source, so its image is unknown. Set it with "
+                "with_source(path)."
+            )
+        if one is not None:
+            paths.append(Path(os.path.abspath(one.source or "")))  # noqa: PTH100
+    return paths
+
+
+def _names_of_detections(
+    detections: Sequence[Detections | None], class_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the names of the classes, after checking that every label has one."""
+    names = None if class_names is None else check_names("class_names", class_names)
+    for index, one in enumerate(detections):
+        if one is None:
+            continue
+        if class_names is None:
+            if one.class_names is None:
+                raise ValueError(f"detections[{index}] has no class_names, so pass class_names.")
+            if names not in (None, one.class_names):
+                raise ValueError(
+                    f"detections[{index}] has the class names {shortened(one.class_names)}, but those "
+                    f"before have {shortened(names)}. Pass class_names if the labels agree."
+                )
+            names = one.class_names
+        highest = int(one.labels.max()) if len(one) else -1
+        if names is not None and highest >= len(names):
+            raise ValueError(
+                f"detections[{index}] contains the label {highest}, but class_names has names for "
+                f"labels 0 to {len(names) - 1} only."
+            )
+    return names or ()
 
 
 def _counted(count: int, what: str) -> str:

@@ -21,6 +21,7 @@ from focaldet.datasets.readers import (
     _csv,
     _cvat,
     _label_studio,
+    _labelme,
     _voc,
     _voc_files,
     _yolo,
@@ -40,7 +41,16 @@ if TYPE_CHECKING:
 
 __all__ = ["READERS", "ReadOptions", "Reader", "find_reader", "read_annotations", "read_splits"]
 
-READERS: tuple[Reader, ...] = (_voc, _yolo, _label_studio, _coco, _csv, _cvat, _voc_files)
+READERS: tuple[Reader, ...] = (
+    _voc,
+    _yolo,
+    _label_studio,
+    _coco,
+    _csv,
+    _cvat,
+    _labelme,
+    _voc_files,
+)
 """The supported formats, in the order in which they are tried.
 
 :meta hide-value:
@@ -99,13 +109,13 @@ def read_annotations(
             a COCO file (``.json``) or folder (with ``annotations/instances_<split>.json``), a Pascal
             VOC folder (with ``ImageSets/Main/<split>.txt``, or any folder of ``.xml`` files), a YOLO
             ``data.yaml``, ``obj.data`` or folder, a ``.csv`` file, a CVAT ``annotations.xml``, a Label
-            Studio ``.json`` file; or a folder with such files, or with folders ``train``, ``valid`` and
+            Studio ``.json`` file, a folder of LabelMe's ``.json`` files; or a folder with such files, or with folders ``train``, ``valid`` and
             ``test`` of them.
         images: Folder of the images. An error for formats whose files say where it is.
         split: Name of a split, such as "train". Required if there are several, and an error for a
             single one. "val" also stands for "valid" and "val2017", and so on, if the dataset has no
             split of exactly this name.
-        class_names: Names of labels 0, 1, ..., for Pascal VOC, CSV and Label Studio. Files of the other
+        class_names: Names of labels 0, 1, ..., for Pascal VOC, CSV, LabelMe and Label Studio. Files of the other
             formats contain them.
         exif: Which pixels the boxes were drawn on, if photos have an EXIF orientation, which turns
             them. "upright": on the upright image. "stored": on the pixels as the file stores them; the

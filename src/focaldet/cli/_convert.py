@@ -1,0 +1,47 @@
+"""Write a dataset in a different annotation format.
+
+All splits of DATA are written to OUT, or only the one given with --split. Nothing is overwritten
+without --overwrite, and images are not copied unless asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from focaldet.cli._arguments import add_data
+from focaldet.cli._written import FORMATS, add_output, describe
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "write a dataset as COCO, YOLO, Pascal VOC, CSV or LabelMe files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    add_data(parser)
+    add_output(parser, "file or folder to write; a .json or .csv file holds a single split")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="format to write")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, write, and print what was written."""
+    from focaldet.datasets import read_annotations, read_splits, write_annotations
+
+    if options.split is None:
+        tables = read_splits(options.data, options.images)
+    else:
+        table = read_annotations(options.data, options.images, split=options.split)
+        tables = {options.split: table}
+    path = write_annotations(
+        tables,
+        options.out,
+        options.format,
+        image_files=options.image_files,
+        overwrite=options.overwrite,
+    )
+    sys.stdout.write(describe(tables, path))
+    return 0

@@ -1,0 +1,68 @@
+"""Divide a dataset into parts such as train and val, with all classes in the same proportions.
+
+The parts are written to the folder OUT. The same seed gives the same parts. Nothing is overwritten
+without --overwrite, and images are not copied unless asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from focaldet.cli._arguments import add_data
+from focaldet.cli._written import FORMATS, add_output, describe
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "divide a dataset into train and val at random, balanced by class"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    add_data(parser)
+    add_output(parser, "folder to write")
+    parser.add_argument(
+        "--fractions",
+        nargs="+",
+        type=_fraction,
+        default=[("train", 0.8), ("val", 0.2)],
+        metavar="NAME=FRACTION",
+        help="fraction of the images in each part; they sum to 1 (default: train=.8 val=.2)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random choice (default: 0)"
+    )
+    parser.add_argument(
+        "--format", default="coco", choices=FORMATS, help="format to write (default: coco)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, divide, write, and print what was written."""
+    from focaldet.datasets import read_annotations, split_dataset, write_annotations
+
+    fractions = dict(options.fractions)
+    if len(fractions) < len(options.fractions):
+        raise ValueError("--fractions contains a name twice. Name each part once.")
+    table = read_annotations(options.data, options.images, split=options.split)
+    tables = split_dataset(table, fractions, options.seed)
+    path = write_annotations(
+        tables,
+        options.out,
+        options.format,
+        image_files=options.image_files,
+        overwrite=options.overwrite,
+    )
+    sys.stdout.write(describe(tables, path))
+    return 0
+
+
+def _fraction(text: str) -> tuple[str, float]:
+    """Parse an argument such as ``train=.8``."""
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=FRACTION, such as train=.8, got {text!r}"
+        ) from None
