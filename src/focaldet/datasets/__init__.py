@@ -22,6 +22,7 @@ from focaldet.datasets.readers._yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets._augment import train_transform
+    from focaldet.datasets._gallery import draw_gallery
     from focaldet.datasets.checks import DatasetReport, check_dataset
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DetectionDataset",
     "check_dataset",
     "collate",
+    "draw_gallery",
     "read_annotations",
     "read_coco",
     "read_csv",
@@ -43,6 +45,7 @@ __all__ = [
 _HOME = {
     "DatasetReport": "checks",
     "check_dataset": "checks",
+    "draw_gallery": "_gallery",
     "train_transform": "_augment",
 }
 
