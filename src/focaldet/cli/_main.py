@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "FAILED", "FOUND_ERRORS", "OK", "build_parser", "main"]
 
-COMMANDS = ("models",)
+COMMANDS = ("predict", "evaluate", "check", "show", "export", "models", "completion")
 """The subcommands in the order of the help, each a module ``focaldet.cli._NAME``."""
 
 OK, FOUND_ERRORS, FAILED = 0, 1, 2
