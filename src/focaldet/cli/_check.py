@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config",
         metavar="MODEL",
-        help="model whose anchors are checked as well: its config.json, or anything that other "
+        help="model whose anchors and class names are checked as well: its config.json, or anything that other "
         "commands take as MODEL",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write all findings to a file")
@@ -113,14 +113,11 @@ def _read_config(source: str) -> RetinaNetConfig:
     from focaldet._files import decode_text
 
     path = Path(source)
-    file = path / "config.json" if path.is_dir() else path
-    if file.suffix == ".json":
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"No such file: {str(file)!r} (--config). Pass a config.json, the folder that "
-                "contains it, or a model."
-            )
+    file = path if path.suffix == ".json" else path / "config.json"
+    if file.is_file():
         return RetinaNetConfig.from_json(decode_text(file.read_bytes()))
+    if file is path:
+        raise FileNotFoundError(f"No such file: {str(path)!r} (--config).")
     from focaldet.pretrained import load_checkpoint
 
     return load_checkpoint(source).config

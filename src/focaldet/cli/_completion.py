@@ -2,9 +2,9 @@
 
 It requires shtab: pip install 'focaldet[completion]'
 
-bash, in ~/.bashrc:   eval "$(focaldet completion bash)"
-zsh:                  focaldet completion zsh > a folder of $fpath/_focaldet
-tcsh, in ~/.tcshrc:   focaldet completion tcsh | source /dev/stdin
+Examples:
+  eval "$(focaldet completion bash)"             in ~/.bashrc
+  focaldet completion zsh > ~/.zfunc/_focaldet   where $fpath has ~/.zfunc
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUMMARY = "print a script for completion in a shell"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
+    parser.add_argument("shell", choices=["bash", "zsh"], help="the shell")
 
 
 def run(options: argparse.Namespace) -> int:

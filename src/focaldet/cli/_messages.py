@@ -8,8 +8,6 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from focaldet._checks import printable
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,9 +30,17 @@ def note(message: str) -> None:
 
 
 def _write(prefix: str, message: str) -> None:
-    lines = "\n".join(printable(line) for line in message.splitlines())
+    lines = "\n".join(_printable(line) for line in message.splitlines())
     sys.stderr.write(f"{prefix}{lines}\n")
     sys.stderr.flush()
+
+
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    from focaldet._checks import printable  # imports torch
+
+    return printable(line)
 
 
 class _Handler(logging.Handler):

@@ -8,7 +8,7 @@ train on them.
 Examples:
   focaldet predict runs/a photo.jpg holidays/ --output found
   focaldet predict torchvision/retinanet_resnet50_fpn_v2_coco photo.jpg
-  focaldet predict runs/a photos --score-threshold 0.3 --no-pictures --format coco
+  focaldet predict runs/a photos --score-threshold 0.3 --format coco
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         on_error=options.on_error,
     )
     found = [one for one in results if one is not None]
+    if not found:
+        raise ValueError("No photo could be read.")
     _print(found)
     written = _write(found, options)
     skipped = f", skipped {len(results) - len(found):,}" if len(found) < len(results) else ""
@@ -129,9 +131,10 @@ def _write(found: Sequence[Detections], options: argparse.Namespace) -> list[str
         from focaldet.datasets import AnnotationTable, write_annotations
 
         table = AnnotationTable.from_detections(found)
-        write_annotations(table, folder / _ANNOTATIONS[options.format], options.format)
+        target = folder / _ANNOTATIONS[options.format]
+        write_annotations(table, target, options.format, overwrite=True)
         written.append(_ANNOTATIONS[options.format])
-    if not options.no_pictures and found:
+    if not options.no_pictures:
         for name, one in zip(_picture_names(found), found, strict=True):
             with atomic_write(folder / name) as temporary:
                 one.draw().save(temporary, format="PNG")

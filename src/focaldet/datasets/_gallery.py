@@ -137,7 +137,7 @@ def _labels_of(class_names: Sequence[str] | None, names: Sequence[str]) -> list[
     for name in class_names:
         if name not in names:
             raise ValueError(
-                f"class_names contains {name!r}, but the classes are {shortened(list(names))}."
+                f"Unknown class {name!r} (class_names). The classes are {shortened(list(names))}."
             )
     return [names.index(name) for name in class_names]
 
