@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     config = None if options.config is None else _read_config(options.config)
     splits: list[str | None] = [options.split]
     if options.split is None:
-        splits = [*usual_splits(find_reader(options.data).splits(options.data) or ()).values()]
-        splits = splits or [None]
+        names = find_reader(options.data).splits(options.data) or ()
+        splits = [*usual_splits(names).values()] or [names[0] if len(names) == 1 else None]
     reports = {}
     for split in splits:
         reports[split] = report = _check(options, split, config)
