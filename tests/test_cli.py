@@ -7,18 +7,18 @@ import logging
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from focaldet.cli import _arguments, _messages, _models, main
+from focaldet.cli import _arguments, _main, _messages, _models, main
 from focaldet.cli._main import COMMANDS
 from focaldet.errors import ExportError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import TypeAlias
 
     Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -69,6 +69,13 @@ def test_the_help_of_a_command_has_examples_and_fits_a_terminal(
     shown = capsys.readouterr().out
     assert f"focaldet {command}" in shown.split("arguments:")[0].split("\n\n", 1)[1]
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_page_lists_every_command_and_exit_status() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"| `focaldet {name}" not in page] == []
+    for status in (_main.OK, _main.FOUND_ERRORS, _main.FAILED, 130, 141):
+        assert f"\n| {status} | " in page
 
 
 def test_a_missing_command_and_an_unknown_one_exit_with_2(

@@ -46,12 +46,13 @@ def add_model(parser: _Arguments) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
-def add_data(parser: _Arguments, *, split: str = "an error") -> None:
+def add_data(parser: _Arguments, *, split: str | None = None) -> None:
     """Add the positional argument DATA and the options that say how to read it.
 
     Args:
         parser: The parser or group.
-        split: What is used by default if the dataset has several splits, for the help.
+        split: What is used by default if the dataset has several splits, for the help. None says
+            nothing about it.
     """
     parser.add_argument(
         "data",
@@ -65,10 +66,11 @@ def add_data(parser: _Arguments, *, split: str = "an error") -> None:
         metavar="FOLDER",
         help="folder of the images (default: looked for near the annotations)",
     )
+    default = "" if split is None else f" (default: {split})"
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help=f"split to use if the dataset has several, e.g. val (default: {split})",
+        help=f"split to use if the dataset has several, e.g. val{default}",
     )
 
 

@@ -82,6 +82,20 @@ def draw_gallery(
         UserWarning: If boxes are not drawn because they are not finite or have swapped corners.
 
     .. versionadded:: 0.3.0
+
+    >>> import tempfile
+    >>> from focaldet import Detections
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     photo = f"{folder}/cat.png"
+    ...     Image.new("RGB", (64, 48)).save(photo)
+    ...     box, score, label = (
+    ...         torch.tensor([[8.0, 8, 40, 40]]),
+    ...         torch.tensor([0.9]),
+    ...         torch.tensor([0]),
+    ...     )
+    ...     found = Detections(box, score, label, (48, 64), class_names=("cat",), source=photo)
+    ...     [path.name for path in draw_gallery([found], f"{folder}/gallery.png")]
+    ['cat.png']
     """
     path = Path(path)
     file_format = _format_of(path)
