@@ -220,13 +220,6 @@ def test_export_passes_its_options_on(
         assert f"error: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_export_writes_a_program(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(files / "run"), "a.pt2", "--maps", "--shape", "1", "64", "64"]) == 0
-    assert Path("a.pt2").stat().st_size > 1_000_000
-    assert "a.pt2" in capsys.readouterr().out
-
-
 def test_the_help_of_export_has_the_default_opset(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--help"])
@@ -278,7 +271,7 @@ def test_completion_without_shtab_says_what_to_install(
 
 
 def test_completion_marks_paths_in_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    marked = []
+    marked: list[str] = []
 
     def complete(parser: object, shell: str) -> str:
         [commands] = (a for a in parser._actions if a.choices)  # type: ignore[attr-defined]
@@ -287,7 +280,7 @@ def test_completion_marks_paths_in_all_commands(monkeypatch: pytest.MonkeyPatch)
         return shell
 
     stub = types.SimpleNamespace(FILE="files", complete=complete)
-    monkeypatch.setitem(sys.modules, "shtab", stub)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "shtab", stub)
     assert main(["completion", "zsh"]) == 0
     assert {"predict model", "predict sources", "evaluate data", "show output"} <= set(marked)
     assert {"export path", "export image", "check config"} <= set(marked)
