@@ -5,6 +5,7 @@
     python examples/evaluate_coco.py --results results.json --annotations val.json
 
 Writes results.json (in COCO format), evaluation.json and precision_recall.png to the --output folder.
+`focaldet evaluate` does the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 
 from focaldet import RetinaNet
 from focaldet.datasets import AnnotationTable, read_annotations
-from focaldet.evaluation import evaluate_coco
+from focaldet.evaluation import coco_results, evaluate_coco
 
 
 def parse() -> argparse.Namespace:
@@ -33,7 +34,8 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", nargs="?",
-        help="folder of a training run, whose best model is used, or of a saved model")  # fmt: skip
+        help="folder of a training run, whose best model is used, or of a saved model; a checkpoint file; "
+        "a published name; or a Hugging Face Hub repository")  # fmt: skip
     add("--results", type=Path, metavar="FILE",
         help="evaluate a results file in COCO format instead of a model")  # fmt: skip
     add("--data", type=Path, metavar="FOLDER", help="folder of COCO 2017, whose val2017 is used")
@@ -69,29 +71,6 @@ def read_truth(options: argparse.Namespace) -> AnnotationTable:
     return read_annotations(annotations, options.data / "val2017")
 
 
-def find_objects(options: argparse.Namespace, truth: AnnotationTable) -> list[dict]:
-    """Run the model on all images and return the entries of a results file."""
-    folder = Path(options.model)
-    if (folder / "run.json").is_file():
-        folder = folder / ("best" if (folder / "best").is_dir() else "last")
-    model = RetinaNet.from_pretrained(folder).to(options.device)
-    names = model.config.class_names or truth.class_names
-    unknown = sorted(set(names) - set(truth.class_names))
-    if unknown:
-        raise ValueError(
-            f"The model has classes that are missing from the annotations: {', '.join(unknown)}."
-        )
-    ids = dict(zip(truth.class_names, truth.category_ids, strict=True))
-    category_ids = [ids[name] for name in names]
-    paths = [truth.image_path(index) for index in range(len(truth))]
-    found = model.predict(paths, batch_size=options.batch_size)
-    return [
-        entry
-        for image_id, detections in zip(truth.image_ids.tolist(), found, strict=True)
-        for entry in detections.to_coco(image_id, category_ids)
-    ]
-
-
 def main() -> None:
     """Evaluate a model or a results file."""
     options = parse()
@@ -100,9 +79,12 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         results = options.results
         if results is None:
+            model = RetinaNet.from_pretrained(options.model).to(options.device)
             results = options.output / "results.json"
-            results.write_text(json.dumps(find_objects(options, truth)))
-        result = evaluate_coco(truth.to_coco(), results, backend=options.backend)
+            results.write_text(
+                json.dumps(coco_results(model, truth, batch_size=options.batch_size))
+            )
+        result = evaluate_coco(truth, results, backend=options.backend)
         (options.output / "evaluation.json").write_text(result.to_json())
         result.plot_precision_recall(options.output / "precision_recall.png")
     except (OSError, ValueError, ImportError) as error:

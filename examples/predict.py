@@ -2,7 +2,8 @@
 
     python examples/predict.py runs/r50 photo.jpg holidays/ --output found
 
-Writes a picture per photo and detections.json to the --output folder.
+Writes a picture per photo and detections.json to the --output folder. `focaldet predict` does the
+same and more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from focaldet import Detections, RetinaNet
-from focaldet.images import IMAGE_EXTENSIONS
+from focaldet.images import list_images
 
 
 def parse() -> argparse.Namespace:
@@ -29,8 +30,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", type=Path,
-        help="folder of a training run, whose best model is used, or of a saved model")  # fmt: skip
+    add("model",
+        help="folder of a training run, whose best model is used, or of a saved model; a checkpoint file; "
+        "a published name; or a Hugging Face Hub repository")  # fmt: skip
     add("sources", type=Path, nargs="+", help="images, or folders of images")
     add("--score-threshold", type=float, default=0.5, metavar="SCORE",
         help="keep detections that score above this, between 0 and 1 (default: 0.5)")  # fmt: skip
@@ -41,22 +43,6 @@ def parse() -> argparse.Namespace:
     add("--output", type=Path, default=Path("predictions"), metavar="FOLDER",
         help="folder to write to (default: predictions)")  # fmt: skip
     return parser.parse_args()
-
-
-def list_images(sources: list[Path]) -> list[Path]:
-    """Replace each folder with the images in it."""
-    found = []
-    for source in sources:
-        if source.is_dir():
-            images = [
-                p
-                for p in source.iterdir()
-                if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")
-            ]
-            found += sorted(images)
-        else:
-            found.append(source)
-    return found
 
 
 def show(found: Detections) -> None:
@@ -72,14 +58,9 @@ def show(found: Detections) -> None:
 def main() -> None:
     """Detect, print, draw and write."""
     options = parse()
-    folder = options.model
-    if (folder / "run.json").is_file():
-        folder = folder / ("best" if (folder / "best").is_dir() else "last")
-    paths = list_images(options.sources)
-    if not paths:
-        sys.exit("error: no images in these folders")
     try:
-        model = RetinaNet.from_pretrained(folder).to(options.device)
+        paths = list_images(options.sources)
+        model = RetinaNet.from_pretrained(options.model).to(options.device)
         results = model.predict(
             paths, batch_size=options.batch_size, score_threshold=options.score_threshold
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from focaldet.cli import main
 from focaldet.datasets import (
     AnnotationTable,
     DetectionDataset,
@@ -22,7 +23,6 @@ from focaldet.datasets import (
     read_voc,
     read_yolo,
 )
-from focaldet.datasets.__main__ import main
 from focaldet.errors import AnnotationError, UnreadableImageError
 from tests.helpers.annotation_files import (
     VOC_SIZE,
@@ -131,7 +131,7 @@ def test_the_command_lists_every_problem_and_exits_with_1(
 ) -> None:
     path, places = DAMAGED[form](tmp_path)
     split = {"yolo": ["--split", "train"], "voc": ["--split", "all"]}.get(form, [])
-    assert main([str(path), *split, "--json", str(tmp_path / "report.json")]) == 1
+    assert main(["check", str(path), *split, "--json", str(tmp_path / "report.json")]) == 1
     printed = capsys.readouterr()
     assert printed.err == ""
     assert all(place in printed.out for place in places)
@@ -426,9 +426,9 @@ def test_escape_sequences_of_names_never_reach_the_terminal(
         annotations=[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 0, 4]}],
         categories=[{"id": 1, "name": name}],
     )
-    assert main([str(path), "--json", str(tmp_path / "report.json")]) == 1
+    assert main(["check", str(path), "--json", str(tmp_path / "report.json")]) == 1
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["classes"][0]["name"] == name
-    assert main([str(tmp_path / "\x1b[2J.json")]) == 2
+    assert main(["check", str(tmp_path / "\x1b[2J.json")]) == 2
     printed = capsys.readouterr()
     assert r"\x1b[2J\x9b1m\n\u202e\ud800" in printed.out
     assert not {"\x1b", "\x9b", "\u202e", "\ud800"} & set(printed.out + printed.err)

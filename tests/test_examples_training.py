@@ -157,7 +157,7 @@ def test_a_detector_is_fine_tuned_on_other_classes(
         ("evaluate_coco", ["none", "--annotations", "no.json"], "error: .*no.json"),
         ("predict", ["none", "photo.jpg"], "error: .*none"),
         ("finetune_custom", ["no.json", "no.json"], "1"),
-        ("predict", ["none", "."], "error: no images in these folders"),
+        ("predict", ["none", "."], r"error: The folder .* contains no images"),
     ],
 )
 def test_mistakes_are_reported_without_a_traceback(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from focaldet import RetinaNet, RetinaNetConfig
+from focaldet.cli import main
 from focaldet.export import (
     Comparison,
     ExportError,
@@ -23,7 +24,6 @@ from focaldet.export import (
     export_onnx,
     export_program,
 )
-from focaldet.export.__main__ import main
 from tests.helpers.tiny_export import (
     SHAPES,
     TinyBackbone,
@@ -293,8 +293,8 @@ def test_the_command_writes_a_file_and_prints_the_report(
     RetinaNet.from_config(tiny_config).save_pretrained(tmp_path / "model")
     photo(96, 64).save(tmp_path / "photo.png")
     arguments = [str(tmp_path / "model"), str(tmp_path / "a.pt2"), "--shape", "1", "64", "96"]
-    assert main([*arguments, "--maps", "--image", str(tmp_path / "photo.png")]) == 0
+    assert main(["export", *arguments, "--maps", "--image", str(tmp_path / "photo.png")]) == 0
     assert "a.pt2: compared with the model in torch" in capsys.readouterr().out
     assert (tmp_path / "a.pt2").is_file()
-    assert main([arguments[0], str(tmp_path / "a.onnx"), "--opset", "3"]) == 2
+    assert main(["export", arguments[0], str(tmp_path / "a.onnx"), "--opset", "3"]) == 2
     assert capsys.readouterr().err == "error: opset must be at least 18, got 3.\n"

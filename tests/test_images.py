@@ -17,6 +17,7 @@ from focaldet.images import (
     UnreadableImageError,
     count_images,
     iter_images,
+    list_images,
     load_channels_last,
     load_image,
     load_picture,
@@ -709,3 +710,13 @@ def test_greyscale_is_repeated_to_look_at() -> None:
     assert load_picture(PIXELS) is PIXELS
     with pytest.raises(ValueError, match=r"\[3, H, W\], got \[4, 5, 6\]. Keep .* image\[:3\]"):
         load_picture(torch.zeros(4, 5, 6))
+
+
+def test_folders_among_paths_are_replaced_with_their_images(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.PNG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    lost = Path("lost.jpg")
+    assert list_images([lost, tmp_path]) == [lost, tmp_path / "a.PNG", tmp_path / "b.jpg"]
+    with pytest.raises(ValueError, match=r"empty' \(sources\) contains no images"):
+        list_images([tmp_path / "empty"])

@@ -284,6 +284,33 @@ def test_the_error_for_the_folder_of_a_run_names_its_models(
         RetinaNet.from_pretrained(tmp_path)
 
 
+def test_the_folder_of_a_run_gives_its_best_model_or_else_its_last(
+    tiny_model: RetinaNet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.json").write_text(tiny_model.config.to_json())
+    with pytest.raises(FileNotFoundError, match=r"no model in 'best' or 'last' yet"):
+        RetinaNet.from_pretrained(tmp_path)
+    for name, threshold in (("last", 0.25), ("best", 0.75)):
+        tiny_model.postprocess.score_threshold = threshold
+        tiny_model.save_pretrained(tmp_path / name)
+        caplog.clear()
+        with caplog.at_level("INFO", "focaldet"):
+            loaded = RetinaNet.from_pretrained(tmp_path)
+        assert loaded.config.score_threshold == threshold
+        assert caplog.messages == [f"Loading the {name} model of the run {str(tmp_path)!r}."]
+
+
+def test_a_model_saved_into_the_folder_of_a_run_comes_before_those_of_the_run(
+    tiny_model: RetinaNet, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    tiny_model.save_pretrained(tmp_path / "best")
+    tiny_model.postprocess.score_threshold = 0.75
+    tiny_model.save_pretrained(tmp_path)
+    assert RetinaNet.from_pretrained(tmp_path).config.score_threshold == 0.75
+
+
 def test_safetensors_without_the_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import runpy
+import sys
 import warnings
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["moved", "renamed_argument", "warn_renamed"]
+__all__ = ["moved", "renamed_argument", "run_moved_command", "warn_renamed"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -67,3 +69,17 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable[_P, _R]], Callabl
         return wrapper
 
     return decorate
+
+
+def run_moved_command(old: str, command: str) -> None:
+    """Say that a command line has moved to ``focaldet COMMAND``, and run that with its arguments.
+
+    Args:
+        old: The old command line without its arguments.
+        command: The subcommand of ``focaldet``.
+    """
+    sys.stderr.write(
+        f"warning: `{old}` is now `focaldet {command}`; the old name will be removed in focaldet 1.0.\n"
+    )
+    sys.argv[1:1] = [command]
+    runpy.run_module("focaldet", run_name="__main__", alter_sys=True)

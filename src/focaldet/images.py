@@ -34,6 +34,7 @@ __all__ = [
     "UnreadableImageError",
     "count_images",
     "iter_images",
+    "list_images",
     "load_image",
     "load_picture",
     "named_sources",
@@ -334,6 +335,31 @@ def _expand(sources: ImageSource | Iterable[ImageSource]) -> ImageSource | Itera
     if isinstance(sources, (str, os.PathLike)) and os.fspath(sources) and _is_folder(sources):
         return _list_folder(Path(sources))
     return sources
+
+
+def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Replace each folder among some paths with its images.
+
+    Args:
+        paths: Image files and folders. The visible files of a folder with one of
+            :data:`IMAGE_EXTENSIONS` are listed in name order; folders inside it are not searched.
+
+    Returns:
+        The paths of the images. Files are kept as they are, whether or not they exist.
+
+    Raises:
+        ValueError: If a folder contains no images.
+
+    .. versionadded:: 0.3.0
+
+    >>> list_images(["photo.jpg"]) == [Path("photo.jpg")]
+    True
+    """
+    return [
+        image
+        for path in map(Path, paths)
+        for image in (_list_folder(path) if _is_folder(path) else [path])
+    ]
 
 
 def _is_folder(path: str | os.PathLike[str]) -> bool:

@@ -200,10 +200,11 @@ class RetinaNet(RetinaNetDetector):
         ``focaldet``), and can be given as ``config`` or ``changes``.
 
         Args:
-            source: A folder written by :meth:`save_pretrained`; a published name, which is downloaded
-                once (see :func:`focaldet.pretrained.list`); the checkpoint of a run, a checkpoint file
-                of a different project, or a folder with one; or a repository on the Hugging Face Hub,
-                "user/repo" or "user/repo@revision".
+            source: A folder written by :meth:`save_pretrained`; the folder of a training run, whose
+                best model is loaded, or else its last (the log says which); a published name, which is
+                downloaded once (see :func:`focaldet.pretrained.list`); the checkpoint of a run, a
+                checkpoint file of a different project, or a folder with one; or a repository on the
+                Hugging Face Hub, "user/repo" or "user/repo@revision".
             config: Used instead of the checkpoint's config. The weights must fit it, except that RGB
                 weights are adapted to its ``in_channels`` by
                 :func:`focaldet.backbones.adapt_input_channels`.
@@ -235,6 +236,7 @@ class RetinaNet(RetinaNetDetector):
 
         .. versionchanged:: 0.3.0
             Added ``criterion``, ``weights``, ``drop_background``, ``file_name`` and ``changes``.
+            Folders of runs are accepted.
         """
         checkpoint = pretrained.load_checkpoint(
             source,

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import argparse
+from focaldet.cli._messages import note
 
-__all__ = ["add_data", "add_device", "add_model", "checked_device"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from focaldet.datasets import AnnotationTable
+    from focaldet.retinanet import RetinaNet
+
+__all__ = [
+    "MODEL_HELP",
+    "add_batch_size",
+    "add_data",
+    "add_device",
+    "add_model",
+    "add_output",
+    "checked_device",
+    "choose_split",
+    "load_model",
+    "positive",
+    "read_data",
+    "score",
+    "usual_splits",
+]
 
 MODEL_HELP = (
     "folder of a training run (its best model is used) or of a saved model, a checkpoint file, a "
     "published name (see `focaldet models`), or a Hugging Face Hub repository, user/repo"
 )
 
+_USUAL_SPLITS = ("train", "val", "test")
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+# An argument is added to a parser or to one of its groups.
+_Arguments = argparse._ActionsContainer  # noqa: SLF001  # what both are
+
+
+def add_model(parser: _Arguments) -> None:
     """Add the positional argument MODEL."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the positional argument DATA and the options that say how to read it."""
+def add_data(parser: _Arguments, *, split: str | None = None) -> None:
+    """Add the positional argument DATA and the options that say how to read it.
+
+    Args:
+        parser: The parser or group.
+        split: What is used by default if the dataset has several splits, for the help. None says
+            nothing about it.
+    """
     parser.add_argument(
         "data",
         type=Path,
@@ -35,18 +66,65 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of the images (default: looked for near the annotations)",
     )
+    default = "" if split is None else f" (default: {split})"
     parser.add_argument(
-        "--split", metavar="NAME", help="split to use, e.g. val, if the dataset has several"
+        "--split",
+        metavar="NAME",
+        help=f"split to use if the dataset has several, e.g. val{default}",
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: _Arguments) -> None:
     """Add the option --device."""
     parser.add_argument(
         "--device",
         metavar="NAME",
         help="cpu, cuda, cuda:1, mps ... (default: cuda if available, otherwise cpu)",
     )
+
+
+def add_batch_size(parser: _Arguments) -> None:
+    """Add the option --batch-size of a command that predicts."""
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images per forward pass (default: 1)",
+    )
+
+
+def add_output(parser: _Arguments, default: str) -> None:
+    """Add the option --output, a folder."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="FOLDER",
+        help=f"folder to write to; files in it are replaced (default: {default})",
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number that is at least 1, as the type of an argument."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return value
+
+
+def score(text: str) -> float:
+    """Read a score between 0 and 1, as the type of an argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
 
 
 def checked_device(name: str | None) -> str:
@@ -61,10 +139,76 @@ def checked_device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"--device {name} cannot be used on this machine ({reason}). Use --device cpu, or install "
             "a PyTorch build that supports the device."
         ) from error
     return name
+
+
+def load_model(options: argparse.Namespace) -> RetinaNet:
+    """Load the argument MODEL onto the device of --device.
+
+    Raises:
+        ValueError: If the device does not exist, before anything is downloaded, or the checkpoint is
+            not a RetinaNet in a supported format.
+        FileNotFoundError: If there is no such model.
+    """
+    device = checked_device(options.device)
+    from focaldet import RetinaNet
+
+    return RetinaNet.from_pretrained(options.model).to(device)
+
+
+def read_data(options: argparse.Namespace, *, prefer: str) -> AnnotationTable:
+    """Read the argument DATA: the split of --split, or a usual one, which is said.
+
+    Args:
+        options: The options of :func:`add_data`.
+        prefer: "train", "val" or "test": the split to use by default if there are several.
+    """
+    from focaldet.datasets import read_annotations
+
+    split = choose_split(options.data, options.split, prefer=prefer)
+    return read_annotations(options.data, options.images, split=split)
+
+
+def choose_split(path: Path, wanted: str | None, *, prefer: str) -> str | None:
+    """Return the name of the split to read, or None for a dataset that is a single split.
+
+    Args:
+        path: The dataset.
+        wanted: The split of --split, which is used whatever it is.
+        prefer: "train", "val" or "test": what is used otherwise. If the dataset does not have it,
+            reading it raises an error that lists its splits, unless there is only one.
+    """
+    from focaldet.datasets.readers import find_reader
+
+    if wanted is not None:
+        return wanted
+    names = find_reader(path).splits(path)
+    if not names:
+        return None
+    chosen = names[0] if len(names) == 1 else usual_splits(names).get(prefer)
+    if chosen is not None:
+        note(f"Using the split {chosen!r} of {str(path)!r}.")
+    return chosen
+
+
+def usual_splits(names: Iterable[str]) -> dict[str, str]:
+    """Return which of a dataset's splits are its "train", "val" and "test".
+
+    >>> usual_splits(["test2017", "train2017", "trainval", "valid"])
+    {'train': 'train2017', 'val': 'valid', 'test': 'test2017'}
+    """
+    names = sorted(names)
+    found = {}
+    for usual in _USUAL_SPLITS:
+        spellings = [usual, "valid", "validation"] if usual == "val" else [usual]
+        matches = [name for name in spellings if name in names]
+        matches += [name for name in names if name.rstrip("0123456789") == usual]
+        if matches:
+            found[usual] = matches[0]
+    return found

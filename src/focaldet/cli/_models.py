@@ -1,4 +1,12 @@
-"""List the published RetinaNets that `focaldet` can download by name."""
+"""List the published RetinaNets that focaldet downloads by name.
+
+Pass a name of the table wherever a command takes a MODEL. The file is
+downloaded once.
+
+Examples:
+  focaldet models
+  focaldet models torchvision
+"""
 
 from __future__ import annotations
 
@@ -15,13 +23,17 @@ SUMMARY = "list the published models"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    del parser
+    parser.add_argument(
+        "family",
+        nargs="?",
+        metavar="FAMILY",
+        help="project whose models are listed, e.g. torchvision (default: all)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    del options
     from focaldet import pretrained
 
-    sys.stdout.write(f"{pretrained.list()}\n")
+    sys.stdout.write(f"{pretrained.list(options.family)}\n")
     return 0

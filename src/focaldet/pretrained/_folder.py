@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -20,9 +21,11 @@ from focaldet.pretrained._reading import read_tensors
 if TYPE_CHECKING:
     import os
 
-__all__ = ["is_own_folder", "load_folder", "no_checkpoint_in", "save_checkpoint"]
+__all__ = ["is_own_folder", "load_folder", "model_of_run", "no_checkpoint_in", "save_checkpoint"]
 
+_logger = logging.getLogger(__name__)
 _CONFIG = "config.json"
+_RUN, _BEST, _LAST = "run.json", "best", "last"
 _SAFE, _TORCH = "model.safetensors", "model.pth"
 _MAX_CONFIG_SIZE = 1 << 24  # bytes
 
@@ -74,6 +77,30 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> N
 
 def _safetensors_installed() -> bool:
     return importlib.util.find_spec("safetensors") is not None
+
+
+def model_of_run(folder: Path) -> Path:
+    """Return the folder of the best model of a run, or else of its last, and log which it is.
+
+    Any other folder is returned unchanged, also a run that someone has saved a model into.
+
+    Raises:
+        FileNotFoundError: If the run has written no model yet.
+    """
+    if not (folder / _RUN).is_file() or _has_tensors(folder):
+        return folder
+    for name in (_BEST, _LAST):
+        if _has_tensors(folder / name):
+            _logger.info("Loading the %s model of the run %r.", name, str(folder))
+            return folder / name
+    raise FileNotFoundError(
+        f"The run in {str(folder)!r} has no model in {_BEST!r} or {_LAST!r} yet. They are written "
+        "when an epoch ends."
+    )
+
+
+def _has_tensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (_SAFE, _TORCH))
 
 
 def is_own_folder(folder: Path) -> bool:

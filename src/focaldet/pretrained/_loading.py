@@ -13,7 +13,7 @@ from focaldet.class_names import COCO_CLASS_NAMES
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
 from focaldet.pretrained._checkpoint import Checkpoint, SuggestedConfig
-from focaldet.pretrained._folder import is_own_folder, load_folder, no_checkpoint_in
+from focaldet.pretrained._folder import is_own_folder, load_folder, model_of_run, no_checkpoint_in
 from focaldet.pretrained._neighbours import (
     CONVENTIONAL,
     checkpoint_among,
@@ -59,9 +59,10 @@ def load_checkpoint(
     published one.
 
     Args:
-        source: A folder that ``RetinaNet.save_pretrained`` wrote, the checkpoint of a run, a file of a
-            supported project (:mod:`focaldet.pretrained.families`) or a folder with one, a published
-            name (:func:`list`), or a repository on the Hugging Face Hub.
+        source: A folder that ``RetinaNet.save_pretrained`` wrote; the folder of a run, whose best
+            model is loaded, or else its last, and the log says which; the checkpoint of a run; a file
+            of a supported project (:mod:`focaldet.pretrained.families`) or a folder with one; a
+            published name (:func:`list`); or a repository on the Hugging Face Hub.
         config: The configuration to use. None uses the one that the checkpoint contains or suggests.
         num_classes: The number of classes, to detect other classes than the checkpoint does. See
             :func:`for_other_classes`.
@@ -85,6 +86,7 @@ def load_checkpoint(
 
     .. versionchanged:: 0.3.0
         Added ``weights``, ``drop_background``, ``file_name`` and the fields of the configuration.
+        Folders of runs are accepted.
     """
     _check_changes(config, changes)
     names = None if class_names is None else check_names("class_names", class_names)
@@ -95,6 +97,8 @@ def load_checkpoint(
                 f"file_name is for a folder or repository, but {str(path)!r} is a file."
             )
         path = file_within(path, file_name)
+    if path.is_dir():
+        path = model_of_run(path)
     other_classes = num_classes is not None or names is not None
     request = _Request(config, names, other_classes, weights, drop_background, changes)
     if path.is_dir() and is_own_folder(path):

@@ -1,0 +1,135 @@
+"""Run a detector on all images of a dataset, and collect the entries of a results file."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from focaldet._checks import shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from focaldet.config import RetinaNetConfig
+    from focaldet.detections import Detections
+
+__all__ = ["coco_results"]
+
+_logger = logging.getLogger(__name__)
+
+
+class _Model(Protocol):
+    """A detector: a RetinaNet, its optimised copy, or an exported file."""
+
+    @property
+    def config(self) -> RetinaNetConfig:
+        """Its configuration, with the names of its classes."""
+
+    def predict(
+        self, sources: Sequence[Path], *, batch_size: int | None, progress: bool | None
+    ) -> list[Detections]:
+        """Detect objects in images."""
+
+
+class _Images(Protocol):
+    """Images with ids and categories, as in an ``AnnotationTable``."""
+
+    @property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """Ids of the images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Category id of each label."""
+
+    def image_path(self, index: int, /) -> Path:
+        """Return the path of an image."""
+
+
+def coco_results(
+    model: _Model,
+    table: _Images,
+    *,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> list[dict[str, Any]]:
+    """Run a detector on all images of a dataset and return the entries of a COCO results file.
+
+    Together with :func:`evaluate_coco` it measures a detector::
+
+        result = evaluate_coco(table, coco_results(model, table))
+
+    Detections are mapped to the categories of the dataset by class name. Those of a model without
+    class names are taken to be in the order of ``table.class_names``, which is logged.
+
+    Args:
+        model: A :class:`focaldet.RetinaNet`, its optimised copy, or a detector that runs an exported
+            file, such as :class:`focaldet.export.OnnxDetector`.
+        table: The dataset, usually a :class:`focaldet.datasets.AnnotationTable`.
+        batch_size: Images per forward pass; see :meth:`focaldet.RetinaNet.predict`.
+        progress: Whether to show a progress bar. None shows one on a terminal for ten or more images.
+
+    Returns:
+        One dictionary per detection, with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height
+        in pixels of the image) and ``score``, in the order of the images. Detections score above the
+        ``score_threshold`` of the model's config.
+
+    Raises:
+        FileNotFoundError: If an image does not exist.
+        ValueError: If the model has classes that are missing from the dataset, or no class names and
+            a different number of classes, or an image cannot be read.
+
+    Logs a warning (logger ``focaldet``) if the dataset has classes that the model does not have.
+
+    .. versionadded:: 0.3.0
+    """
+    category_ids = _category_ids(model.config, table)
+    image_ids = table.image_ids.tolist()
+    paths = [table.image_path(index) for index in range(len(image_ids))]
+    found = model.predict(paths, batch_size=batch_size, progress=progress)
+    return [
+        entry
+        for image_id, detections in zip(image_ids, found, strict=True)
+        for entry in detections.to_coco(image_id, category_ids)
+    ]
+
+
+def _category_ids(config: RetinaNetConfig, table: _Images) -> list[int]:
+    """Return the category id of each label of a model."""
+    if config.class_names is None:
+        if config.num_classes != len(table.class_names):
+            raise ValueError(
+                f"The model has {config.num_classes} classes without names, but the dataset has "
+                f"{len(table.class_names)}, so they cannot be mapped. Load the model with "
+                "class_names=."
+            )
+        _logger.warning(
+            "The model has no class names. Its labels are taken to be those of the dataset, in "
+            "order: %s.",
+            shortened(list(table.class_names)),
+        )
+        return list(table.category_ids)
+    unknown = sorted(set(config.class_names) - set(table.class_names))
+    if unknown:
+        raise ValueError(
+            f"The model has classes that are missing from the annotations: {', '.join(unknown)}."
+        )
+    missing = sorted(set(table.class_names) - set(config.class_names))
+    if missing:
+        _logger.warning(
+            "%d of the %d classes of the dataset are unknown to the model, so that their objects "
+            "count as missed: %s.",
+            len(missing),
+            len(table.class_names),
+            ", ".join(missing),
+        )
+    ids = dict(zip(table.class_names, table.category_ids, strict=True))
+    return [ids[name] for name in config.class_names]

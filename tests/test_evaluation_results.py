@@ -1,0 +1,90 @@
+"""Running a detector on a dataset for its evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import torch
+from PIL import Image
+
+from focaldet import Detections, RetinaNet, RetinaNetConfig
+from focaldet.datasets import read_coco
+from focaldet.evaluation import coco_results, evaluate_coco
+from tests.helpers.coco_files import coco_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from focaldet.datasets import AnnotationTable
+
+
+class Oracle:
+    """A detector that finds one object of its first class in each image."""
+
+    def __init__(self, *class_names: str, num_classes: int = 2) -> None:
+        names = class_names or None
+        self.config = RetinaNetConfig(
+            num_classes=len(class_names) or num_classes, class_names=names
+        )
+        self.options: dict[str, Any] = {}
+
+    def predict(self, sources: Any, **options: Any) -> list[Detections]:
+        self.options = options
+        box, score, label = torch.tensor([[1.0, 2, 4, 6]]), torch.tensor([0.5]), torch.tensor([0])
+        return [Detections(box, score, label, (20, 30), source=str(path)) for path in sources]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> AnnotationTable:
+    for name, size in (("a.png", (30, 20)), ("b.png", (60, 40))):
+        Image.new("RGB", size).save(tmp_path / name)
+    return read_coco(coco_file(tmp_path), tmp_path)
+
+
+def test_labels_become_the_category_ids_of_their_names(table: AnnotationTable) -> None:
+    assert dict(zip(table.class_names, table.category_ids, strict=True)) == {"cat": 9, "dog": 2}
+    model = Oracle("cat", "dog")
+    entries = coco_results(model, table, batch_size=3, progress=False)
+    assert entries == [
+        {"image_id": image, "category_id": 9, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}
+        for image in table.image_ids.tolist()
+    ]
+    assert model.options == {"batch_size": 3, "progress": False}
+    assert [entry["category_id"] for entry in coco_results(Oracle("dog", "cat"), table)] == [2, 2]
+
+
+def test_classes_that_the_data_lack_are_an_error(table: AnnotationTable) -> None:
+    with pytest.raises(ValueError, match="missing from the annotations: emu, owl"):
+        coco_results(Oracle("owl", "cat", "emu"), table)
+
+
+def test_classes_that_the_model_lacks_are_logged(
+    table: AnnotationTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco_results(Oracle("cat"), table)
+    [message] = caplog.messages
+    assert message.startswith("1 of the 2 classes of the dataset are unknown to the model")
+    assert message.endswith("count as missed: dog.")
+
+
+def test_labels_without_names_are_those_of_the_data_which_is_logged(
+    table: AnnotationTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = coco_results(Oracle(num_classes=2), table)
+    assert {entry["category_id"] for entry in entries} == {table.category_ids[0]}
+    assert "no class names" in caplog.text
+    with pytest.raises(ValueError, match="3 classes without names, but the dataset has 2"):
+        coco_results(Oracle(num_classes=3), table)
+
+
+def test_a_retinanet_is_evaluated_in_two_calls(
+    table: AnnotationTable, tiny_config: RetinaNetConfig
+) -> None:
+    names = ("cat", "dog")
+    config = tiny_config.replace(num_classes=2, class_names=names, score_threshold=0.0)
+    entries = coco_results(RetinaNet.from_config(config), table)
+    assert entries
+    result = evaluate_coco(cast("Any", table), entries)
+    assert result.num_images == 2
+    assert sum(one.detections for one in result.classes) == len(entries)
