@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
@@ -220,19 +221,42 @@ def test_an_absent_device_is_said_before_the_model_is_looked_for() -> None:
         (["train", "valid"], None, "valid"),
         (["train", "valid"], "train", "train"),
         (["only"], None, "only"),
-        (["first", "second"], None, None),
     ],
 )
 def test_the_split_is_the_given_one_or_the_usual_one_which_is_said(
     splits: list[str],
     wanted: str | None,
-    chosen: str | None,
+    chosen: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "annotations").mkdir()
-    for split in splits:
-        (tmp_path / "annotations" / f"instances_{split}.json").write_text("{}")
-    assert _arguments.choose_split(tmp_path, wanted, prefer="val") == chosen
-    said = "" if wanted or not chosen else f"Using the split {chosen!r} of {str(tmp_path)!r}.\n"
+    write_splits(tmp_path, splits)
+    table = _arguments.read_data(data_options(tmp_path, wanted), prefer="val")
+    assert list(table.file_names) == [f"{chosen}.jpg"]
+    said = "" if wanted else f"Using the split {chosen!r} of {str(tmp_path)!r}.\n"
     assert capsys.readouterr().err == said
+
+
+def test_splits_without_a_usual_name_have_to_be_chosen(tmp_path: Path) -> None:
+    write_splits(tmp_path, ["first", "second"])
+    with pytest.raises(ValueError, match="split is required .* 'first' and 'second'"):
+        _arguments.read_data(data_options(tmp_path, None), prefer="val")
+
+
+def write_splits(folder: Path, names: list[str]) -> None:
+    """Write a COCO file for each split, with an image of its name."""
+    (folder / "annotations").mkdir()
+    for name in names:
+        content = {
+            "images": [{"id": 1, "file_name": f"{name}.jpg", "width": 9, "height": 9}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25,
+                 "iscrowd": 0}
+            ],
+            "categories": [{"id": 1, "name": "cat"}],
+        }  # fmt: skip
+        (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+
+
+def data_options(data: Path, split: str | None) -> argparse.Namespace:
+    return argparse.Namespace(data=data, images=None, split=split, exif="upright")

@@ -108,9 +108,9 @@ def test_a_very_thin_image_keeps_one_pixel() -> None:
             r"images\[1\] has no pixels.*\[3, 0, 5\]",
         ),
         (
-            torch.zeros(3, 5, 5).byte(),
+            torch.zeros(3, 5, 5).int(),
             TypeError,
-            r"images\[1\] must be floating-point.*uint8.*/ 255",
+            r"images\[1\] must be uint8 or floating-point.*int32.*uint8",
         ),
         (torch.rand(3, 5, 5) * 255, ValueError, r"in \[0, 1\], but images\[1\].*255"),
         (torch.full((3, 5, 5), -2.0), ValueError, r"in \[0, 1\], but images\[1\].*mean"),
@@ -121,6 +121,21 @@ def test_a_very_thin_image_keeps_one_pixel() -> None:
 def test_wrong_images_are_named(image: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         Preprocess()([torch.rand(3, 5, 5), image])
+
+
+@pytest.mark.parametrize("layout", ["channels first", "channels last", "a part of a larger image"])
+@pytest.mark.parametrize("resize", [True, False])
+def test_bytes_are_divided_by_255(layout: str, resize: bool) -> None:
+    image = torch.randint(256, (3, 40, 57), dtype=torch.uint8)
+    if layout == "channels last":
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    elif layout == "a part of a larger image":
+        image = image[:, 3:30, 5::2]
+    preprocess = Preprocess(min_size=64, max_size=96)
+    batch = preprocess([image, torch.rand(3, 20, 20)], resize=resize)
+    expected = preprocess([image.float() / 255], resize=resize)
+    height, width = expected.sizes[0]
+    assert torch.equal(batch.tensor[0, :, :height, :width], expected.tensor[0, :, :height, :width])
 
 
 def test_no_images_are_an_error() -> None:

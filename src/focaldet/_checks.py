@@ -236,7 +236,6 @@ def check_image(
     image: Tensor,
     *,
     channels: int | None = 3,
-    uint8: bool = True,
     values: bool = True,
 ) -> None:
     """Raise unless ``image`` is a ``[channels, H, W]`` tensor, uint8 or floating-point in [0, 1].
@@ -245,16 +244,14 @@ def check_image(
         name: What the message calls the image.
         image: The image to check.
         channels: The number of channels. None accepts any.
-        uint8: Whether uint8 is accepted.
         values: Whether to check the values of a floating-point image, which synchronises a GPU.
     """
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(image).__name__}.")
-    if not image.is_floating_point() and not (uint8 and image.dtype == torch.uint8):
-        accepted = "uint8 or floating-point in [0, 1]" if uint8 else "floating-point in [0, 1]"
-        remedy = "image.to(torch.uint8)" if uint8 else "image.float() / 255"
+    if not image.is_floating_point() and image.dtype != torch.uint8:
         raise TypeError(
-            f"{name} must be {accepted}, got {image.dtype}. Convert values from 0 to 255 with {remedy}."
+            f"{name} must be uint8 or floating-point in [0, 1], got {image.dtype}. Convert values from 0 "
+            "to 255 with image.to(torch.uint8)."
         )
     shape = list(image.shape)
     if image.ndim != 3 or channels not in (None, shape[0]):

@@ -266,10 +266,8 @@ def _read_ahead(
 def _prepare(preprocess: Preprocess, source: ImageSource, name: str) -> _Prepared:
     image = load_image(source, name, channels=preprocess.in_channels)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    pixels = image if image.is_floating_point() else image.float() / 255
-    return _Prepared(
-        preprocess([pixels], validate=False), path
-    )  # load_image has checked the values
+    # load_image has checked the values.
+    return _Prepared(preprocess([image], validate=False), path)
 
 
 def _result(pending: deque[Future[_Prepared]], *, skip: bool) -> _Prepared | None:

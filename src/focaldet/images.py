@@ -157,19 +157,21 @@ def to_float(image: Tensor) -> Tensor:
     """Return an image as floating-point numbers in [0, 1].
 
     Args:
-        image: ``[C, H, W]``. Integers are divided by 255. Floating-point numbers are returned as they are.
+        image: ``[C, H, W]``. Integers are divided by 255, which gives numbers of the default dtype.
+            Floating-point numbers are returned as they are.
     """
     if image.is_floating_point():
         return image
+    dtype = torch.get_default_dtype()
     if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
-        return image.float() / 255
+        return (image.float() / 255).to(dtype)
     # NumPy separates channels that are adjacent in memory much faster than torch. Each channel is
     # divided while it is in the cache of the CPU.
     result = np.empty(image.shape, np.float32)
     for channel, values in zip(image.numpy(), result, strict=True):
         values[...] = channel
         np.divide(values, np.float32(255), out=values)
-    return torch.from_numpy(result)
+    return torch.from_numpy(result).to(dtype)
 
 
 def load_picture(source: ImageSource, name: str = "image") -> Tensor:

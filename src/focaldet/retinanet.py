@@ -363,7 +363,7 @@ class RetinaNet(RetinaNetDetector):
         """Run the network on images of any size.
 
         Args:
-            images: RGB images ``[C, H, W]``, floating-point in [0, 1]; a tensor ``[B, C, H, W]`` of
+            images: RGB images ``[C, H, W]``, floating-point in [0, 1] or uint8; a tensor ``[B, C, H, W]`` of
                 them; or the batch that ``preprocess`` returned for them.
             targets: One target per image, with boxes in pixels of the input image. With targets, the
                 output includes the losses.

@@ -264,6 +264,11 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
                     "images is expected to be a list of 3d tensors of shape [C, H, W], got "
                     f"{image.shape}"
                 )
+            if not image.is_floating_point():
+                raise TypeError(
+                    "Expected input images to be of floating type (in range [0, 1]), but found type "
+                    f"{image.dtype} instead"
+                )
         preprocess = Preprocess(
             min_size=transform.min_size[-1],
             max_size=transform.max_size,

@@ -229,14 +229,17 @@ class Preprocess(nn.Module):
         """Make a batch of images. Its ``scale_targets`` converts targets to its pixels.
 
         Args:
-            images: ``[C, H, W]`` tensors of any sizes, floating-point in [0, 1], with one channel for
-                each value of ``mean``, such as RGB; or a ``[B, C, H, W]`` tensor.
+            images: ``[C, H, W]`` tensors of any sizes, floating-point in [0, 1] or uint8, with one
+                channel for each value of ``mean``, such as RGB; or a ``[B, C, H, W]`` tensor.
+
+                .. versionchanged:: 0.3.0
+                    uint8 is accepted and divided by 255, in torch's default dtype.
             resize: Whether to resize the images. False is for training on images that a transform has
                 already resized.
             validate: Whether to check the images' values too, which synchronises a GPU.
 
         Raises:
-            TypeError: If an image is not a floating-point tensor.
+            TypeError: If an image is not a floating-point or uint8 tensor.
             ValueError: If there are no images, or one has a wrong shape, no pixels, or values that
                 are not finite or not in [0, 1].
         """
@@ -247,10 +250,9 @@ class Preprocess(nn.Module):
                 f"images[{index}]",
                 image,
                 channels=self.in_channels,
-                uint8=False,
                 values=validate,
             )
-        prepared = [self._prepared(image, resize=resize) for image in images]
+        prepared = [self._prepared(_floating(image), resize=resize) for image in images]
         sizes = [_size(image) for image in prepared]
         return ImageBatch(self._pad(prepared), sizes, [_size(image) for image in images])
 
@@ -332,6 +334,14 @@ class Preprocess(nn.Module):
             f"antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
         )
+
+
+def _floating(image: Tensor) -> Tensor:
+    if image.is_floating_point():
+        return image
+    from focaldet.images import to_float
+
+    return to_float(image)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from focaldet.cli._messages import note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from focaldet.datasets import AnnotationTable
     from focaldet.retinanet import RetinaNet
 
@@ -19,23 +17,20 @@ __all__ = [
     "add_batch_size",
     "add_data",
     "add_device",
+    "add_exif",
     "add_model",
     "add_output",
     "checked_device",
-    "choose_split",
     "load_model",
     "positive",
     "read_data",
     "score",
-    "usual_splits",
 ]
 
 MODEL_HELP = (
     "folder of a training run (its best model is used) or of a saved model, a checkpoint file, a "
     "published name (see `focaldet models`), or a Hugging Face Hub repository, user/repo"
 )
-
-_USUAL_SPLITS = ("train", "val", "test")
 
 # An argument is added to a parser or to one of its groups.
 _Arguments = argparse._ActionsContainer  # noqa: SLF001  # what both are
@@ -71,6 +66,19 @@ def add_data(parser: _Arguments, *, split: str | None = None) -> None:
         "--split",
         metavar="NAME",
         help=f"split to use if the dataset has several, e.g. val{default}",
+    )
+    add_exif(parser)
+
+
+def add_exif(parser: _Arguments) -> None:
+    """Add the option --exif."""
+    parser.add_argument(
+        "--exif",
+        choices=["upright", "stored", "auto"],
+        default="upright",
+        help="which pixels the boxes were drawn on where EXIF turns a photo: those of the upright "
+        "image, those that the file stores, or, with 'auto', whichever have the annotated size "
+        "(default: upright)",
     )
 
 
@@ -167,48 +175,16 @@ def read_data(options: argparse.Namespace, *, prefer: str) -> AnnotationTable:
 
     Args:
         options: The options of :func:`add_data`.
-        prefer: "train", "val" or "test": the split to use by default if there are several.
+        prefer: "train", "val" or "test": the split to use by default if there are several. If the
+            dataset does not have it, an error lists its splits, unless there is only one.
     """
     from focaldet.datasets import read_annotations
+    from focaldet.datasets.readers import list_splits
 
-    split = choose_split(options.data, options.split, prefer=prefer)
-    return read_annotations(options.data, options.images, split=split)
-
-
-def choose_split(path: Path, wanted: str | None, *, prefer: str) -> str | None:
-    """Return the name of the split to read, or None for a dataset that is a single split.
-
-    Args:
-        path: The dataset.
-        wanted: The split of --split, which is used whatever it is.
-        prefer: "train", "val" or "test": what is used otherwise. If the dataset does not have it,
-            reading it raises an error that lists its splits, unless there is only one.
-    """
-    from focaldet.datasets.readers import find_reader
-
-    if wanted is not None:
-        return wanted
-    names = find_reader(path).splits(path)
-    if not names:
-        return None
-    chosen = names[0] if len(names) == 1 else usual_splits(names).get(prefer)
-    if chosen is not None:
-        note(f"Using the split {chosen!r} of {str(path)!r}.")
-    return chosen
-
-
-def usual_splits(names: Iterable[str]) -> dict[str, str]:
-    """Return which of a dataset's splits are its "train", "val" and "test".
-
-    >>> usual_splits(["test2017", "train2017", "trainval", "valid"])
-    {'train': 'train2017', 'val': 'valid', 'test': 'test2017'}
-    """
-    names = sorted(names)
-    found = {}
-    for usual in _USUAL_SPLITS:
-        spellings = [usual, "valid", "validation"] if usual == "val" else [usual]
-        matches = [name for name in spellings if name in names]
-        matches += [name for name in names if name.rstrip("0123456789") == usual]
-        if matches:
-            found[usual] = matches[0]
-    return found
+    split = options.split
+    if split is None:
+        names = list_splits(options.data)
+        split = next(iter(names.values())) if len(names) == 1 else names.get(prefer)
+        if split is not None:
+            note(f"Using the split {split!r} of {str(options.data)!r}.")
+    return read_annotations(options.data, options.images, split=split, exif=options.exif)

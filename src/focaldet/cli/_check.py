@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focaldet.cli._arguments import add_data, positive, usual_splits
+from focaldet.cli._arguments import add_data, positive
 
 if TYPE_CHECKING:
     import argparse
@@ -71,13 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check each split and print its report."""
     from focaldet._atomic import atomic_write_text
-    from focaldet.datasets.readers import find_reader
+    from focaldet.datasets.readers import list_splits
 
     config = None if options.config is None else _read_config(options.config)
     splits: list[str | None] = [options.split]
     if options.split is None:
-        names = find_reader(options.data).splits(options.data) or ()
-        splits = [*usual_splits(names).values()] or [names[0] if len(names) == 1 else None]
+        splits = [*list_splits(options.data).values()] or [None]
     reports = {}
     for split in splits:
         reports[split] = report = _check(options, split, config)
@@ -98,7 +97,13 @@ def _check(
 
     problems: list[Exception] = []
     return check_dataset(
-        read_annotations(options.data, options.images, split=split, report=problems.append),
+        read_annotations(
+            options.data,
+            options.images,
+            split=split,
+            exif=options.exif,
+            report=problems.append,
+        ),
         problems=problems,
         config=config,
         images=options.read,

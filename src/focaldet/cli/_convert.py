@@ -1,7 +1,13 @@
 """Write a dataset in a different annotation format.
 
-All splits of DATA are written to OUT, or only the one given with --split. Nothing is overwritten
-without --overwrite, and images are not copied unless asked for.
+All splits of DATA are written to OUT, or only the one given with --split.
+Nothing is overwritten without --overwrite, and images are not copied unless
+asked for.
+
+Examples:
+  focaldet convert voc as_yolo --format yolo
+  focaldet convert train.json train.csv --images photos --format csv
+  focaldet convert labelled out --format coco --image-files copy
 """
 
 from __future__ import annotations
@@ -32,9 +38,11 @@ def run(options: argparse.Namespace) -> int:
     from focaldet.datasets import read_annotations, read_splits, write_annotations
 
     if options.split is None:
-        tables = read_splits(options.data, options.images)
+        tables = read_splits(options.data, options.images, exif=options.exif)
     else:
-        table = read_annotations(options.data, options.images, split=options.split)
+        table = read_annotations(
+            options.data, options.images, split=options.split, exif=options.exif
+        )
         tables = {options.split: table}
     path = write_annotations(
         tables,

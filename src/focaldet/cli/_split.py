@@ -1,7 +1,12 @@
-"""Divide a dataset into parts such as train and val, with all classes in the same proportions.
+"""Divide a dataset into parts such as train and val.
 
-The parts are written to the folder OUT. The same seed gives the same parts. Nothing is overwritten
-without --overwrite, and images are not copied unless asked for.
+All classes are in the same proportions in all parts, which are written to the
+folder OUT. The same seed gives the same parts. Nothing is overwritten without
+--overwrite, and images are not copied unless asked for.
+
+Examples:
+  focaldet split annotations.json divided --images photos
+  focaldet split data divided --fractions train=.7 val=.2 test=.1 --format yolo
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     fractions = dict(options.fractions)
     if len(fractions) < len(options.fractions):
         raise ValueError("--fractions contains a name twice. Name each part once.")
-    table = read_annotations(options.data, options.images, split=options.split)
+    table = read_annotations(options.data, options.images, split=options.split, exif=options.exif)
     tables = split_dataset(table, fractions, options.seed)
     path = write_annotations(
         tables,

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focaldet.cli._arguments import add_device, checked_device
+from focaldet.cli._arguments import add_device, add_exif, checked_device
 
 if TYPE_CHECKING:
     import argparse
@@ -74,11 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
+    group = parser.add_argument_group("data")
+    add = group.add_argument
     add("--val", type=Path, metavar="DATA",
         help="dataset for validation (default: the split of DATA for it, or --val-fraction)")  # fmt: skip
     add("--images", type=Path, metavar="FOLDER",
         help="folder of the images (default: looked for near the annotations)")  # fmt: skip
+    add_exif(group)
+    parser.set_defaults(exif=None)  # that of the run of --like, if there is one
     add("--val-fraction", type=float, metavar="PART",
         help="part of the images to validate on if DATA has no split for it; 0 turns validation off "
         f"(default: {_VAL_FRACTION})")  # fmt: skip
@@ -288,9 +291,10 @@ def _source(options: argparse.Namespace, base: Run | None, notes: dict[str, Any]
         "images": options.images,
         "val": options.val,
         "val_fraction": options.val_fraction,
+        "exif": options.exif,
     }
     source = {**known, **{name: value for name, value in given.items() if value is not None}}
-    source.setdefault("val_fraction", _VAL_FRACTION)
+    source = {"val_fraction": _VAL_FRACTION, "exif": "upright", **source}
     if not 0 <= source["val_fraction"] < 1:
         raise ValueError(
             f"--val-fraction must be at least 0 and less than 1, got {source['val_fraction']}."
@@ -322,8 +326,8 @@ def _read(source: dict[str, Any]) -> tuple[AnnotationTable, AnnotationTable | No
     """Read the training and validation data, and split it if there is none for validation."""
     from focaldet.datasets import read_splits, split_dataset
 
-    images = source.get("images")
-    tables = read_splits(source["path"], images)
+    images, exif = source.get("images"), source["exif"]
+    tables = read_splits(source["path"], images, exif=exif)
     train_table = tables.get("train", tables.get("all"))
     if train_table is None:
         raise ValueError(
@@ -331,7 +335,7 @@ def _read(source: dict[str, Any]) -> tuple[AnnotationTable, AnnotationTable | No
             "train on."
         )
     if source.get("val") is not None:
-        val_tables = read_splits(source["val"], images)
+        val_tables = read_splits(source["val"], images, exif=exif)
         val_table = val_tables.get("val", val_tables.get("all"))
         if val_table is None:
             raise ValueError(

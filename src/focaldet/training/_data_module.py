@@ -518,17 +518,16 @@ def read_first_image(data: DetectionDataset, seed: int) -> Tensor | None:
 
 
 def _checked_item(data: DetectionDataset, item: int, name: str) -> tuple[Tensor, dict[str, Any]]:
-    """Return ``data[item]`` after checking its image, whose values need no check if they were uint8."""
-    if type(data).__getitem__ is not DetectionDataset.__getitem__:
-        image, target = data[item]
-        check_image(name, image, uint8=False, channels=None)
-        return image, target
-    image, target = data.read(item)
-    if image.dtype == torch.uint8:
-        check_image(name, image, channels=None)
-        return to_float(image), target
-    image = to_float(image)
-    check_image(name, image, uint8=False, channels=None)
+    """Return an item after checking its image.
+
+    An image that is uint8 stays so until the model divides it by 255: it is sent from worker to main
+    process, and to a GPU, in a quarter of the bytes.
+    """
+    own = type(data).__getitem__ is not DetectionDataset.__getitem__
+    image, target = data[item] if own else data.read(item)
+    if image.dtype != torch.uint8:
+        image = to_float(image)
+    check_image(name, image, channels=None)
     return image, target
 
 

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from focaldet.datasets._table import AnnotationTable
     from focaldet.datasets.readers._problems import Report
 
-__all__ = ["READERS", "ReadOptions", "Reader", "find_reader", "read_annotations", "read_splits"]
+__all__ = [
+    "READERS",
+    "ReadOptions",
+    "Reader",
+    "find_reader",
+    "list_splits",
+    "read_annotations",
+    "read_splits",
+]
 
 READERS: tuple[Reader, ...] = (
     _voc,
@@ -92,6 +100,25 @@ def find_reader(path: str | os.PathLike[str]) -> Reader:
     )
 
 
+def list_splits(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the name in a dataset of each split that :func:`read_splits` reads.
+
+    The keys are "train", "val" and "test", as far as the dataset has them, in this order. A dataset
+    whose only split has a different name has that name as its key. A path that is a single split gives
+    an empty dictionary, and so does one with several splits of other names.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        AnnotationError: If the format is not supported, or two splits stand for the same one.
+
+    .. versionadded:: 0.3.0
+    """
+    path = Path(path)
+    names = find_reader(path).splits(path) or ()
+    found = usual_splits(path, names)
+    return {names[0]: names[0]} if len(names) == 1 and not found else found
+
+
 def read_annotations(
     path: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
@@ -109,14 +136,14 @@ def read_annotations(
             a COCO file (``.json``) or folder (with ``annotations/instances_<split>.json``), a Pascal
             VOC folder (with ``ImageSets/Main/<split>.txt``, or any folder of ``.xml`` files), a YOLO
             ``data.yaml``, ``obj.data`` or folder, a ``.csv`` file, a CVAT ``annotations.xml``, a Label
-            Studio ``.json`` file, a folder of LabelMe's ``.json`` files; or a folder with such files, or with folders ``train``, ``valid`` and
-            ``test`` of them.
+            Studio ``.json`` file, or a folder of LabelMe's ``.json`` files. Also a folder with such
+            files, or with folders ``train``, ``valid`` and ``test`` of them.
         images: Folder of the images. An error for formats whose files say where it is.
         split: Name of a split, such as "train". Required if there are several, and an error for a
             single one. "val" also stands for "valid" and "val2017", and so on, if the dataset has no
             split of exactly this name.
-        class_names: Names of labels 0, 1, ..., for Pascal VOC, CSV, LabelMe and Label Studio. Files of the other
-            formats contain them.
+        class_names: Names of labels 0, 1, ..., for Pascal VOC, CSV, LabelMe and Label Studio. Files of
+            the other formats contain them.
         exif: Which pixels the boxes were drawn on, if photos have an EXIF orientation, which turns
             them. "upright": on the upright image. "stored": on the pixels as the file stores them; the
             boxes and sizes are then turned with the image. "auto": whichever has the annotated size,
