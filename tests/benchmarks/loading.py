@@ -1,11 +1,13 @@
 """Speed of training data: ``DetectionDataset`` and its loader compared with torchvision's v2 transforms.
 
 Both sides read the same photos, flip half of them, resize the short side to 800 (or the long side to
-1333), clamp and filter the boxes, and return float32 images. The first row is one item. There, torchvision
-starts from boxes that are already tensors, and decodes with ``decode_image``. The other rows are whole
-loaders that yield lists of images and targets, with the worker processes started and ended: focaldet's is
-that of ``DetectionDataModule``, which also seeds and checks each item; torchvision's is a ``DataLoader``
-over ``CocoDetection`` and ``wrap_dataset_for_transforms_v2``, with ``decode_image`` in place of Pillow.
+1333), and clamp and filter the boxes; torchvision also converts the images to float32. The first row is an
+item as training reads it, uint8, and the second is ``dataset[index]``, float32. There, torchvision starts
+from boxes that are already tensors, and decodes with ``decode_image``. The other rows are whole loaders
+that yield lists of images and targets, with the worker processes started and ended: focaldet's is that of
+``DetectionDataModule``, which seeds and checks each item and leaves it to the model to convert the images;
+torchvision's is a ``DataLoader`` over ``CocoDetection`` and ``wrap_dataset_for_transforms_v2``, with
+``decode_image`` in place of Pillow.
 
 torch has one thread in all processes, as in the workers of a ``DataLoader``. The sides take turns in one
 process. Prints medians and, for items, checks that the images and boxes are equal.
@@ -79,7 +81,9 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, cpu_seconds() - cpu, time.perf_counter() - wall
 
 
-def items(data: DetectionDataset, rounds: int) -> dict[str, tuple[float, float]]:
+def items(
+    data: DetectionDataset, read_item: Callable[[int], Any], rounds: int
+) -> dict[str, tuple[float, float]]:
     """Return the median CPU and wall time of an item, in milliseconds."""
     transform = steps_of_torchvision()
     plain = DetectionDataset(data.table)
@@ -94,7 +98,7 @@ def items(data: DetectionDataset, rounds: int) -> dict[str, tuple[float, float]]
         return transform(image, {**targets[index], "boxes": boxes})
 
     readers: dict[str, Callable[[int], Any]] = {
-        "focaldet": data.__getitem__,
+        "focaldet": read_item,
         "torchvision": by_torchvision,
     }
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
@@ -110,6 +114,8 @@ def items(data: DetectionDataset, rounds: int) -> dict[str, tuple[float, float]]
                 if turn:  # the first round brings the files into the system's cache
                     times[side].append((1e3 * cpu, 1e3 * wall))
             (image, target), (expected, expected_target) = read["focaldet"], read["torchvision"]
+            if image.dtype == torch.uint8:
+                image = image / 255
             largest = max(largest, float((image - expected).abs().max()))
             assert torch.equal(target["boxes"], expected_target["boxes"])
     print(
@@ -189,7 +195,8 @@ def main() -> None:
         f"1 thread per process, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     print("focaldet / torchvision, per image, medians")
-    report("item", items(data, options.rounds))
+    report("item, uint8", items(data, data.read, options.rounds))
+    report("item, float32", items(data, data.__getitem__, options.rounds))
     for workers in options.workers:
         row = loaders(
             data,

@@ -83,4 +83,4 @@ def _resembles_file_or_family(source: str) -> bool:
 def _published_names(source: str) -> str:
     near = suggestions(source)
     question = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{question}focaldet.pretrained.list() shows the published names."
+    return f"{question}`focaldet models` or focaldet.pretrained.list() shows the published names."
