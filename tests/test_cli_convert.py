@@ -97,4 +97,4 @@ def test_a_fraction_that_is_none_is_explained(
     with pytest.raises(SystemExit) as caught:
         main(["split", "data", "out", "--fractions", value])
     assert caught.value.code == 2
-    assert f"expected NAME=FRACTION, such as train=.8, got '{value}'" in capsys.readouterr().err
+    assert f"expected NAME=NUMBER, such as train=.8, got '{value}'" in capsys.readouterr().err

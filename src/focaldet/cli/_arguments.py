@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "add_output",
     "checked_device",
     "load_model",
+    "named_number",
     "positive",
     "read_data",
     "score",
@@ -133,6 +135,18 @@ def score(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
+
+
+def named_number(text: str) -> tuple[str, float]:
+    """Read a name and a number, such as ``train=.8``, as the type of an argument."""
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not equals or not name or math.isnan(value):
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, such as train=.8, got {text!r}")
+    return name, value
 
 
 def checked_device(name: str | None) -> str:

@@ -11,11 +11,14 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from focaldet.cli._arguments import add_data
+from focaldet.cli._arguments import add_data, named_number
 from focaldet.cli._written import FORMATS, add_output, describe
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fractions",
         nargs="+",
-        type=_fraction,
+        type=named_number,
         default=[("train", 0.8), ("val", 0.2)],
         metavar="NAME=FRACTION",
         help="fraction of the images in each part; they sum to 1 (default: train=.8 val=.2)",
@@ -60,14 +63,3 @@ def run(options: argparse.Namespace) -> int:
     )
     sys.stdout.write(describe(tables, path))
     return 0
-
-
-def _fraction(text: str) -> tuple[str, float]:
-    """Parse an argument such as ``train=.8``."""
-    name, _, number = text.partition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected NAME=FRACTION, such as train=.8, got {text!r}"
-        ) from None

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focaldet.cli._arguments import add_device, add_exif, checked_device
+from focaldet.cli._arguments import add_device, add_exif, checked_device, named_number
 
 if TYPE_CHECKING:
     import argparse
@@ -50,8 +50,8 @@ _CONFIG_FIELDS = (
 )  # fmt: skip
 _OPTION_FIELDS = (
     "epochs", "batch_size", "accumulate", "optimizer", "lr", "schedule", "warmup_steps",
-    "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "precision",
-    "workers", "on_error", "seed", "checkpoint_every",
+    "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "class_weights",
+    "precision", "workers", "on_error", "seed", "checkpoint_every",
 )  # fmt: skip
 
 
@@ -88,6 +88,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--on-error", choices=["raise", "skip"],
         help="'skip' continues without image files that are missing or unreadable, up to 1 %% of them "
         "(default: raise)")  # fmt: skip
+    add("--no-image-check", action="store_true",
+        help="do not open every image before the first step, which takes minutes for a million")  # fmt: skip
     add("--min-scale", type=float, metavar="FACTOR",
         help="smallest size of a training image as a fraction of --min-size (default: 0.8, or 1 in the "
         "recipe 'paper')")  # fmt: skip
@@ -164,6 +166,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "(default: none)")  # fmt: skip
     add("--sampler", choices=["shuffle", "repeat_factor"],
         help="'repeat_factor' shows images with rare classes more often (default: shuffle)")  # fmt: skip
+    add("--class-weights", nargs="+", type=named_number, metavar="NAME=WEIGHT",
+        help="factors of the loss of classes, such as rare=3 (default: 1 for every class)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="random seed (default: 0)")
 
 
@@ -419,6 +423,10 @@ def _option_changes(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.no_norm_decay:
         changes["decay_norm_and_bias"] = False
+    if "class_weights" in changes:
+        changes["class_weights"] = dict(changes["class_weights"])
+    if options.no_image_check:
+        changes["check_images"] = False
     if "freeze" in changes:
         parts = changes["freeze"]
         is_count = len(parts) == 1 and parts[0].isdecimal()
