@@ -64,7 +64,7 @@ def test_a_wrong_size_says_if_the_exif_orientation_explains_it(folder: Path, ima
     assert turned.message == (
         "annotated as 100x80 (width x height), but the image is 80x100: it is stored on its "
         "side and turned upright by its EXIF orientation; the annotated size and boxes must fit the "
-        "upright image"
+        "upright image, or be read with exif='stored'"
     )
     assert swapped.message.endswith("the image is 80x100: width and height are swapped")
     assert small.message == "annotated as 100x80 (width x height), but the image is 50x40"

@@ -128,7 +128,9 @@ def test_a_damaged_cache_is_ignored_and_replaced(
     assert_equal_tables(read_coco(path), first)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_no_damage_of_a_cache_stops_reading_or_changes_the_table(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311
     path = coco_file(tmp_path)

@@ -16,9 +16,10 @@ from tests.helpers.evaluation import found, truth
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch without distributed"
-)
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("evaluation_ranks"),  # they share two processes
+]
 
 RANK = """
 import json, sys

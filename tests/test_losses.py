@@ -276,7 +276,7 @@ def test_hard_and_soft_targets_agree_with_torchvision(
             assert relative_error(gradient, exact_gradient) <= 5e-6
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     classes=st.sampled_from([1, 2, 3, 80, 365]),
     gamma=st.sampled_from(GAMMAS),
@@ -302,7 +302,7 @@ def test_loss_and_gradient_for_class_indices_match_float64(
     check(x, t, alpha=alpha, gamma=gamma, reduction=reduction)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     shape=st.sampled_from([(), (3,), (4, 1), (3, 5), (2, 7, 3, 2), (1400, 80)]),
     gamma=st.sampled_from(GAMMAS),

@@ -82,7 +82,7 @@ def check(loss: Loss, x: Tensor, ignored: Tensor, *, poison: float, reduction: s
     assert (gradient[ignored] == 0).all()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     shape=st.sampled_from(SHAPES),
     last=st.booleans(),
@@ -116,7 +116,7 @@ def test_the_sigmoid_loss_does_not_depend_on_logits_of_ignored_places(
     check(loss, x, ignored, poison=poison, reduction=reduction)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     sides=st.sampled_from([(2, 3), (30, 31), (120, 130)]),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
@@ -153,7 +153,7 @@ def test_the_loss_of_maps_does_not_depend_on_logits_of_ignored_places(
     check(loss, x, ignored.reshape(x.shape), poison=poison, reduction=reduction)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     star=st.booleans(),
     shape=st.sampled_from([(5, 8), (500, 80), (2, 3, 4, 5)]),

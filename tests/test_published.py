@@ -221,7 +221,7 @@ def test_the_error_for_a_mistyped_name_suggests_the_most_similar_one(
 def test_the_error_for_an_unknown_source_says_what_was_looked_for(source: str) -> None:
     message = (
         rf"No such file, folder, published name or Hub repository: '{source}'\. "
-        r"focaldet\.pretrained\.list\(\) shows"
+        r"`focaldet models` or focaldet\.pretrained\.list\(\) shows"
     )
     with pytest.raises(FileNotFoundError, match=message):
         RetinaNet.from_pretrained(source)

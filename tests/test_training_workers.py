@@ -68,6 +68,7 @@ def test_a_worker_that_does_not_return_is_killed(
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_an_error_or_an_iterator_ends_at_once(data: Path) -> None:
     (data / "train" / "4.png").write_bytes(b"not an image")
     command = [sys.executable, "-m", "tests.test_training_workers", str(data)]

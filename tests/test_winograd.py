@@ -94,6 +94,7 @@ def test_an_optimised_model_gives_the_same_maps_and_keeps_its_parameters(model: 
             assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph(model: RetinaNet) -> None:
     fast = model.optimize_for_inference(winograd=True)
     images = torch.rand(1, 3, 96, 160)

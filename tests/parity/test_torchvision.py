@@ -80,9 +80,10 @@ def test_logits_deltas_anchors_and_detections_are_torchvisions(pair: Any, sizes:
     assert_same_detections(ours.detections(output), expected)
 
 
+@pytest.mark.slow  # smaller models are compared in test_torchvision_drop_in
 @pytest.mark.parametrize(
     "pair",
-    [pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow), "retinanet_resnet50_fpn_v2"],
+    ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"],
     indirect=True,
 )
 def test_losses_and_every_gradient_are_torchvisions(pair: Any) -> None:
