@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from focaldet.errors import ExportError
+from focaldet.export._rounding import Rows, count_decided_by_rounding
 from focaldet.images import load_image
 from focaldet.structures import ImageBatch
 
@@ -51,12 +52,17 @@ class Comparison:
     Attributes:
         sizes: ``(height, width)`` of each image in the batch.
         detections: Number of the model's detections in all images. None for a file of maps.
-        unmatched: Number of detections that only the model or only the file found, except those whose
-            scores are so near a threshold that rounding decides.
+        unmatched: Number of detections that only the model or only the file found, except those that
+            rounding decides about.
         box_difference: Maximum difference of matched boxes, in pixels.
         score_difference: Maximum difference of matched scores.
         map_difference: Maximum difference of logits and box deltas, relative to the maximum of their
             map. None for a file of detections.
+        decided_by_rounding: Number of detections that only one of them found, because suppression had
+            to choose between overlapping boxes whose scores are equal up to rounding, or whose IoU is
+            the threshold.
+
+            .. versionadded:: 0.3.0
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -65,6 +71,7 @@ class Comparison:
     box_difference: float = 0.0
     score_difference: float = 0.0
     map_difference: float | None = None
+    decided_by_rounding: int = 0
 
     @property
     def ok(self) -> bool:
@@ -83,6 +90,8 @@ class Comparison:
         if not self.detections and not self.unmatched:
             return f"{images}: no detections to compare; pass a photo with objects as check_image"
         missing = f", {self.unmatched} without a match" if self.unmatched else ""
+        if self.decided_by_rounding:
+            missing += f", {self.decided_by_rounding} on which rounding decides"
         return (
             f"{images}: {self.detections} detections{missing}, boxes within "
             f"{self.box_difference:.4f} px, scores within {self.score_difference:.1e}"
@@ -199,36 +208,56 @@ def _compare_detections(
     expected: Sequence[Detections],
     outputs: Outputs,
 ) -> Comparison:
-    unmatched, box_difference, score_difference = 0, 0.0, 0.0
+    unmatched, decided_by_rounding, box_difference, score_difference = 0, 0, 0.0, 0.0
     for index, ours in enumerate(expected):
         count = int(outputs["count"][index])
         boxes, scores, labels = (
             outputs[name][index][:count] for name in ("boxes", "scores", "labels")
         )
-        threshold = _lowest_kept_score(model, ours)
+        threshold = max(_lowest_kept_score(model, found) for found in (ours.scores, scores))
         unused = torch.ones_like(labels, dtype=torch.bool)
-        for box, score, label in zip(ours.boxes, ours.scores, ours.labels, strict=True):
+        lone: list[int] = []
+        rows = zip(ours.boxes, ours.scores, ours.labels, strict=True)
+        for row, (box, score, label) in enumerate(rows):
             distance = (boxes - box).abs().amax(dim=1) / BOX_TOLERANCE
             distance = torch.maximum(distance, (scores - score).abs() / SCORE_TOLERANCE)
             distance[~unused | (labels != label)] = torch.inf
             nearest = int(distance.argmin()) if len(distance) else -1
             within = float(distance[nearest]) if len(distance) else torch.inf
             if within > _SAME_OBJECT or (within > 1 and not _is_above(score, threshold)):
-                unmatched += _is_above(score, threshold)
+                if _is_above(score, threshold):
+                    lone.append(row)
                 continue
             unused[nearest] = False
             box_difference = max(box_difference, float((boxes[nearest] - box).abs().max()))
             score_difference = max(score_difference, float((scores[nearest] - score).abs()))
-        unmatched += sum(_is_above(score, threshold) for score in scores[unused])
-    return Comparison(sizes, sum(map(len, expected)), unmatched, box_difference, score_difference)
+        of_file = unused.nonzero()[:, 0].tolist()
+        of_file = [row for row in of_file if _is_above(scores[row], threshold)]
+        sides = (Rows(ours.boxes, ours.scores, ours.labels), Rows(boxes, scores, labels))
+        decided = count_decided_by_rounding(
+            model.postprocess,
+            sides,
+            (sides[0].take(lone), sides[1].take(of_file)),
+            2 * SCORE_TOLERANCE,
+        )
+        decided_by_rounding += decided
+        unmatched += len(lone) + len(of_file) - decided
+    return Comparison(
+        sizes,
+        sum(map(len, expected)),
+        unmatched,
+        box_difference,
+        score_difference,
+        decided_by_rounding=decided_by_rounding,
+    )
 
 
-def _lowest_kept_score(model: RetinaNet, detections: Detections) -> float:
+def _lowest_kept_score(model: RetinaNet, scores: Tensor) -> float:
     """Return the score below which a detection may be missing."""
-    full = len(detections) == model.postprocess.max_detections
-    last = float(detections.scores[-1]) if full else 0.0
+    full = len(scores) and len(scores) == model.postprocess.max_detections
+    last = float(scores[-1]) if full else 0.0
     return max(last, model.postprocess.score_threshold)
 
 
-def _is_above(score: Tensor, threshold: float) -> int:
-    return int(float(score) > threshold + 2 * SCORE_TOLERANCE)
+def _is_above(score: Tensor, threshold: float) -> bool:
+    return float(score) > threshold + 2 * SCORE_TOLERANCE
