@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Pictures"]
 
 _MAX_WIDTH = 640  # pixels of one image in a sheet
-_GAP, _HEADER, _NOTE = 8, 26, 20  # pixels
+_GAP, _HEADER, _LINE = 8, 26, 18  # pixels
 _FEW = 3  # detections to draw if none scores above the threshold
 _NOTE_COLOR = (176, 48, 0)
 
@@ -85,12 +84,7 @@ class Pictures(pl.Callback):
             picture, scale = _shrink(image.cpu())
             labels = target["labels"].cpu()
             names = [self.data.class_names[label] for label in labels.tolist()]
-            found = found.to("cpu")
-            kept = found.filter(score_threshold=self.score_threshold)
-            note = ""
-            if not len(kept):
-                kept = found[found.scores.argsort(descending=True)[:_FEW]]
-                note = _note(len(kept), self.score_threshold)
+            kept, note = _choose(found.to("cpu"), self.score_threshold)
             # In reverse order, the detection with the highest score is drawn on top.
             boxes, found_labels = kept.boxes.float().flip(0), kept.labels.flip(0)
             self._shown.append(
@@ -113,12 +107,16 @@ class Pictures(pl.Callback):
         _save(_sheet(self._shown, heads), path)
 
 
-def _note(count: int, threshold: float) -> str:
-    """Say what is drawn in place of detections that score above the threshold."""
-    if count == 0:
-        return "no detections"
-    best = "the best detection" if count == 1 else f"the best {count} detections"
-    return f"{best}; none scores above {threshold:g}"
+def _choose(found: Detections, threshold: float) -> tuple[Detections, str]:
+    """Return the detections to draw, and a note if none of them scores above the threshold."""
+    kept = found.filter(score_threshold=threshold)
+    if len(kept):
+        return kept, ""
+    kept = found[found.scores.argsort(descending=True)[:_FEW]]
+    if not len(kept):
+        return kept, "no detections"
+    best = "the best detection" if len(kept) == 1 else f"the best {len(kept)} detections"
+    return kept, f"{best}; none scores above {threshold:g}"
 
 
 def _texts(found: Detections) -> list[str]:
@@ -139,23 +137,34 @@ def _shrink(image: Tensor) -> tuple[Tensor, float]:
 
 def _sheet(pairs: Sequence[_Pair], heads: tuple[str, str]) -> Image.Image:
     font = ImageFont.load_default(14)
-    # A note must fit below its image, which may be narrow.
-    width = max(max(pair.left.width, math.ceil(font.getlength(pair.note))) for pair in pairs)
-    height = _HEADER + sum(pair.left.height + _GAP + _NOTE * bool(pair.note) for pair in pairs)
+    width = max(pair.left.width for pair in pairs)
+    notes = [_wrap(pair.note, width, font) for pair in pairs]
+    height = _HEADER + sum(pair.left.height + _GAP for pair in pairs) + _LINE * sum(map(len, notes))
     sheet = Image.new("RGB", (2 * width + 3 * _GAP, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((_GAP + column * (width + _GAP), 5), head, fill="black", font=font)
     y = _HEADER
-    for left, right, note in pairs:
+    for (left, right, _), lines in zip(pairs, notes, strict=True):
         sheet.paste(left, (_GAP, y))
         sheet.paste(right, (width + 2 * _GAP, y))
         y += left.height
-        if note:
-            draw.text((width + 2 * _GAP, y + 2), note, fill=_NOTE_COLOR, font=font)
-            y += _NOTE
+        for line in lines:
+            draw.text((width + 2 * _GAP, y + 1), line, fill=_NOTE_COLOR, font=font)
+            y += _LINE
         y += _GAP
     return sheet
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Break a text between its words into lines that fit the width, if each word does."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _save(picture: Image.Image, path: Path) -> None:
