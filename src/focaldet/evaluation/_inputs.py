@@ -44,12 +44,18 @@ def reader(
     category_ids: Sequence[int] | None,
     max_detections: int,
     backend: Backend = "pycocotools",
+    checks: Callable[[], None] | None = None,
 ) -> Callable[[], Share]:
-    """Return a function that checks the arguments of an evaluation and reads its inputs."""
+    """Return a function that checks the arguments of an evaluation and reads its inputs.
+
+    The checks are inside, so that an error on one rank is raised on all.
+    """
 
     def read() -> Share:
         check_integer("max_detections", max_detections)
         check_range("max_detections", max_detections, 100)
+        if checks is not None:
+            checks()
         resolved = resolve(backend)
         wanted = None if image_ids is None else checked_ids("image_ids", image_ids).tolist()
         truth = read_ground_truth(annotations)
