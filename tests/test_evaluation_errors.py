@@ -444,6 +444,10 @@ def test_the_command_writes_a_report(
     assert "  AR 200 " in printed
     assert json.loads((tmp_path / "out" / "errors.json").read_text()) == errors.to_dict()
     assert "9.png: 1 hit, 1 miss, 1 false alarm" in (tmp_path / "out" / "report.html").read_text()
+    assert main([*arguments, "--max-detections", "50"]) == 2
+    assert "error: --max-detections must be at least 100, got 50.\n" in capsys.readouterr().err
+    assert main([*arguments, "--report", "--iou", "0"]) == 2
+    assert "error: --iou must be in (0, 1], got 0.0.\n" in capsys.readouterr().err
 
 
 def test_colors_of_boxes_are_checked() -> None:

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focaldet._checks import check_range
 from focaldet._extras import import_extra
 from focaldet.cli._arguments import (
     MODEL_HELP,
@@ -101,7 +102,10 @@ def run(options: argparse.Namespace) -> int:
     from focaldet.cli._messages import note
     from focaldet.evaluation import coco_results, evaluate_coco
 
-    if options.report:  # before a model runs for hours
+    # A wrong option is an error before a model runs for hours.
+    check_range("--max-detections", options.max_detections, 100)
+    check_range("--iou", options.iou, 0, 1, low_open=True)
+    if options.report:
         import_extra("matplotlib", purpose="--report", install="focaldet[plot]")
     folder: Path = options.output
     results = Path(options.model)

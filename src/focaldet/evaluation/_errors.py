@@ -98,8 +98,8 @@ class ClassErrors:
     ap: float
     objects: int
     hits: int
-    counts: dict[str, int]
-    gains: dict[str, float]
+    counts: Mapping[str, int]
+    gains: Mapping[str, float]
     threshold: float
     f1: float
     precision: float
@@ -147,7 +147,7 @@ class ErrorAnalysis:
     background_iou: float
     max_detections: int
     num_images: int
-    _matches: Matches = field(repr=False)
+    _matches: Any = field(repr=False)  # Matches, which is private
 
     def kind(self, name: str) -> ErrorKind:
         """Return one of the six kinds of errors.
@@ -208,7 +208,8 @@ class ErrorAnalysis:
         from focaldet.evaluation._plot import plot_errors
 
         title = f"AP {self.ap:.3f} at IoU {self.iou_threshold:g}, {self.num_images:,} images"
-        return plot_errors(self.kinds, title, path)
+        rows = [(one.name, one.count, one.gain, one.share) for one in self.kinds]
+        return plot_errors(rows, title, path)
 
     def table(self) -> str:
         """Return a printable table of the kinds of errors."""
@@ -260,7 +261,7 @@ class ErrorAnalysis:
                     "ap": _or_none(one.ap),
                     "objects": one.objects,
                     "hits": one.hits,
-                    "counts": one.counts,
+                    "counts": dict(one.counts),
                     "gains": {name: _or_none(gain) for name, gain in one.gains.items()},
                     "threshold": _or_none(one.threshold),
                     "f1": _or_none(one.f1),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from focaldet.evaluation._curve import PrecisionRecall
-    from focaldet.evaluation._errors import ErrorKind
 
 
 _MOST_CLASSES = 30  # of a confusion matrix; more cannot be read
@@ -67,9 +66,9 @@ def plot_precision_recall(
 
 
 def plot_errors(
-    kinds: Sequence[ErrorKind], title: str, path: str | os.PathLike[str] | None
+    kinds: Sequence[tuple[str, int, float, float]], title: str, path: str | os.PathLike[str] | None
 ) -> Figure:
-    """Plot a bar per kind of error: the gain of fixing it alone, and its share.
+    """Plot two bars per kind of error, given as name, count, gain and share.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -82,7 +81,7 @@ def plot_errors(
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     axes = figure.add_subplot()
     rows = np.arange(len(kinds))
-    values = np.nan_to_num([[one.gain, one.share] for one in kinds])
+    values = np.nan_to_num([[gain, share] for _, _, gain, share in kinds])
     for column, (label, color) in enumerate(
         (("AP gained by fixing this alone", "#2b6cb0"), ("share of 1 - AP", "#b9cde2"))
     ):
@@ -90,8 +89,8 @@ def plot_errors(
             rows + 0.2 * (2 * column - 1), values[:, column], height=0.36, color=color, label=label
         )
         axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
-    count = [f"{one.name} ({one.count:,})" for one in kinds]
-    axes.set(title=title, xlabel="AP", yticks=rows, yticklabels=count)
+    names = [f"{name} ({count:,})" for name, count, _, _ in kinds]
+    axes.set(title=title, xlabel="AP", yticks=rows, yticklabels=names)
     axes.set_xlim(min(0.0, values.min() * 1.2), max(0.01, values.max() * 1.18))
     axes.invert_yaxis()
     figure.legend(frameon=False, loc="outside lower right", ncols=2)

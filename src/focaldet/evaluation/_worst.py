@@ -16,6 +16,7 @@ from focaldet.visualization import draw_boxes
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import numpy.typing as npt
     from torch import Tensor
@@ -44,7 +45,7 @@ class ImageErrors:
     .. versionadded:: 0.3.0
     """
 
-    COLORS: ClassVar[dict[str, tuple[int, int, int]]] = {
+    COLORS: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "hit": (0, 158, 115),
         "missed": (255, 200, 0),
         "false alarm": (213, 60, 0),
