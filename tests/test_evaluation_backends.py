@@ -225,3 +225,59 @@ def test_auto_uses_hotcoco_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_backend_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"backend 'matlab'; choose 'pycocotools', .*'auto'"):
         evaluate_coco(tmp_path / "none.json", [], backend="matlab")  # type: ignore[arg-type]
+
+
+def many_objects(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Build an image with ``count`` objects of a class and one of another, all of them found."""
+    boxes = [[10.0 * (i % 40), 10.0 * (i // 40), 8.0, 8.0] for i in range(count + 1)]
+    categories = [7] * count + [30]
+    annotations = {
+        "images": [{"id": 4, "height": 500, "width": 500}],
+        "categories": [{"id": 7, "name": "cell"}, {"id": 30, "name": "dog"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 4, "category_id": c, "bbox": box}
+            for i, (box, c) in enumerate(zip(boxes, categories, strict=True))
+        ],
+    }
+    scores = np.linspace(0.9, 0.1, count + 1).tolist()
+    entries = [
+        {"image_id": 4, "category_id": c, "bbox": box, "score": score}
+        for box, score, c in zip(boxes, scores, categories, strict=True)
+    ]
+    return annotations, entries
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_higher_limit_counts_more_than_100_objects_of_an_image(backend: str) -> None:
+    annotations, entries = many_objects(297)
+    name = available(backend)
+    with pytest.warns(
+        UserWarning,
+        match=r"1 image has more than 100 objects of one class; the most are 297 of 'cell' in image "
+        r"4\. .* an average recall of only 0\.668\. Pass a higher max_detections, such as 297\.",
+    ):
+        usual = evaluate_coco(annotations, entries, backend=name)
+    assert usual.of_class("cell").ar100 == pytest.approx(100 / 297)
+    assert usual.of_class("cell").ap == pytest.approx(34 / 101)  # recalls 0 to .33
+    result = evaluate_coco(annotations, entries, backend=name, max_detections=300)
+    assert result.ap == pytest.approx(1)
+    assert (result.ar_max, result.of_class("cell").ar_max) == (1, 1)
+    assert result.ar100 == usual.ar100 == usual.ar_max == pytest.approx((100 / 297 + 1) / 2)
+    assert result.of_class("cell").ar100 == pytest.approx(100 / 297)
+    assert_array_equal(result.precision[..., :3], usual.precision)
+    assert_array_equal(result.recall[..., :3], usual.recall)
+    assert result.stats[6:8] == usual.stats[6:8]
+    assert "AR 10 0.517  AR 300 1.000" in str(result)
+    assert "  AR300\n" in result.table()
+    assert result.to_dict()["stats"]["AR 300"] == 1
+    assert result.precision_recall("cell").precision.mean() == pytest.approx(1)
+    empty = evaluate_coco({**annotations, "images": [], "annotations": []}, [], max_detections=300)
+    assert empty.recall.shape == (10, 2, 4, 4)
+    assert empty.ar100 == empty.ar_max == -1
+
+
+def test_a_limit_below_cocos_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"max_detections must be at least 100, got 50\."):
+        evaluate_coco(truth(), [], max_detections=50)
+    with pytest.raises(TypeError, match=r"max_detections must be an integer, got 150\.5\."):
+        evaluate_coco(truth(), [], max_detections=150.5)  # type: ignore[arg-type]

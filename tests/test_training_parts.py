@@ -5,18 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+from focaldet import Detections
 from focaldet.datasets import DetectionDataset
 from focaldet.training import (
     AverageWeights,
     DetectionDataModule,
     LastCheckpoint,
+    Pictures,
     TrainingError,
     TrainingOptions,
     lr_factor,
@@ -241,3 +246,37 @@ def test_a_missing_package_is_named() -> None:
     last = process.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: focaldet.training requires pytorch_lightning")
     assert "pip install 'focaldet[train]'" in last
+
+
+def test_pictures_show_the_best_few_detections_if_none_passes_the_threshold(tmp_path: Path) -> None:
+    data = read_data(write_data(tmp_path / "data", 3))
+
+    def sheet(scores: list[float]) -> np.ndarray[Any, Any]:
+        image, target = data[0]
+        boxes = torch.tensor([[4.0, 4, 30, 40], [6, 6, 34, 44], [2, 8, 20, 30], [9, 9, 44, 60]])
+        found = Detections(
+            boxes[: len(scores)],
+            torch.tensor(scores),
+            torch.zeros(len(scores), dtype=torch.int64),
+            (64, 48),
+            class_names=data.class_names,
+        )
+        pictures = Pictures(tmp_path / "pictures", data)
+        trainer: Any = SimpleNamespace(is_global_zero=True, current_epoch=0)
+        module: Any = SimpleNamespace(stopping=False)
+        pictures.on_validation_epoch_start()
+        pictures.on_validation_batch_end(
+            trainer, module, {"detections": [found]}, ([image], [target])
+        )
+        pictures.on_validation_end(trainer, module)
+        with Image.open(tmp_path / "pictures" / "epoch_001.png") as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    nothing, low, four_low, high = map(sheet, ([], [0.2], [0.2, 0.1, 0.15, 0.05], [0.4]))
+    assert four_low.shape[1] == low.shape[1] == high.shape[1] == 2 * 48 + 3 * 8
+    assert high.shape[0] < nothing.shape[0] <= low.shape[0]  # there is a note
+    rows, columns = slice(26, 26 + 64), slice(48 + 16, 48 + 16 + 48)
+    assert (low[rows, columns] != nothing[rows, columns]).any()  # a box
+    three = sheet([0.2, 0.1, 0.15])
+    assert (four_low == three).all()  # the fourth is not drawn
+    assert (four_low[rows, columns] != low[rows, columns]).any()

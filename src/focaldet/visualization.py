@@ -70,6 +70,7 @@ def draw_boxes(
     labels: Tensor | None = None,
     *,
     texts: Sequence[str] | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
     line_width: int | None = None,
     font_size: float | None = None,
     font: str | os.PathLike[str] | None = None,
@@ -93,6 +94,10 @@ def draw_boxes(
         labels: ``[N]`` integers from 0, which determine the colours. None gives all boxes the colour
             of class 0.
         texts: One text per box. An empty text draws no label.
+        colors: One colour per box, as red, green and blue from 0 to 255, in place of the colours of
+            the classes.
+
+            .. versionadded:: 0.3.0
         line_width: Line width in pixels. By default it depends on the size of the image. Small boxes
             get thinner lines.
         font_size: Font size in pixels. By default it depends on the size of the image and the amount
@@ -117,7 +122,7 @@ def draw_boxes(
     """
     picture = _to_picture(image)
     boxes = as_xyxy(boxes)
-    colors = _check(boxes, labels, texts)
+    chosen = _check(boxes, labels, texts, colors)
     if line_width is None:
         line_width = max(1, round(_side(picture) / 240))
     check_range("line_width", line_width, 1)
@@ -128,7 +133,7 @@ def draw_boxes(
     rectangles = [_to_pixels(box, picture.size) for box in boxes.tolist()]
     # In mode "RGBA", ImageDraw blends colours that have an alpha channel with the RGB picture.
     draw = ImageDraw.Draw(picture, "RGBA")
-    for rectangle, color in zip(rectangles, colors, strict=True):
+    for rectangle, color in zip(rectangles, chosen, strict=True):
         if rectangle is not None:
             _draw_outline(draw, rectangle, color, line_width)
     if texts is not None:
@@ -136,7 +141,7 @@ def draw_boxes(
         _warn_of_missing_characters(texts, _load_font(path, font_size))
         fitted = [_fit(text, path, font_size, picture.size) for text in texts]
         corners = _place(rectangles, fitted, picture.size)
-        for label, corner, color in zip(fitted, corners, colors, strict=True):
+        for label, corner, color in zip(fitted, corners, chosen, strict=True):
             if label is not None and corner is not None:
                 _draw_label(draw, label, corner, color)
     return picture
@@ -168,7 +173,12 @@ def _to_picture(image: object) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> list[Color]:
+def _check(
+    boxes: Tensor,
+    labels: Tensor | None,
+    texts: Sequence[str] | None,
+    colors: Sequence[Color] | None,
+) -> list[Color]:
     """Check boxes, texts and labels, and return the colour of each box."""
     check_boxes("boxes", boxes)
     for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
@@ -184,7 +194,21 @@ def _check(boxes: Tensor, labels: Tensor | None, texts: Sequence[str] | None) ->
             raise TypeError(f"texts must be a sequence of strings, got {shortened(texts)}.")
         if len(texts) != len(boxes):
             raise ValueError(f"texts must have one entry per box ({len(boxes)}), got {len(texts)}.")
+    if colors is not None:
+        return _checked_colors(colors, len(boxes))
     return [class_color(0)] * len(boxes) if labels is None else _colors(labels, len(boxes))
+
+
+def _checked_colors(colors: Sequence[Color], count: int) -> list[Color]:
+    given: Sequence[Sequence[int]] = colors
+    if len(colors) != count:
+        raise ValueError(f"colors must have one entry per box ({count}), got {len(colors)}.")
+    for index, color in enumerate(given):
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise ValueError(
+                f"colors[{index}] must be red, green and blue from 0 to 255, got {color}."
+            )
+    return list(colors)
 
 
 def _colors(labels: Tensor, count: int) -> list[Color]:

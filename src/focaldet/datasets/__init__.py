@@ -24,7 +24,7 @@ from focaldet.datasets.readers._yolo import read_yolo
 
 if TYPE_CHECKING:
     from focaldet.datasets._augment import train_transform
-    from focaldet.datasets._gallery import draw_gallery
+    from focaldet.datasets._gallery import draw_errors, draw_gallery
     from focaldet.datasets._split import split_dataset
     from focaldet.datasets.checks import DatasetReport, check_dataset
     from focaldet.datasets.writers import write_annotations
@@ -36,6 +36,7 @@ __all__ = [
     "DetectionDataset",
     "check_dataset",
     "collate",
+    "draw_errors",
     "draw_gallery",
     "read_annotations",
     "read_coco",
@@ -53,6 +54,7 @@ __all__ = [
 _HOME = {
     "DatasetReport": "checks",
     "check_dataset": "checks",
+    "draw_errors": "_gallery",
     "draw_gallery": "_gallery",
     "split_dataset": "_split",
     "train_transform": "_augment",

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from focaldet.detections import Detections
+    from focaldet.evaluation import ImageErrors
 
-__all__ = ["draw_gallery"]
+__all__ = ["draw_errors", "draw_gallery"]
 
 _TILE = (384, 288)  # largest width and height of an image on the sheet, in pixels
 _GAP, _LINE = 8, 18  # pixels
@@ -113,6 +114,55 @@ def draw_gallery(
     return [objects.path for objects in shown]
 
 
+def draw_errors(
+    errors: Sequence[ImageErrors], table: AnnotationTable, path: str | os.PathLike[str]
+) -> None:
+    """Draw images with their hits, misses and false alarms on one sheet, and write it to a file.
+
+    Hits are green, missed objects yellow, and false alarms red. Each image has its file name and the
+    three numbers below it.
+
+    Args:
+        errors: The images, as :meth:`focaldet.evaluation.ErrorAnalysis.worst_images` returns them.
+        table: The ground truth that was evaluated, which knows where the images are.
+        path: The picture to write, such as ``worst.png`` or ``worst.jpg``.
+
+    Raises:
+        FileNotFoundError: If an image or the folder of ``path`` does not exist.
+        ValueError: If there are no images, one is not in the table or cannot be read, or the extension
+            of ``path`` is not that of a picture.
+
+    .. versionadded:: 0.3.0
+    """
+    from focaldet.evaluation import ImageErrors
+
+    path = Path(path)
+    file_format = _format_of(path)
+    if not errors:
+        raise ValueError("errors is empty, so there is no image to draw.")
+    rows = {int(image_id): row for row, image_id in enumerate(table.image_ids)}
+    unknown = [one.image_id for one in errors if one.image_id not in rows]
+    if unknown:
+        raise ValueError(f"The table has no image with the id {unknown[0]} (errors).")
+    tiles, captions = [], []
+    for one in errors:
+        source = table.image_path(rows[one.image_id])
+        tiles.append(one.draw_file(source, max_size=_TILE))
+        captions.append((source.name, one.summary))
+    counts = (
+        sum(len(one.hits) for one in errors),
+        sum(len(one.misses) for one in errors),
+        sum(len(one.false_alarms) for one in errors),
+    )
+    legend = [
+        (color, f"{name}  {count:,}")
+        for (name, color), count in zip(ImageErrors.COLORS.items(), counts, strict=True)
+    ]
+    sheet = _lay_out(tiles, captions, legend)
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format=file_format)
+
+
 def _format_of(path: Path) -> str:
     known = Image.registered_extensions()
     file_format = known.get(path.suffix.lower())
@@ -183,26 +233,39 @@ def _of_detections(found: Detections, index: int) -> _Objects:
 
 
 def _sheet(shown: Sequence[_Objects], names: Sequence[str]) -> Image.Image:
-    """Draw the images in rows below a legend."""
+    """Draw the images with their objects in rows below a legend of the classes."""
     tiles = _draw_tiles(shown)
+    counts = Counter(label for objects in shown for label in objects.labels.tolist())
+    legend = [
+        (class_color(label), f"{names[label]}  {counts[label]:,}") for label in sorted(counts)
+    ]
+    captions = [(objects.path.name, _counted(len(objects.boxes))) for objects in shown]
+    return _lay_out(tiles, captions, legend)
+
+
+def _lay_out(
+    tiles: Sequence[Image.Image],
+    captions: Sequence[tuple[str, str]],
+    entries: Sequence[tuple[tuple[int, int, int], str]],
+) -> Image.Image:
+    """Paste pictures in rows below a legend, each with its name, which may be cut, and a note."""
     columns = min(len(tiles), math.ceil(math.sqrt(1.5 * len(tiles))))
     width = _GAP + columns * (_TILE[0] + _GAP)
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) + _LINE + _GAP for row in rows]
-    legend = _legend(shown, names, width)
+    legend = _legend(entries, width)
     sheet = Image.new("RGB", (width, legend.height + sum(heights)), _BACKGROUND)
     sheet.paste(legend, (0, 0))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT_SIZE)
-    captions = iter(shown)
+    remaining = iter(captions)
     y = legend.height
     for row, height in zip(rows, heights, strict=True):
-        for column, (tile, objects) in enumerate(zip(row, captions, strict=False)):
+        for column, (tile, (name, note)) in enumerate(zip(row, remaining, strict=False)):
             x = _GAP + column * (_TILE[0] + _GAP)
             sheet.paste(tile, (x + (_TILE[0] - tile.width) // 2, y))
-            number = f"  {_counted(len(objects.boxes))}"
-            room = _TILE[0] - font.getlength(number)
-            caption = _shorten(objects.path.name, room, font) + number
+            room = _TILE[0] - font.getlength(f"  {note}")
+            caption = f"{_shorten(name, room, font)}  {note}"
             place = (x + (_TILE[0] - font.getlength(caption)) / 2, y + tile.height + 2)
             draw.text(place, caption, fill=_TEXT, font=font)
         y += height
@@ -240,23 +303,22 @@ def _draw_tiles(shown: Sequence[_Objects]) -> list[Image.Image]:
     return tiles
 
 
-def _legend(shown: Sequence[_Objects], names: Sequence[str], width: int) -> Image.Image:
-    """List the classes on the sheet with their colours and numbers of objects."""
-    counts = Counter(label for objects in shown for label in objects.labels.tolist())
+def _legend(entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> Image.Image:
+    """Explain the colours on the sheet."""
     font = ImageFont.load_default(_FONT_SIZE)
-    entries = []
+    placed = []
     x, y = _GAP, _GAP
-    for label in sorted(counts):
-        text = _shorten(f"{names[label]}  {counts[label]:,}", width - 2 * _GAP - _LINE, font)
+    for color, entry in entries:
+        text = _shorten(entry, width - 2 * _GAP - _LINE, font)
         needed = _LINE + math.ceil(font.getlength(text)) + 2 * _GAP
         if x > _GAP and x + needed > width:
             x, y = _GAP, y + _LINE
-        entries.append((x, y, label, text))
+        placed.append((x, y, color, text))
         x += needed
-    legend = Image.new("RGB", (width, y + (_LINE + _GAP if entries else 0)), _BACKGROUND)
+    legend = Image.new("RGB", (width, y + (_LINE + _GAP if placed else 0)), _BACKGROUND)
     draw = ImageDraw.Draw(legend)
-    for x, y, label, text in entries:
-        draw.rectangle((x, y + 1, x + 12, y + 13), fill=class_color(label), outline=_TEXT)
+    for x, y, color, text in placed:
+        draw.rectangle((x, y + 1, x + 12, y + 13), fill=color, outline=_TEXT)
         draw.text((x + _LINE, y), text, fill=_TEXT, font=font)
     return legend
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Backend: TypeAlias = Literal["pycocotools", "hotcoco", "faster-coco-eval", "auto"]
 
-_SHAPE = (10, 101, 4, 3)  # IoU thresholds, recalls, area ranges, limits on detections
+_SHAPE = (10, 101, 4)  # IoU thresholds, recalls, area ranges
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,9 +38,9 @@ class Curves:
     """Precision, recall and scores as pycocotools accumulates them; -1 where there are no objects.
 
     Attributes:
-        precision: ``[10, 101, K, 4, 3]``.
-        recall: ``[10, K, 4, 3]``.
-        scores: ``[10, 101, K, 4, 3]``.
+        precision: ``[10, 101, K, 4, M]``, for the M limits of `detection_limits`.
+        recall: ``[10, K, 4, M]``.
+        scores: ``[10, 101, K, 4, M]``.
     """
 
     precision: npt.NDArray[np.float64]
@@ -48,16 +48,24 @@ class Curves:
     scores: npt.NDArray[np.float64]
 
     def stats(self) -> tuple[float, ...]:
-        """Return the twelve numbers, summarised by pycocotools."""
+        """Return the twelve numbers, summarised by pycocotools.
+
+        Its summary is written for the limits 1, 10 and 100. The highest limit takes the place of 100.
+        """
         evaluation = pycocotools.cocoeval.COCOeval(iouType="bbox")
-        evaluation.eval = {"precision": self.precision, "recall": self.recall}
+        limits = [0, 1, -1]
+        evaluation.eval = {
+            "precision": self.precision[..., limits],
+            "recall": self.recall[..., limits],
+        }
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the summary
             evaluation.summarize()
         return tuple(float(value) for value in evaluation.stats)
 
 
 _Compute: TypeAlias = (
-    "Callable[[GroundTruth, DetectionTable, npt.NDArray[np.int64], npt.NDArray[np.int64]], Curves]"
+    "Callable[[GroundTruth, DetectionTable, npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]], "
+    "Curves]"
 )
 
 
@@ -76,18 +84,27 @@ def resolve(backend: Backend) -> Backend:
     return backend
 
 
-def compute_curves(truth: GroundTruth, detections: DetectionTable, backend: Backend) -> Curves:
+def detection_limits(max_detections: int) -> list[int]:
+    """Return the limits on detections per image and class: COCO's three, and a higher one."""
+    return [1, 10, 100] if max_detections == 100 else [1, 10, 100, max_detections]
+
+
+def compute_curves(
+    truth: GroundTruth, detections: DetectionTable, backend: Backend, max_detections: int = 100
+) -> Curves:
     """Compare detections with the ground truth, which must have all their images and categories."""
+    limits = detection_limits(max_detections)
     if not len(truth.image_ids) or not len(truth.category_ids):
-        limits, count = _SHAPE[2:], len(truth.category_ids)
+        thresholds, recalls, areas = _SHAPE
+        rest = (len(truth.category_ids), areas, len(limits))
         return Curves(
-            precision=np.full((*_SHAPE[:2], count, *limits), -1.0),
-            recall=np.full((_SHAPE[0], count, *limits), -1.0),
-            scores=np.full((*_SHAPE[:2], count, *limits), -1.0),
+            precision=np.full((thresholds, recalls, *rest), -1.0),
+            recall=np.full((thresholds, *rest), -1.0),
+            scores=np.full((thresholds, recalls, *rest), -1.0),
         )
     images = np.searchsorted(truth.image_ids, detections.image_ids) + 1
     categories = np.searchsorted(truth.category_ids, detections.category_ids) + 1
-    return _BACKENDS[backend](truth, detections, images, categories)
+    return _BACKENDS[backend](truth, detections, images, categories, limits)
 
 
 def _import(backend: Literal["hotcoco", "faster-coco-eval"]) -> ModuleType:
@@ -100,6 +117,7 @@ def _pycocotools(
     detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
+    limits: list[int],
 ) -> Curves:
     with contextlib.redirect_stdout(io.StringIO()):
         objects, found = pycocotools.coco.COCO(), pycocotools.coco.COCO()
@@ -107,6 +125,7 @@ def _pycocotools(
         objects.createIndex()
         found.createIndex()
         evaluation = pycocotools.cocoeval.COCOeval(objects, found, "bbox")
+        evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
     return _curves(evaluation.eval)
@@ -117,6 +136,7 @@ def _faster_coco_eval(
     detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
+    limits: list[int],
 ) -> Curves:
     package = _import("faster-coco-eval")
     objects, found = package.COCO(), package.COCO()
@@ -124,6 +144,7 @@ def _faster_coco_eval(
     objects.createIndex()
     found.createIndex()
     evaluation = package.COCOeval_faster(objects, found, "bbox", print_function=_print_nothing)
+    evaluation.params.maxDets = limits
     evaluation.evaluate()
     evaluation.accumulate()
     return _curves(evaluation.eval)
@@ -134,6 +155,7 @@ def _hotcoco(
     detections: DetectionTable,
     images: npt.NDArray[np.int64],
     categories: npt.NDArray[np.int64],
+    limits: list[int],
 ) -> Curves:
     package = _import("hotcoco")
     objects = package.COCO.from_arrays(
@@ -148,6 +170,7 @@ def _hotcoco(
     )
     rows = np.column_stack([images, detections.boxes, detections.scores, categories])
     evaluation = package.COCOeval(objects, objects.load_res(rows), "bbox")
+    evaluation.params.maxDets = limits
     evaluation.evaluate()
     evaluation.accumulate()
     return _curves(evaluation.eval)

@@ -43,6 +43,9 @@ class ClassResult:
         ap50: AP at IoU .50.
         ap75: AP at IoU .75.
         ar100: Average recall over IoU .50:.95 with 100 detections per image.
+        ar_max: Average recall over IoU .50:.95 with `CocoResult.max_detections` per image.
+
+            .. versionadded:: 0.3.0
         objects: Number of objects in the annotations, without crowds.
         detections: Number of detections in the results.
     """
@@ -53,6 +56,7 @@ class ClassResult:
     ap50: float
     ap75: float
     ar100: float
+    ar_max: float
     objects: int
     detections: int
 
@@ -64,12 +68,13 @@ class CocoResult:
     The arrays have pycocotools' layout: T = 10 IoU thresholds (.50, .55 ... .95); R = 101 recalls
     (0, .01 ... 1); K categories in ascending order of ids; A = 4 area ranges (all; small, up to 32²
     pixels; medium; large, from 96²); M = 3 limits on the detections per image and category (1, 10,
-    100). They are -1 where there are no objects.
+    100), and with a higher ``max_detections`` it is the fourth. They are -1 where there are no objects.
 
     Attributes:
         stats: The twelve numbers in pycocotools' order: AP over IoU .50:.95, AP50, AP75, AP of
             small, medium and large objects, average recall with 1, 10 and 100 detections per image,
-            and average recall of small, medium and large objects. -1 where there are no objects.
+            and average recall of small, medium and large objects. -1 where there are no objects. All but
+            those with 1 and 10 are with ``max_detections``, and so are COCO's if it is 100.
         precision: ``[T, R, K, A, M]``.
         recall: ``[T, K, A, M]``, the highest recall reached.
         scores: ``[T, R, K, A, M]``, the score at which each recall is reached.
@@ -77,6 +82,9 @@ class CocoResult:
             are included.
         num_images: Number of images evaluated.
         backend: The backend that computed the numbers.
+        max_detections: Maximum number of detections that count per image and class.
+
+            .. versionadded:: 0.3.0
     """
 
     stats: tuple[float, ...]
@@ -86,6 +94,7 @@ class CocoResult:
     classes: tuple[ClassResult, ...]
     num_images: int
     backend: str
+    max_detections: int = 100
 
     @property
     def ap(self) -> float:
@@ -120,6 +129,17 @@ class CocoResult:
     @property
     def ar100(self) -> float:
         """Average recall over IoU .50:.95 with 100 detections per image."""
+        if self.max_detections == 100:
+            return self.stats[8]
+        values = self.recall[:, :, 0, 2]
+        return float(values[values > -1].mean()) if (values > -1).any() else -1.0
+
+    @property
+    def ar_max(self) -> float:
+        """Average recall over IoU .50:.95 with `max_detections` per image.
+
+        .. versionadded:: 0.3.0
+        """
         return self.stats[8]
 
     @property
@@ -148,7 +168,7 @@ class CocoResult:
         iou_threshold: float = 0.5,
         area: Area = "all",
     ) -> PrecisionRecall:
-        """Return a precision-recall curve, with 100 detections per image.
+        """Return a precision-recall curve, with `max_detections` per image.
 
         Args:
             category: Name of the class, or its id in the annotations. None averages the precision
@@ -162,7 +182,7 @@ class CocoResult:
         check_choice("iou_threshold", round(iou_threshold, 6), _IOU_THRESHOLDS)
         check_choice("area", area, _AREAS)
         t, a = _IOU_THRESHOLDS.index(round(iou_threshold, 6)), _AREAS.index(area)
-        precision, scores = self.precision[t, :, :, a, 2], self.scores[t, :, :, a, 2]
+        precision, scores = self.precision[t, :, :, a, -1], self.scores[t, :, :, a, -1]
         none = np.full(_RECALLS, np.nan)
         recall = np.linspace(0, 1, _RECALLS)
         if category is None:
@@ -207,14 +227,14 @@ class CocoResult:
         """Return a printable table with a row per class and one for all classes."""
         names = [printable(one.name) for one in self.classes]
         width = max(len("class"), *map(len, names)) if names else len("class")
-        head = f"{'class':{width}}  objects  detections     AP   AP50   AP75  AR100"
+        head = f"{'class':{width}}  objects  detections     AP   AP50   AP75  {f'AR{self.max_detections}':>5}"
         objects = sum(one.objects for one in self.classes)
         detections = sum(one.detections for one in self.classes)
         rows = [
-            (name, one.objects, one.detections, (one.ap, one.ap50, one.ap75, one.ar100))
+            (name, one.objects, one.detections, (one.ap, one.ap50, one.ap75, one.ar_max))
             for name, one in zip(names, self.classes, strict=True)
         ]
-        rows.append(("all", objects, detections, (self.ap, self.ap50, self.ap75, self.ar100)))
+        rows.append(("all", objects, detections, (self.ap, self.ap50, self.ap75, self.ar_max)))
         return "\n".join(
             [head]
             + [
@@ -229,8 +249,9 @@ class CocoResult:
         return {
             "backend": self.backend,
             "num_images": self.num_images,
+            "max_detections": self.max_detections,
             "stats": {
-                name: _or_none(value) for name, value in zip(_STATS, self.stats, strict=True)
+                name: _or_none(value) for name, value in zip(self._names(), self.stats, strict=True)
             },
             "classes": [
                 {name: _or_none(value) for name, value in dataclasses.asdict(one).items()}
@@ -245,11 +266,14 @@ class CocoResult:
 
     def __str__(self) -> str:
         return "  ".join(
-            f"{name} {_shown(value)}" for name, value in zip(_STATS, self.stats, strict=True)
+            f"{name} {_shown(value)}" for name, value in zip(self._names(), self.stats, strict=True)
         )
 
     def __repr__(self) -> str:
         return f"CocoResult({len(self.classes)} classes, {self.num_images} images: {self})"
+
+    def _names(self) -> tuple[str, ...]:
+        return (*_STATS[:8], f"AR {self.max_detections}", *_STATS[9:])
 
     def _index(self, category: str | int) -> int:
         key = "name" if isinstance(category, str) else "id"

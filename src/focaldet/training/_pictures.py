@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -25,11 +25,27 @@ if TYPE_CHECKING:
 __all__ = ["Pictures"]
 
 _MAX_WIDTH = 640  # pixels of one image in a sheet
-_GAP, _HEADER = 8, 26  # pixels
+_GAP, _HEADER, _LINE = 8, 26, 18  # pixels
+_FEW = 3  # detections to draw if none scores above the threshold
+_NOTE_COLOR = (176, 48, 0)
+
+
+class _Pair(NamedTuple):
+    """An image with its ground truth, with its detections, and what to write below the latter."""
+
+    left: Image.Image
+    right: Image.Image
+    note: str
 
 
 class Pictures(pl.Callback):
     """Draw validation images after each epoch: ground truth on the left, detections on the right.
+
+    If no detection of an image scores above the threshold, the three with the highest scores are
+    drawn, and a line below the image says so. In the first epochs this is the usual case.
+
+    .. versionchanged:: 0.3.0
+       The right half used to be empty in that case.
 
     Args:
         folder: Folder to write the sheets to, as ``epoch_001.png`` and so on.
@@ -50,7 +66,7 @@ class Pictures(pl.Callback):
         self.data = data
         self.count = count
         self.score_threshold = score_threshold
-        self._shown: list[tuple[Image.Image, Image.Image]] = []
+        self._shown: list[_Pair] = []
 
     def on_validation_epoch_start(self, *_: Any) -> None:
         """Start a new sheet."""
@@ -68,15 +84,16 @@ class Pictures(pl.Callback):
             picture, scale = _shrink(image.cpu())
             labels = target["labels"].cpu()
             names = [self.data.class_names[label] for label in labels.tolist()]
-            kept = found.to("cpu").filter(score_threshold=self.score_threshold)
+            kept, note = _choose(found.to("cpu"), self.score_threshold)
             # In reverse order, the detection with the highest score is drawn on top.
             boxes, found_labels = kept.boxes.float().flip(0), kept.labels.flip(0)
             self._shown.append(
-                (
+                _Pair(
                     draw_boxes(
                         picture, as_xyxy(target["boxes"]).cpu() * scale, labels, texts=names
                     ),
                     draw_boxes(picture, boxes * scale, found_labels, texts=_texts(kept)[::-1]),
+                    note,
                 )
             )
 
@@ -88,6 +105,18 @@ class Pictures(pl.Callback):
         path = self.folder / f"epoch_{trainer.current_epoch + 1:03d}.png"
         heads = ("ground truth", f"detections, score > {self.score_threshold:g}")
         _save(_sheet(self._shown, heads), path)
+
+
+def _choose(found: Detections, threshold: float) -> tuple[Detections, str]:
+    """Return the detections to draw, and a note if none of them scores above the threshold."""
+    kept = found.filter(score_threshold=threshold)
+    if len(kept):
+        return kept, ""
+    kept = found[found.scores.argsort(descending=True)[:_FEW]]
+    if not len(kept):
+        return kept, "no detections"
+    best = "the best detection" if len(kept) == 1 else f"the best {len(kept)} detections"
+    return kept, f"{best}; none scores above {threshold:g}"
 
 
 def _texts(found: Detections) -> list[str]:
@@ -106,20 +135,36 @@ def _shrink(image: Tensor) -> tuple[Tensor, float]:
     return image, scale
 
 
-def _sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], heads: tuple[str, str]) -> Image.Image:
-    width = max(left.width for left, _ in pairs)
-    height = _HEADER + sum(left.height + _GAP for left, _ in pairs)
+def _sheet(pairs: Sequence[_Pair], heads: tuple[str, str]) -> Image.Image:
+    font = ImageFont.load_default(14)
+    width = max(pair.left.width for pair in pairs)
+    notes = [_wrap(pair.note, width, font) for pair in pairs]
+    height = _HEADER + sum(pair.left.height + _GAP for pair in pairs) + _LINE * sum(map(len, notes))
     sheet = Image.new("RGB", (2 * width + 3 * _GAP, height), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
     for column, head in enumerate(heads):
         draw.text((_GAP + column * (width + _GAP), 5), head, fill="black", font=font)
     y = _HEADER
-    for left, right in pairs:
+    for (left, right, _), lines in zip(pairs, notes, strict=True):
         sheet.paste(left, (_GAP, y))
         sheet.paste(right, (width + 2 * _GAP, y))
-        y += left.height + _GAP
+        y += left.height
+        for line in lines:
+            draw.text((width + 2 * _GAP, y + 1), line, fill=_NOTE_COLOR, font=font)
+            y += _LINE
+        y += _GAP
     return sheet
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Break a text between its words into lines that fit the width, if each word does."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _save(picture: Image.Image, path: Path) -> None:
