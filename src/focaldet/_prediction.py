@@ -123,8 +123,9 @@ class Predictor(ABC):
                 order. See :func:`focaldet.images.load_image`.
             batch_size: Images per forward pass. Only images with equal padded sizes share a batch;
                 up to ``4 * batch_size`` of them wait to fill one while others are read ahead, none
-                for more than ``16 * batch_size`` other images. None uses 1, except for an exported file with a fixed shape, which uses the batch size it
-                was exported with: it always runs a full batch, filled up with blank images.
+                for more than ``16 * batch_size`` other images. None uses 1, except for an exported
+                file with a fixed shape, which uses the batch size it was exported with: it always
+                runs a full batch, filled up with blank images.
             score_threshold: Keep detections that score above this. None uses the config's. An
                 exported file that includes the post-processing accepts no lower one than its own.
             on_error: "raise", or "skip" to warn about missing or unreadable files and return None.
