@@ -77,6 +77,16 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+def test_results_are_yielded_as_from_the_model(model: RetinaNet, file: Path, photos: Path) -> None:
+    detector = OnnxDetector(file)
+    with pytest.warns(UserWarning, match=r"2b\.png"):
+        found = list(detector.predict_iter(photos, batch_size=2, on_error="skip"))
+    assert [one is None for one in found] == [False, False, False, True, False]
+    paths = sorted(photos.glob("?.png"))
+    for ours, expected in zip(filter(None, found), model.predict_iter(paths), strict=True):
+        assert_same(ours, expected)
+
+
 def test_a_file_with_dynamic_sizes_matches_the_model(model: RetinaNet, file: Path) -> None:
     assert_same_as_model(OnnxDetector(file, threads=1).run, model, SHAPES)
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from focaldet.errors import UnreadableImageError
 
 if TYPE_CHECKING:
+    from io import BytesIO
     from pathlib import Path
 
 __all__ = ["check_format", "open_image"]
@@ -28,11 +29,11 @@ _ALLOWED = {*_COMMON, *_OTHERS, "MPO"}  # MPO is opened as JPEG
 _LISTED = ", ".join(sorted(_ALLOWED))
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BytesIO) -> Image.Image:
     """Open an image file in one of the allowed formats, without decoding it.
 
     Args:
-        path: The image file.
+        path: The image file, or its content.
 
     Raises:
         FileNotFoundError: If the file does not exist.

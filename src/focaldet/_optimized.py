@@ -113,7 +113,7 @@ def optimized_copy(
 
 
 def _warn_of_overrides(kind: type[RetinaNetDetector]) -> None:
-    names = ("forward_maps", "detections", "predict")
+    names = ("forward_maps", "detections", "predict", "predict_iter")
     overridden = [n for n in names if getattr(kind, n) is not getattr(RetinaNetDetector, n)]
     if overridden:
         warnings.warn(

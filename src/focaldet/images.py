@@ -1,4 +1,4 @@
-"""Read images from paths, folders, PIL images, arrays and tensors.
+"""Read images from paths, folders, encoded bytes, URLs, PIL images, arrays and tensors.
 
 The result is a ``[3, H, W]`` RGB tensor, or one with as many channels as asked for. It is upright and
 has the pixels of the source: nothing is resized or normalised here.
@@ -7,11 +7,12 @@ has the pixels of the source: nothing is resized or normalised here.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,13 @@ from torch import Tensor
 from focaldet._checks import check_choice, check_image, check_integer, check_range, existing_file
 from focaldet._files import list_files
 from focaldet._image_formats import check_format, open_image
-from focaldet.errors import UnreadableImageError
+from focaldet._image_urls import download_image
+from focaldet.errors import DownloadError, UnreadableImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from typing_extensions import TypeIs
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -42,7 +46,10 @@ __all__ = [
     "read_orientation",
 ]
 
-ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
+Encoded: TypeAlias = bytes | bytearray | memoryview | BinaryIO
+"""The content of an image file: its bytes, or a file that is open in binary mode."""
+
+ImageSource: TypeAlias = str | os.PathLike[str] | Encoded | Image.Image | npt.NDArray[Any] | Tensor
 """One image of any type that :func:`load_image` accepts."""
 
 IMAGE_EXTENSIONS = (
@@ -51,9 +58,13 @@ IMAGE_EXTENSIONS = (
 )
 """The suffixes, in lower case, of the files that count as images in a folder."""
 
+SKIPPED_ERRORS = (UnreadableImageError, FileNotFoundError, DownloadError)
+"""What ``on_error="skip"`` skips: images that are missing or cannot be downloaded or decoded."""
+
 _CACHED_VALUES = 2**16  # float32 values that stay in the cache of a CPU core
 
-_SINGLE = (str, os.PathLike, Image.Image, np.ndarray, Tensor)
+_BYTES = (bytes, bytearray, memoryview)
+_SINGLE = (str, os.PathLike, *_BYTES, Image.Image, np.ndarray, Tensor)
 _URL = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters: "C:/" is a drive
 
 _OF_FILES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels that a file can give
@@ -82,14 +93,16 @@ class LoadedImage(NamedTuple):
 
     Attributes:
         image: ``[C, H, W]``, as :func:`load_image` returns it.
-        name: The path, if the image was read from a file.
+        name: The path or URL, if the image was read from one.
     """
 
     image: Tensor
     name: str | None
 
 
-def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -> Tensor:
+def load_image(
+    source: ImageSource, name: str = "image", *, channels: int = 3, allow_urls: bool = False
+) -> Tensor:
     """Read one image as a ``[3, H, W]`` RGB tensor, or with another number of channels.
 
     Convention:
@@ -105,16 +118,24 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
     loaders run other programs: EPS runs Ghostscript.
 
     .. versionchanged:: 0.3.0
-       Only these formats are read. Before, all formats of Pillow except EPS were.
+       Only these formats are read. Before, all formats of Pillow except EPS were. Bytes, binary
+       files and URLs are accepted.
 
     Args:
-        source: A path; a PIL image of any mode; an ``[H, W, 3]`` uint8 array in RGB order (OpenCV
-            reads BGR: pass ``array[..., ::-1]``); or a ``[3, H, W]`` RGB tensor, uint8 or floating
-            point in [0, 1].
+        source: A path; the content of an image file as bytes, or as a file that is open in binary
+            mode, which is read from its beginning if it can be rewound, and is not closed; a PIL
+            image of any mode; an ``[H, W, 3]`` uint8 array in RGB order (OpenCV reads BGR: pass
+            ``array[..., ::-1]``); or a ``[3, H, W]`` RGB tensor, uint8 or floating point in [0, 1].
         name: What error messages call the source.
         channels: The number of channels. With 1, files and PIL images are converted to greyscale
             (0.299 R + 0.587 G + 0.114 B), and arrays may be ``[H, W]``. With 3, they are RGB. With
             any other number, only arrays and tensors of as many channels are accepted.
+
+            .. versionadded:: 0.3.0
+        allow_urls: Whether ``source`` may also be an http or https URL, which is downloaded into
+            memory. It may redirect to other http and https URLs, must have at most 100 MB, and must
+            arrive within 60 s. A URL can point to a server that only this machine can reach, so do
+            not allow URLs that come from users whom you do not trust.
 
             .. versionadded:: 0.3.0
 
@@ -126,8 +147,10 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
         FileNotFoundError: If the file does not exist.
         UnreadableImageError: If the file cannot be decoded: it is damaged, not an image in a supported
             format, or so large that Pillow suspects a decompression bomb. This is a ``ValueError``.
-        ValueError: If the source is a URL or a folder, a shape or the range of values is wrong, or a
-            file or PIL image is given for a number of channels other than 1 and 3.
+        DownloadError: If an image cannot be downloaded. This is an ``OSError``.
+        ValueError: If the source is a folder, or a URL without ``allow_urls``, a shape or the range of
+            values is wrong, or a file or PIL image is given for a number of channels other than 1
+            and 3.
         TypeError: If the source has an unsupported type or dtype.
 
     >>> load_image(Image.new("L", (4, 2), color=7)).shape
@@ -151,8 +174,47 @@ def load_image(source: ImageSource, name: str = "image", *, channels: int = 3) -
         with _explaining(name, "a PIL image"):
             return _to_tensor(source, channels)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(name, source, channels)
+        return _read_file(name, source, channels, allow_urls=allow_urls)
+    if is_encoded(source):
+        _check_has_colors(name, "an encoded image", channels)
+        content = read_encoded(source, name)
+        return _decode(name, f"an encoded image of {len(content)} bytes", content, channels)
     raise TypeError(f"{name} must be {_accepted(channels)}, got {_an(type(source).__name__)}.")
+
+
+def is_encoded(source: object) -> TypeIs[Encoded]:
+    """Return whether a source is the content of an image file: bytes, or an open file."""
+    return isinstance(source, _BYTES) or hasattr(source, "read")
+
+
+def read_encoded(source: Encoded, name: str) -> bytes:
+    """Return the bytes of an encoded image, without decoding it.
+
+    Args:
+        source: Bytes, or a binary file, which is read from its beginning if it can be rewound.
+        name: What error messages call the image.
+
+    Raises:
+        UnreadableImageError: If the file cannot be read, such as after it was closed.
+        TypeError: If it does not read bytes, such as a file in text mode.
+    """
+    if isinstance(source, _BYTES):
+        return bytes(source)
+    try:
+        if hasattr(source, "seekable") and source.seekable():
+            source.seek(0)
+        content = source.read()
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise UnreadableImageError(
+            f"Cannot read the open file passed as {name} ({reason})."
+        ) from error
+    if not isinstance(content, _BYTES):
+        raise TypeError(
+            f"{name} is {_an(type(source).__name__)} that reads {type(content).__name__} instead of "
+            'bytes. Open files in binary mode: open(path, "rb").'
+        )
+    return bytes(content)
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -207,7 +269,8 @@ def load_picture(source: ImageSource, name: str = "image") -> Tensor:
 def _accepted(channels: int) -> str:
     array = "an [H, W] uint8 array" if channels == 1 else f"an [H, W, {channels}] uint8 array"
     tensor = f"{array} or a [{channels}, H, W] tensor"
-    return f"a path, a PIL image, {tensor}" if channels in _OF_FILES else tensor
+    files = "a path, bytes, a binary file, a PIL image"
+    return f"{files}, {tensor}" if channels in _OF_FILES else tensor
 
 
 def _an(noun: str) -> str:
@@ -280,6 +343,7 @@ def iter_images(
     *,
     on_error: str = "raise",
     channels: int = 3,
+    allow_urls: bool = False,
 ) -> Iterator[LoadedImage | None]:
     """Read images one at a time, as they are requested.
 
@@ -288,9 +352,12 @@ def iter_images(
             :data:`IMAGE_EXTENSIONS` are read in name order; a ``[B, C, H, W]`` tensor; or an iterable
             of single images. A generator is advanced by one item at a time.
         on_error: ``"raise"``, or ``"skip"`` to continue after a file that is missing or cannot be
-            decoded. Wrong types and shapes, and URLs and folders among the items, raise in either
-            case.
+            downloaded or decoded. Wrong types and shapes, folders among the items, and URLs that are
+            not allowed, raise in either case.
         channels: The number of channels; see :func:`load_image`.
+
+            .. versionadded:: 0.3.0
+        allow_urls: Whether http and https URLs are downloaded; see :func:`load_image`.
 
             .. versionadded:: 0.3.0
 
@@ -298,7 +365,7 @@ def iter_images(
         An iterator over the images in order, with None in place of each that was skipped.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: Immediately, if ``sources`` as a whole is wrong, such
+        OSError, ValueError, TypeError: Immediately, if ``sources`` as a whole is wrong, such
             as an empty folder; while iterating, as :func:`load_image`, naming the item's index.
 
     Warns:
@@ -308,7 +375,9 @@ def iter_images(
     [5]
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    return _iterate(named_sources(sources), skip=on_error == "skip", channels=channels)
+    return _iterate(
+        named_sources(sources), skip=on_error == "skip", channels=channels, allow_urls=allow_urls
+    )
 
 
 def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
@@ -327,7 +396,7 @@ def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
     8
     """
     items = _expand(sources)
-    if isinstance(items, _SINGLE):
+    if isinstance(items, _SINGLE) or is_encoded(items):
         return 1
     try:
         return len(items)  # type: ignore[arg-type]  # asked, not assumed
@@ -402,23 +471,23 @@ def named_sources(
     [('sources[0]', 'a.jpg'), ('sources[1]', 'b.jpg')]
     """
     items: Any = _expand(sources)
-    if isinstance(items, _SINGLE):
+    if isinstance(items, _SINGLE) or is_encoded(items):
         return iter([("sources", items)])
-    if isinstance(items, (bytes, bytearray)) or not hasattr(items, "__iter__"):
+    if not hasattr(items, "__iter__"):
         raise TypeError(
-            "sources must be a path, a folder, a PIL image, an array, a tensor or an iterable of "
-            f"these, got {_an(type(items).__name__)}."
+            "sources must be a path, a folder, bytes, a binary file, a PIL image, an array, a tensor or "
+            f"an iterable of these, got {_an(type(items).__name__)}."
         )
     return ((f"sources[{index}]", item) for index, item in enumerate(items))
 
 
 def _iterate(
-    items: Iterator[tuple[str, ImageSource]], *, skip: bool, channels: int
+    items: Iterator[tuple[str, ImageSource]], *, skip: bool, channels: int, allow_urls: bool
 ) -> Iterator[LoadedImage | None]:
     for name, source in items:
         try:
-            image = load_image(source, name, channels=channels)
-        except (UnreadableImageError, FileNotFoundError) as error:
+            image = load_image(source, name, channels=channels, allow_urls=allow_urls)
+        except SKIPPED_ERRORS as error:
             if not skip:
                 raise
             warnings.warn(f"Skipped an image: {error}", UserWarning, stacklevel=2)
@@ -474,15 +543,24 @@ def load_channels_last(path: str | os.PathLike[str], name: str = "image") -> Ten
 
 
 def _read_file(
-    name: str, source: str | os.PathLike[str], channels: int, *, channels_last: bool = False
+    name: str,
+    source: str | os.PathLike[str],
+    channels: int,
+    *,
+    channels_last: bool = False,
+    allow_urls: bool = False,
 ) -> Tensor:
     path = os.fspath(source)
     if not path:
         raise ValueError(f"{name} is an empty string, not the path of an image.")
     if _URL.match(path):
-        raise ValueError(
-            f"{name} is the URL {path!r}. Images are not downloaded; save it and pass the file's path."
-        )
+        if not allow_urls:
+            raise ValueError(
+                f"{name} is the URL {path!r}. URLs are only downloaded with allow_urls=True. Without "
+                "it, save the image and pass the file's path."
+            )
+        _check_has_colors(name, f"the image {path!r}", channels)
+        return _decode(name, repr(path), download_image(path, name), channels)
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), open_image(path) as image:
@@ -496,6 +574,11 @@ def _read_file(
                 "only source."
             ) from None
         raise
+
+
+def _decode(name: str, what: str, content: bytes, channels: int) -> Tensor:
+    with _explaining(name, what), open_image(io.BytesIO(content)) as image:
+        return _to_tensor(image, channels)
 
 
 @contextlib.contextmanager
