@@ -173,6 +173,8 @@ class PostProcess(nn.Module):
         *,
         score_threshold: float | None = None,
         class_names: tuple[str, ...] | None = None,
+        labels: Sequence[int] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Return the detections of every image.
 
@@ -189,29 +191,43 @@ class PostProcess(nn.Module):
                 suppression. None does not scale them.
             score_threshold: Used instead of the module's thresholds, for all levels.
             class_names: Class names to store in the detections.
+            labels: Labels to keep. The predictions of other classes are ignored from the start, so
+                they count towards no limit. None keeps all.
+
+                .. versionadded:: 0.3.0
+            max_detections: Used instead of the module's limit. None uses the module's.
+
+                .. versionadded:: 0.3.0
 
         Returns:
             One :class:`~focaldet.Detections` per image, best score first.
 
         Raises:
-            ValueError: If ``score_threshold`` is not in [0, 1], the maps and anchors of a level do not
+            ValueError: If ``score_threshold`` is not in [0, 1], ``labels`` contains a label that does
+                not exist, ``max_detections`` is below 1, the maps and anchors of a level do not
                 belong together, or there is not one size above 0 per image.
         """
         thresholds = self.level_thresholds(len(logits))
         if score_threshold is not None:
             check_range("score_threshold", score_threshold, 0, 1)
             thresholds = [score_threshold] * len(logits)
+        if max_detections is None:
+            max_detections = self.max_detections
+        else:
+            check_integer("max_detections", max_detections)
+            check_range("max_detections", max_detections, 1)
         check_levels(logits, box_deltas, anchors)
+        wanted = None if labels is None else _channels_of(labels, logits[0], anchors[0])
         _check_sizes("sizes", sizes, len(logits[0]))
         if original_sizes is not None:
             _check_sizes("original_sizes", original_sizes, len(logits[0]))
         found = []
         for image, size in enumerate(sizes):
             levels = [
-                self._level_candidates(*maps, image=image, threshold=threshold)
+                self._level_candidates(*maps, image=image, threshold=threshold, wanted=wanted)
                 for *maps, threshold in zip(logits, box_deltas, anchors, thresholds, strict=True)
             ]
-            boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
+            boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
             original = size if original_sizes is None else original_sizes[image]
             rescaling = None if original_sizes is None else (size, original)
             canvas = size
@@ -223,10 +239,12 @@ class PostProcess(nn.Module):
                 if rescaling is not None:
                     boxes = self.scale_to_original(boxes, *rescaling)
                     rescaling = None
-            boxes, scores, labels = self._choose(boxes, scores, labels, canvas, rescaling)
+            boxes, scores, classes = self._choose(
+                boxes, scores, classes, canvas, rescaling, max_detections=max_detections
+            )
             if rescaling is not None:
                 boxes = self.scale_to_original(boxes, *rescaling)
-            found.append(Detections(boxes, scores, labels, original, class_names=class_names))
+            found.append(Detections(boxes, scores, classes, original, class_names=class_names))
         return found
 
     def level_thresholds(self, num_levels: int) -> list[float]:
@@ -251,6 +269,8 @@ class PostProcess(nn.Module):
         labels: Tensor,
         size: tuple[int, int],
         rescaling: tuple[tuple[int, int], tuple[int, int]] | None,
+        *,
+        max_detections: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clip and suppress boxes, in the order that ``clip_to`` requires."""
         clip_last = self.clip_to == "image_after_nms"
@@ -262,7 +282,7 @@ class PostProcess(nn.Module):
         compared = boxes
         if self.scale_before_nms and rescaling is not None:
             compared = self.scale_to_original(boxes, *rescaling)
-        keep = self._suppress(compared, scores, labels)
+        keep = self._suppress(compared, scores, labels, max_detections)
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
         return self._clip(boxes, scores, labels, size) if clip_last else (boxes, scores, labels)
 
@@ -317,17 +337,26 @@ class PostProcess(nn.Module):
         *,
         image: int,
         threshold: float,
+        wanted: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, scores and labels of the best predictions of one level of one image."""
-        _, _, height, width = logits_BCHW.shape
+        """Return boxes, scores and labels of the best predictions of one level of one image.
+
+        Of each anchor, only the classes ``wanted`` are read, or all if it is None.
+        """
+        _, num_channels, height, width = logits_BCHW.shape
         num_anchors = len(anchors) // (height * width)
-        num_classes = logits_BCHW.shape[1] // num_anchors
+        num_classes = num_channels // num_anchors
+        logits_CHW = logits_BCHW[image]
+        if wanted is not None:
+            first = torch.arange(0, num_channels, num_classes, device=wanted.device)
+            logits_CHW = logits_CHW[(first[:, None] + wanted).flatten()]
+            num_classes = len(wanted)
         if self.pre_nms_top_k_of == "anchors" and self.pre_nms_top_k is not None:
             scores, channel, cell = _best_anchors_of_map(
-                logits_BCHW[image], threshold, self.pre_nms_top_k, num_anchors
+                logits_CHW, threshold, self.pre_nms_top_k, num_anchors
             )
         else:
-            scores, channel, cell = _best_of_map(logits_BCHW[image], threshold, self.pre_nms_top_k)
+            scores, channel, cell = _best_of_map(logits_CHW, threshold, self.pre_nms_top_k)
         anchor_idxs = cell * num_anchors + channel // num_classes
         deltas = gather_from_map(
             box_deltas_BCHW, torch.full_like(anchor_idxs, image), anchor_idxs, num_anchors
@@ -335,16 +364,19 @@ class PostProcess(nn.Module):
         boxes = self.box_coder.decode(
             at_least_float32(deltas), at_least_float32(anchors[anchor_idxs])
         )
-        return boxes, scores, channel % num_classes
+        labels = channel % num_classes
+        return boxes, scores, labels if wanted is None else wanted[labels]
 
     @torch.no_grad()
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    def _suppress(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int | None
+    ) -> Tensor:
         if self.class_agnostic_nms:
             labels = torch.zeros_like(labels)
-        if self.max_detections is None or len(boxes) <= _FEW_BOXES or boxes.device.type != "cpu":
+        if max_detections is None or len(boxes) <= _FEW_BOXES or boxes.device.type != "cpu":
             keep: Tensor = torchvision.ops.batched_nms(boxes, scores, labels, self.nms_threshold)
-            return keep[: self.max_detections]
-        return _best_kept(boxes, scores, labels, self.nms_threshold, self.max_detections)
+            return keep[:max_detections]
+        return _best_kept(boxes, scores, labels, self.nms_threshold, max_detections)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
@@ -368,6 +400,19 @@ def _check_sizes(name: str, sizes: Sequence[tuple[int, int]], count: int) -> Non
         )
     for image, size in enumerate(sizes):
         check_size(f"{name}[{image}]", size)
+
+
+def _channels_of(labels: Sequence[int], logits_BCHW: Tensor, anchors: Tensor) -> Tensor:
+    """Return the sorted labels as a tensor, or raise unless all of them exist."""
+    num_anchors = len(anchors) // (logits_BCHW.shape[2] * logits_BCHW.shape[3])
+    num_classes = logits_BCHW.shape[1] // num_anchors
+    for label in labels:
+        check_integer("labels", label)
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"labels contains {label}, but the maps have labels 0 to {num_classes - 1}."
+            )
+    return torch.tensor(sorted(set(labels)), dtype=torch.int64, device=logits_BCHW.device)
 
 
 def _best_of_map(
