@@ -72,7 +72,7 @@ class _Model:
                 for label in (0, 1)
                 for box in _rectangles(image[label, : size[0], : size[1]] > 0.5)
             ]
-            boxes = torch.tensor([box for box, _ in parts]).view(-1, 4)
+            boxes = torch.tensor([box for box, _ in parts], dtype=torch.float32).view(-1, 4)
             # The larger a rectangle, the higher its score.
             scores = 1 - 1 / (2 + (boxes[:, 2:] - boxes[:, :2]).prod(dim=1))
             one = Detections(

@@ -260,7 +260,7 @@ def _inside_larger_box(boxes: Tensor, scores: Tensor, labels: Tensor, compared: 
     """Return which of the boxes in the mask ``compared`` are inside a larger, surer box."""
     areas = box_area(boxes)
     inside = torch.zeros_like(compared)
-    for rows in compared.nonzero()[:, 0].split(_CHUNK):
+    for rows in torch.split(compared.nonzero()[:, 0], _CHUNK):
         overlap = _intersection_area(boxes[rows, None], boxes[None])
         larger = areas[None] > areas[rows, None]
         surer = scores[None] >= scores[rows, None]
