@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_levels, check_range, check_size
 from focaldet._torchvision import torchvision
-from focaldet.boxes import at_least_float32, clip_boxes, scale_boxes
+from focaldet.boxes import at_least_float32, box_iou, clip_boxes, scale_boxes
 from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
 from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.transforms import SizeRounding
 
-__all__ = ["PostProcess"]
+__all__ = ["PostProcess", "soft_nms"]
 
 _CLIP_TO = ("image", "batch", "image_after_nms", "original", "last_pixel", None)
 _LOGIT_MARGIN = 1e-3  # far above the rounding of sigmoid and logit near the threshold
@@ -519,3 +519,84 @@ def _floor(threshold: float, dtype: torch.dtype) -> float:
     logit = math.log(threshold / (1 - threshold))
     # A comparison in half precision rounds this number too.
     return logit - max(_LOGIT_MARGIN, abs(logit) * torch.finfo(dtype).eps)
+
+
+@torch.no_grad()
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    method: Literal["linear", "gaussian"] = "gaussian",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lower the scores of boxes that overlap higher-scoring boxes of their class.
+
+    The box with the highest score is kept, the scores of the others in its class are multiplied by a
+    factor that depends on their IoU with it, and this is repeated with the boxes that are left.
+    Non-maximum suppression would remove them instead. To use it for detections, build the model with
+    ``nms_threshold=1``, so that no box is removed before.
+
+    Args:
+        boxes: ``[N, 4]``, xyxy.
+        scores: ``[N]`` in [0, 1].
+        labels: ``[N]``, int64.
+        method: "linear" multiplies by ``1 - iou`` where the IoU is above ``iou_threshold``; "gaussian"
+            multiplies by ``exp(-iou**2 / sigma)``.
+        iou_threshold: In [0, 1]. Only used with "linear".
+        sigma: Greater than 0. Only used with "gaussian".
+        score_threshold: Keep boxes whose lowered score is above this, in [0, 1].
+        max_detections: Number of boxes to keep. None keeps all.
+
+    Returns:
+        The indices of the boxes that are kept and their lowered scores, highest score first. They
+        carry no gradients.
+
+    Raises:
+        TypeError: If ``max_detections`` is not an integer.
+        ValueError: If an option is out of range or unknown, or shapes do not match.
+
+    References:
+        Bodla et al., Soft-NMS: Improving Object Detection With One Line of Code, equations 2 and 3.
+        ICCV 2017. arXiv:1704.04503.
+
+    .. versionadded:: 0.3.0
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]])  # their IoU is 0.5
+    >>> scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
+    >>> soft_nms(boxes, scores, labels, method="linear")
+    (tensor([0, 1]), tensor([0.9000, 0.4000]))
+    """
+    check_choice("method", method, ("linear", "gaussian"))
+    check_range("iou_threshold", iou_threshold, 0, 1)
+    check_range("sigma", sigma, 0, low_open=True)
+    check_range("score_threshold", score_threshold, 0, 1)
+    if max_detections is not None:
+        check_integer("max_detections", max_detections)
+        check_range("max_detections", max_detections, 1)
+    for name, values in (("scores", scores), ("labels", labels)):
+        if values.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name} must have shape [{len(boxes)}], one entry per box, got "
+                f"{list(values.shape)}."
+            )
+    left = (scores > score_threshold).nonzero()[:, 0]
+    lowered = at_least_float32(scores)[left]
+    kept, kept_scores = [left[:0]], [lowered[:0]]
+    while len(left) and (max_detections is None or len(kept) <= max_detections):
+        best = lowered.argmax()
+        kept.append(left[best, None])
+        kept_scores.append(lowered[best, None])
+        iou = box_iou(boxes[left[best], None], boxes[left])[0].to(lowered)
+        if method == "linear":
+            factor = torch.where(iou > iou_threshold, 1 - iou, 1.0)
+        else:
+            factor = torch.exp(-(iou**2) / sigma)
+        lowered = torch.where(labels[left] == labels[left[best]], lowered * factor, lowered)
+        remaining = lowered > score_threshold
+        remaining[best] = False
+        left, lowered = left[remaining], lowered[remaining]
+    return torch.cat(kept), torch.cat(kept_scores)
