@@ -77,13 +77,24 @@ class RetinaNetDetector(Predictor, nn.Module):
         return logits, box_deltas
 
     def detections(
-        self, output: RetinaNetOutput, *, score_threshold: float | None = None
+        self,
+        output: RetinaNetOutput,
+        *,
+        score_threshold: float | None = None,
+        labels: Sequence[int] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Convert the output of a forward pass to detections.
 
         Args:
             output: The output of this model.
             score_threshold: Keep detections that score above this. None uses the config's.
+            labels: Labels to keep; the other classes are ignored. None keeps all.
+
+                .. versionadded:: 0.3.0
+            max_detections: Number of detections to keep per image. None uses the config's.
+
+                .. versionadded:: 0.3.0
 
         Returns:
             One :class:`~focaldet.Detections` per image, with boxes in pixels of the input image.
@@ -96,6 +107,8 @@ class RetinaNetDetector(Predictor, nn.Module):
             output.original_sizes,
             score_threshold=score_threshold,
             class_names=self.config.class_names,
+            labels=labels,
+            max_detections=max_detections,
         )
         return found
 
@@ -121,7 +134,10 @@ class RetinaNetDetector(Predictor, nn.Module):
         return RetinaNetOutput(logits, box_deltas, anchors, batch.sizes, batch.original_sizes, None)
 
     def _choose_model(
-        self, batch_size: int | None, score_threshold: float | None
+        self,
+        batch_size: int | None,
+        score_threshold: float | None,
+        max_detections: int | None,
     ) -> tuple[RetinaNetDetector, int]:
-        del score_threshold  # any value in [0, 1] is supported
+        del score_threshold, max_detections  # all valid values are supported
         return self, 1 if batch_size is None else batch_size

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, o
 import torch
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_integer, check_range
+from focaldet._checks import check_choice, check_integer, check_range, shortened
+from focaldet._tiles import WindowSources, check_tile
 from focaldet.images import (
     SKIPPED_ERRORS,
     count_images,
@@ -32,11 +33,13 @@ from focaldet.images import (
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from focaldet.config import RetinaNetConfig
     from focaldet.detections import Detections
     from focaldet.images import ImageSource
+    from focaldet.postprocess import PostProcess
     from focaldet.transforms import Preprocess
 
 __all__ = ["DetectionModel", "Predictor"]
@@ -59,11 +62,24 @@ class DetectionModel(Protocol[Output]):
     def preprocess(self) -> Preprocess:
         """Turns a list of images into an :class:`~focaldet.structures.ImageBatch`."""
 
+    @property
+    def postprocess(self) -> PostProcess:
+        """Its limits and thresholds apply where the caller gives none."""
+
+    @property
+    def config(self) -> RetinaNetConfig:
+        """Describes the classes."""
+
     def __call__(self, batch: ImageBatch, /) -> Output:
         """Run the network on a preprocessed batch."""
 
     def detections(
-        self, output: Output, *, score_threshold: float | None = None
+        self,
+        output: Output,
+        *,
+        score_threshold: float | None = None,
+        labels: Sequence[int] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Return the objects in each image of the batch, in pixels of the input image."""
 
@@ -84,6 +100,11 @@ class Predictor(ABC):
         on_error: Literal["raise"] = ...,
         progress: bool | None = ...,
         allow_urls: bool = ...,
+        tile: tuple[int, int] | None = ...,
+        overlap: float = ...,
+        augment: bool = ...,
+        classes: Sequence[int | str] | None = ...,
+        max_detections: int | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -96,6 +117,11 @@ class Predictor(ABC):
         on_error: Literal["skip"],
         progress: bool | None = ...,
         allow_urls: bool = ...,
+        tile: tuple[int, int] | None = ...,
+        overlap: float = ...,
+        augment: bool = ...,
+        classes: Sequence[int | str] | None = ...,
+        max_detections: int | None = ...,
     ) -> list[Detections | None]: ...
 
     def predict(
@@ -107,6 +133,11 @@ class Predictor(ABC):
         on_error: Literal["raise", "skip"] = "raise",
         progress: bool | None = None,
         allow_urls: bool = False,
+        tile: tuple[int, int] | None = None,
+        overlap: float = 0.25,
+        augment: bool = False,
+        classes: Sequence[int | str] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections] | list[Detections | None]:
         """Detect objects in one or more images.
 
@@ -135,6 +166,51 @@ class Predictor(ABC):
                 size and time. See :func:`focaldet.images.load_image`.
 
                 .. versionadded:: 0.3.0
+            tile: ``(height, width)`` in pixels of the input image. Larger images are cut into
+                overlapping windows of this size, each of which is resized and predicted like an image,
+                and the detections are merged as described below. Of an array, such as a
+                ``numpy.memmap`` or an array of zarr or h5py, only the windows are read. None does not
+                cut images.
+
+                .. versionadded:: 0.3.0
+            overlap: Minimum overlap of neighbouring windows, as a fraction of the tile's sides in
+                [0, 0.9]. Only used with ``tile``.
+
+                .. versionadded:: 0.3.0
+            augment: Whether to predict three views of each image or window: as it is, mirrored, and at
+                0.8 times the size, which takes three times as long. Boxes of the same object are
+                averaged, weighted by their scores, and keep the highest score.
+
+                .. versionadded:: 0.3.0
+            classes: Labels or class names to keep. The other classes are ignored before any limit
+                applies, except in an exported file that includes the post-processing: it has
+                already applied its limits. None keeps all.
+
+                .. versionadded:: 0.3.0
+            max_detections: Number of detections to keep per image. None uses the config's. With
+                ``tile``, None keeps all, and each window is limited by the larger of the config's
+                number and this; a log line counts the windows that reach it. An exported file that
+                includes the post-processing accepts no larger number than its own.
+
+                .. versionadded:: 0.3.0
+
+        Windows are merged so that an object that an edge cuts gives one box:
+
+        1. A box is cut if it ends within a margin of an edge of its window that is not an edge of the
+           image. The margin is 1% of the window's side, at least 2 pixels and at most a quarter of
+           the overlap. A cut box is dropped if another window contains it and cuts it at fewer sides,
+           because that window sees more of the object. So an object that is smaller than the overlap
+           is taken from a window that sees it whole.
+        2. Cut boxes of the same class from two windows are joined if each is cut where the other
+           window continues, and their parts in the region that both windows see intersect by at least
+           half of the smaller part. The joined box encloses them and has the highest of their scores.
+        3. A cut box that was not joined is dropped if three quarters of it are inside a larger box of
+           its class that scores at least as high.
+        4. Non-maximum suppression within each class, at the config's threshold, removes duplicates.
+
+        Limits: parts of an object larger than the overlap are only joined where the network finds
+        them, and with ``overlap=0`` nothing is joined. Two objects of the same class that overlap
+        each other and are both larger than the overlap can be joined by mistake.
 
         Returns:
             One :class:`~focaldet.Detections` per image, in input order, on the CPU, with boxes in
@@ -144,24 +220,31 @@ class Predictor(ABC):
         Raises:
             FileNotFoundError: If a file does not exist. Every message names the source.
             DownloadError: If an image cannot be downloaded.
-            ValueError: If an option is invalid, a source is damaged or has a wrong shape or values,
-                or an image does not fit an exported file with a fixed shape.
-            TypeError: If a source has an unsupported type or dtype.
+            ValueError: If an option is invalid, ``classes`` contains an unknown class, a source is
+                damaged or has a wrong shape or values, or an image does not fit an exported file with
+                a fixed shape.
+            TypeError: If a source or an option has an unsupported type or dtype.
+
+        References:
+            Gidaris and Komodakis, Object detection via a multi-region & semantic segmentation-aware
+            CNN model, section 5 (averaging of boxes). ICCV 2015. arXiv:1505.01749.
         """
-        model, batch_size = self._check_options(batch_size, score_threshold, on_error)
-        total = count_images(sources)
-        images = _read_ahead(
-            model.preprocess,
-            named_sources(sources),
-            _default_read_ahead(batch_size),
-            skip=on_error == "skip",
+        call = self._check_options(
+            batch_size=batch_size,
+            score_threshold=score_threshold,
+            on_error=on_error,
             allow_urls=allow_urls,
+            tile=tile,
+            overlap=overlap,
+            augment=augment,
+            classes=classes,
+            max_detections=max_detections,
         )
         results = []
         with (
-            _evaluation_mode(model),  # once, because it visits every module
-            _progress_bar(total, wanted=progress) as advance,
-            contextlib.closing(_predict(model, images, batch_size, score_threshold)) as stream,
+            _evaluation_mode(call.model),  # once, because it visits every module
+            _progress_bar(call.count_images(sources), wanted=progress) as advance,
+            contextlib.closing(_predict(call, sources)) as stream,
         ):
             for found in stream:
                 results.append(found)
@@ -178,6 +261,11 @@ class Predictor(ABC):
         on_error: Literal["raise"] = ...,
         read_ahead: int | None = ...,
         allow_urls: bool = ...,
+        tile: tuple[int, int] | None = ...,
+        overlap: float = ...,
+        augment: bool = ...,
+        classes: Sequence[int | str] | None = ...,
+        max_detections: int | None = ...,
     ) -> Generator[Detections]: ...
 
     @overload
@@ -190,6 +278,11 @@ class Predictor(ABC):
         on_error: Literal["skip"],
         read_ahead: int | None = ...,
         allow_urls: bool = ...,
+        tile: tuple[int, int] | None = ...,
+        overlap: float = ...,
+        augment: bool = ...,
+        classes: Sequence[int | str] | None = ...,
+        max_detections: int | None = ...,
     ) -> Generator[Detections | None]: ...
 
     def predict_iter(
@@ -201,6 +294,11 @@ class Predictor(ABC):
         on_error: Literal["raise", "skip"] = "raise",
         read_ahead: int | None = None,
         allow_urls: bool = False,
+        tile: tuple[int, int] | None = None,
+        overlap: float = 0.25,
+        augment: bool = False,
+        classes: Sequence[int | str] | None = None,
+        max_detections: int | None = None,
     ) -> Generator[Detections] | Generator[Detections | None]:
         """Detect objects in a stream of images, and yield the results in order as they are found.
 
@@ -226,6 +324,11 @@ class Predictor(ABC):
                 before the next image is requested, as suits a live source. None uses
                 ``batch_size + 3``, or less on a computer with fewer than four cores.
             allow_urls: As for :meth:`predict`.
+            tile: As for :meth:`predict`. The result of an image comes after that of its last window.
+            overlap: As for :meth:`predict`.
+            augment: As for :meth:`predict`.
+            classes: As for :meth:`predict`.
+            max_detections: As for :meth:`predict`.
 
         Returns:
             A generator of one :class:`~focaldet.Detections` per image, as :meth:`predict` returns
@@ -237,46 +340,134 @@ class Predictor(ABC):
 
         .. versionadded:: 0.3.0
         """
-        model, batch_size = self._check_options(batch_size, score_threshold, on_error)
-        if read_ahead is None:
-            read_ahead = _default_read_ahead(batch_size)
-        else:
+        call = self._check_options(
+            batch_size=batch_size,
+            score_threshold=score_threshold,
+            on_error=on_error,
+            allow_urls=allow_urls,
+            tile=tile,
+            overlap=overlap,
+            augment=augment,
+            classes=classes,
+            max_detections=max_detections,
+        )
+        if read_ahead is not None:
             check_integer("read_ahead", read_ahead)
             check_range("read_ahead", read_ahead, 0)
-        images = _read_ahead(
-            model.preprocess,
-            named_sources(sources),
-            read_ahead,
-            skip=on_error == "skip",
-            allow_urls=allow_urls,
-        )
-        running = partial(_evaluation_mode, model)
-        return _predict(model, images, batch_size, score_threshold, running)
+        return _predict(call, sources, read_ahead, partial(_evaluation_mode, call.model))
 
     def _check_options(
-        self, batch_size: int | None, score_threshold: float | None, on_error: str
-    ) -> tuple[DetectionModel[Any], int]:
-        """Check the options that all methods share, and return the model and its batch size."""
+        self,
+        *,
+        batch_size: int | None,
+        score_threshold: float | None,
+        on_error: str,
+        allow_urls: bool,
+        tile: tuple[int, int] | None,
+        overlap: float,
+        augment: bool,
+        classes: Sequence[int | str] | None,
+        max_detections: int | None,
+    ) -> _Call:
+        """Check the options that all methods share, and choose the model."""
         check_choice("on_error", on_error, ("raise", "skip"))
         if batch_size is not None:
             check_range("batch_size", batch_size, 1)
         if score_threshold is not None:
             check_range("score_threshold", score_threshold, 0, 1)
-        return self._choose_model(batch_size, score_threshold)
+        if max_detections is not None:
+            check_integer("max_detections", max_detections)
+            check_range("max_detections", max_detections, 1)
+        tile = check_tile(tile, overlap)
+        model, batch_size = self._choose_model(batch_size, score_threshold, max_detections)
+        options: dict[str, Any] = {"score_threshold": score_threshold}
+        if classes is not None:
+            options["labels"] = _labels_of(classes, model.config)
+        if max_detections is not None:
+            options["max_detections"] = max_detections
+        windows = None
+        if tile is not None or augment:
+            suppression = model.postprocess
+            limit = suppression.max_detections
+            if max_detections is not None and limit is not None:
+                limit = options["max_detections"] = max(limit, max_detections)
+            windows = WindowSources(
+                tile=tile,
+                overlap=overlap,
+                augment=augment,
+                mean=model.preprocess.mean,
+                nms_threshold=suppression.nms_threshold,
+                class_agnostic=suppression.class_agnostic_nms,
+                window_limit=limit,
+                max_detections=max_detections if tile is not None else max_detections or limit,
+                skip=on_error == "skip",
+                allow_urls=allow_urls,
+            )
+        return _Call(model, batch_size, options, windows, on_error == "skip", allow_urls)
 
     @abstractmethod
     def _choose_model(
-        self, batch_size: int | None, score_threshold: float | None
+        self,
+        batch_size: int | None,
+        score_threshold: float | None,
+        max_detections: int | None,
     ) -> tuple[DetectionModel[Any], int]:
         """Return the model that :meth:`predict` runs, and its batch size.
 
         Args:
             batch_size: The caller's, at least 1. None asks for the default.
             score_threshold: The caller's, in [0, 1], or None.
+            max_detections: The caller's, at least 1, or None.
 
         Raises:
             ValueError: If the model does not support these values.
         """
+
+
+def _labels_of(classes: Sequence[int | str], config: RetinaNetConfig) -> list[int]:
+    """Return the labels of some classes, or raise unless all of them exist."""
+    if isinstance(classes, str | int):
+        raise TypeError(
+            f"classes must be a sequence of labels or names, got {classes!r}. Pass one class as "
+            f"[{classes!r}]."
+        )
+    labels = []
+    for one in classes:
+        if isinstance(one, str):
+            names = config.class_names
+            if names is None:
+                raise ValueError(f"classes contains {one!r}, but the model has no class_names.")
+            if one not in names:
+                raise ValueError(
+                    f"classes contains {one!r}, which is not in class_names: {shortened(names)}."
+                )
+            labels.append(names.index(one))
+        else:
+            check_integer("Each of classes that is not a name", one)
+            if not 0 <= one < config.num_classes:
+                raise ValueError(
+                    f"classes contains {one}, but the model has labels 0 to "
+                    f"{config.num_classes - 1}."
+                )
+            labels.append(one)
+    if not labels:
+        raise ValueError("classes is empty; pass at least one label or name, or None for all.")
+    return labels
+
+
+class _Call(NamedTuple):
+    """The model of a call and its options."""
+
+    model: DetectionModel[Any]
+    batch_size: int
+    options: dict[str, Any]  # of the model's `detections`
+    windows: WindowSources | None
+    skip: bool
+    allow_urls: bool
+
+    def count_images(self, sources: ImageSource | Iterable[ImageSource]) -> int | None:
+        """Return the number of images, or None if it is not known."""
+        return count_images(sources) if self.windows is None else self.windows.count(sources)
 
 
 class _Prepared(NamedTuple):
@@ -292,22 +483,46 @@ class _Prepared(NamedTuple):
 
 
 def _predict(
-    model: DetectionModel[Any],
-    images: Generator[_Prepared | None],
-    batch_size: int,
-    score_threshold: float | None,
+    call: _Call,
+    sources: ImageSource | Iterable[ImageSource],
+    read_ahead: int | None = None,
     running: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Generator[Any]:
-    """Yield the detections of each image, or None if it was skipped, in order.
+    """Return a generator of the detections of each image, or None if it was skipped, in order.
 
     The network runs in a context that ``running`` returns.
     """
+    windows = call.windows
+    images = _read_ahead(
+        call.model.preprocess,
+        named_sources(sources if windows is None else windows.windows(sources)),
+        _default_read_ahead(call.batch_size) if read_ahead is None else read_ahead,
+        skip=call.skip,
+        allow_urls=call.allow_urls,
+    )
+    found = _predict_images(call, images, running)
+    return found if windows is None else _merge_windows(windows, found)
+
+
+def _merge_windows(
+    windows: WindowSources, stream: Generator[Detections | None]
+) -> Generator[Detections | None]:
+    # None is only for files that cannot be read, which `windows` has left out.
+    with contextlib.closing(stream):
+        yield from windows.merge(one for one in stream if one is not None)
+
+
+def _predict_images(
+    call: _Call,
+    images: Generator[_Prepared | None],
+    running: Callable[[], AbstractContextManager[None]],
+) -> Generator[Detections | None]:
     found: dict[int, Detections | None] = {}
     upcoming = 0
     with contextlib.closing(images):
-        for group in _group(images, batch_size):
+        for group in _group(images, call.batch_size):
             with running():
-                found.update(_predict_group(model, group, score_threshold))
+                found.update(_predict_group(call.model, group, call.options))
             group.clear()  # so that the images are not in memory while the caller works
             while upcoming in found:
                 yield found.pop(upcoming)
@@ -316,7 +531,7 @@ def _predict(
 
 @torch.no_grad()
 def _predict_group(
-    model: DetectionModel[Any], group: dict[int, _Prepared | None], score_threshold: float | None
+    model: DetectionModel[Any], group: dict[int, _Prepared | None], options: dict[str, Any]
 ) -> dict[int, Detections | None]:
     prepared = [image for image in group.values() if image is not None]
     if not prepared:
@@ -326,7 +541,7 @@ def _predict_group(
         [size for image in prepared for size in image.batch.sizes],
         [size for image in prepared for size in image.batch.original_sizes],
     )
-    results = model.detections(model(batch), score_threshold=score_threshold)
+    results = model.detections(model(batch), **options)
     return {
         index: result.to("cpu").with_source(image.path)
         for index, image, result in zip(group, prepared, results, strict=True)

@@ -166,7 +166,7 @@ def load_image(
     if isinstance(source, np.ndarray):
         if channels == 1 and source.ndim == 2:
             source = source[..., None]
-        _check_array(name, source, channels)
+        check_array(name, source, channels)
         return torch.from_numpy(np.array(source.transpose(2, 0, 1), order="C"))
     if isinstance(source, Image.Image):
         _check_has_colors(name, "a PIL image", channels)
@@ -497,7 +497,7 @@ def _iterate(
             yield LoadedImage(image, name_of_file)
 
 
-def _check_array(name: str, image: npt.NDArray[Any], channels: int) -> None:
+def check_array(name: str, image: npt.NDArray[Any], channels: int) -> None:
     shape = list(image.shape)
     if image.ndim != 3 or shape[-1] != channels:
         wanted = "[H, W] or [H, W, 1]" if channels == 1 else f"[H, W, {channels}]"

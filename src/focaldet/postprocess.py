@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_levels, check_range, check_size
 from focaldet._torchvision import torchvision
-from focaldet.boxes import at_least_float32, clip_boxes, scale_boxes
+from focaldet.boxes import at_least_float32, box_iou, clip_boxes, scale_boxes
 from focaldet.detections import Detections
 from focaldet.heads import gather_from_map
 from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.transforms import SizeRounding
 
-__all__ = ["PostProcess"]
+__all__ = ["PostProcess", "soft_nms"]
 
 _CLIP_TO = ("image", "batch", "image_after_nms", "original", "last_pixel", None)
 _LOGIT_MARGIN = 1e-3  # far above the rounding of sigmoid and logit near the threshold
@@ -173,6 +173,8 @@ class PostProcess(nn.Module):
         *,
         score_threshold: float | None = None,
         class_names: tuple[str, ...] | None = None,
+        labels: Sequence[int] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Return the detections of every image.
 
@@ -189,29 +191,43 @@ class PostProcess(nn.Module):
                 suppression. None does not scale them.
             score_threshold: Used instead of the module's thresholds, for all levels.
             class_names: Class names to store in the detections.
+            labels: Labels to keep. The predictions of other classes are ignored from the start, so
+                they count towards no limit. None keeps all.
+
+                .. versionadded:: 0.3.0
+            max_detections: Used instead of the module's limit. None uses the module's.
+
+                .. versionadded:: 0.3.0
 
         Returns:
             One :class:`~focaldet.Detections` per image, best score first.
 
         Raises:
-            ValueError: If ``score_threshold`` is not in [0, 1], the maps and anchors of a level do not
+            ValueError: If ``score_threshold`` is not in [0, 1], ``labels`` contains a label that does
+                not exist, ``max_detections`` is below 1, the maps and anchors of a level do not
                 belong together, or there is not one size above 0 per image.
         """
         thresholds = self.level_thresholds(len(logits))
         if score_threshold is not None:
             check_range("score_threshold", score_threshold, 0, 1)
             thresholds = [score_threshold] * len(logits)
+        if max_detections is None:
+            max_detections = self.max_detections
+        else:
+            check_integer("max_detections", max_detections)
+            check_range("max_detections", max_detections, 1)
         check_levels(logits, box_deltas, anchors)
+        wanted = None if labels is None else _channels_of(labels, logits[0], anchors[0])
         _check_sizes("sizes", sizes, len(logits[0]))
         if original_sizes is not None:
             _check_sizes("original_sizes", original_sizes, len(logits[0]))
         found = []
         for image, size in enumerate(sizes):
             levels = [
-                self._level_candidates(*maps, image=image, threshold=threshold)
+                self._level_candidates(*maps, image=image, threshold=threshold, wanted=wanted)
                 for *maps, threshold in zip(logits, box_deltas, anchors, thresholds, strict=True)
             ]
-            boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
+            boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
             original = size if original_sizes is None else original_sizes[image]
             rescaling = None if original_sizes is None else (size, original)
             canvas = size
@@ -223,10 +239,12 @@ class PostProcess(nn.Module):
                 if rescaling is not None:
                     boxes = self.scale_to_original(boxes, *rescaling)
                     rescaling = None
-            boxes, scores, labels = self._choose(boxes, scores, labels, canvas, rescaling)
+            boxes, scores, classes = self._choose(
+                boxes, scores, classes, canvas, rescaling, max_detections=max_detections
+            )
             if rescaling is not None:
                 boxes = self.scale_to_original(boxes, *rescaling)
-            found.append(Detections(boxes, scores, labels, original, class_names=class_names))
+            found.append(Detections(boxes, scores, classes, original, class_names=class_names))
         return found
 
     def level_thresholds(self, num_levels: int) -> list[float]:
@@ -251,6 +269,8 @@ class PostProcess(nn.Module):
         labels: Tensor,
         size: tuple[int, int],
         rescaling: tuple[tuple[int, int], tuple[int, int]] | None,
+        *,
+        max_detections: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clip and suppress boxes, in the order that ``clip_to`` requires."""
         clip_last = self.clip_to == "image_after_nms"
@@ -262,7 +282,7 @@ class PostProcess(nn.Module):
         compared = boxes
         if self.scale_before_nms and rescaling is not None:
             compared = self.scale_to_original(boxes, *rescaling)
-        keep = self._suppress(compared, scores, labels)
+        keep = self._suppress(compared, scores, labels, max_detections)
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
         return self._clip(boxes, scores, labels, size) if clip_last else (boxes, scores, labels)
 
@@ -317,17 +337,26 @@ class PostProcess(nn.Module):
         *,
         image: int,
         threshold: float,
+        wanted: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, scores and labels of the best predictions of one level of one image."""
-        _, _, height, width = logits_BCHW.shape
+        """Return boxes, scores and labels of the best predictions of one level of one image.
+
+        Of each anchor, only the classes ``wanted`` are read, or all if it is None.
+        """
+        _, num_channels, height, width = logits_BCHW.shape
         num_anchors = len(anchors) // (height * width)
-        num_classes = logits_BCHW.shape[1] // num_anchors
+        num_classes = num_channels // num_anchors
+        logits_CHW = logits_BCHW[image]
+        if wanted is not None:
+            first = torch.arange(0, num_channels, num_classes, device=wanted.device)
+            logits_CHW = logits_CHW[(first[:, None] + wanted).flatten()]
+            num_classes = len(wanted)
         if self.pre_nms_top_k_of == "anchors" and self.pre_nms_top_k is not None:
             scores, channel, cell = _best_anchors_of_map(
-                logits_BCHW[image], threshold, self.pre_nms_top_k, num_anchors
+                logits_CHW, threshold, self.pre_nms_top_k, num_anchors
             )
         else:
-            scores, channel, cell = _best_of_map(logits_BCHW[image], threshold, self.pre_nms_top_k)
+            scores, channel, cell = _best_of_map(logits_CHW, threshold, self.pre_nms_top_k)
         anchor_idxs = cell * num_anchors + channel // num_classes
         deltas = gather_from_map(
             box_deltas_BCHW, torch.full_like(anchor_idxs, image), anchor_idxs, num_anchors
@@ -335,16 +364,19 @@ class PostProcess(nn.Module):
         boxes = self.box_coder.decode(
             at_least_float32(deltas), at_least_float32(anchors[anchor_idxs])
         )
-        return boxes, scores, channel % num_classes
+        labels = channel % num_classes
+        return boxes, scores, labels if wanted is None else wanted[labels]
 
     @torch.no_grad()
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    def _suppress(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int | None
+    ) -> Tensor:
         if self.class_agnostic_nms:
             labels = torch.zeros_like(labels)
-        if self.max_detections is None or len(boxes) <= _FEW_BOXES or boxes.device.type != "cpu":
+        if max_detections is None or len(boxes) <= _FEW_BOXES or boxes.device.type != "cpu":
             keep: Tensor = torchvision.ops.batched_nms(boxes, scores, labels, self.nms_threshold)
-            return keep[: self.max_detections]
-        return _best_kept(boxes, scores, labels, self.nms_threshold, self.max_detections)
+            return keep[:max_detections]
+        return _best_kept(boxes, scores, labels, self.nms_threshold, max_detections)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
@@ -368,6 +400,19 @@ def _check_sizes(name: str, sizes: Sequence[tuple[int, int]], count: int) -> Non
         )
     for image, size in enumerate(sizes):
         check_size(f"{name}[{image}]", size)
+
+
+def _channels_of(labels: Sequence[int], logits_BCHW: Tensor, anchors: Tensor) -> Tensor:
+    """Return the sorted labels as a tensor, or raise unless all of them exist."""
+    num_anchors = len(anchors) // (logits_BCHW.shape[2] * logits_BCHW.shape[3])
+    num_classes = logits_BCHW.shape[1] // num_anchors
+    for label in labels:
+        check_integer("labels", label)
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"labels contains {label}, but the maps have labels 0 to {num_classes - 1}."
+            )
+    return torch.tensor(sorted(set(labels)), dtype=torch.int64, device=logits_BCHW.device)
 
 
 def _best_of_map(
@@ -474,3 +519,84 @@ def _floor(threshold: float, dtype: torch.dtype) -> float:
     logit = math.log(threshold / (1 - threshold))
     # A comparison in half precision rounds this number too.
     return logit - max(_LOGIT_MARGIN, abs(logit) * torch.finfo(dtype).eps)
+
+
+@torch.no_grad()
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    method: Literal["linear", "gaussian"] = "gaussian",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lower the scores of boxes that overlap higher-scoring boxes of their class.
+
+    The box with the highest score is kept, the scores of the others in its class are multiplied by a
+    factor that depends on their IoU with it, and this is repeated with the boxes that are left.
+    Non-maximum suppression would remove them instead. To use it for detections, build the model with
+    ``nms_threshold=1``, so that no box is removed before.
+
+    Args:
+        boxes: ``[N, 4]``, xyxy.
+        scores: ``[N]`` in [0, 1].
+        labels: ``[N]``, int64.
+        method: "linear" multiplies by ``1 - iou`` where the IoU is above ``iou_threshold``; "gaussian"
+            multiplies by ``exp(-iou**2 / sigma)``.
+        iou_threshold: In [0, 1]. Only used with "linear".
+        sigma: Greater than 0. Only used with "gaussian".
+        score_threshold: Keep boxes whose lowered score is above this, in [0, 1].
+        max_detections: Number of boxes to keep. None keeps all.
+
+    Returns:
+        The indices of the boxes that are kept and their lowered scores, highest score first. They
+        carry no gradients.
+
+    Raises:
+        TypeError: If ``max_detections`` is not an integer.
+        ValueError: If an option is out of range or unknown, or shapes do not match.
+
+    References:
+        Bodla et al., Soft-NMS: Improving Object Detection With One Line of Code, equations 2 and 3.
+        ICCV 2017. arXiv:1704.04503.
+
+    .. versionadded:: 0.3.0
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]])  # their IoU is 0.5
+    >>> scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
+    >>> soft_nms(boxes, scores, labels, method="linear")
+    (tensor([0, 1]), tensor([0.9000, 0.4000]))
+    """
+    check_choice("method", method, ("linear", "gaussian"))
+    check_range("iou_threshold", iou_threshold, 0, 1)
+    check_range("sigma", sigma, 0, low_open=True)
+    check_range("score_threshold", score_threshold, 0, 1)
+    if max_detections is not None:
+        check_integer("max_detections", max_detections)
+        check_range("max_detections", max_detections, 1)
+    for name, values in (("scores", scores), ("labels", labels)):
+        if values.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name} must have shape [{len(boxes)}], one entry per box, got "
+                f"{list(values.shape)}."
+            )
+    left = (scores > score_threshold).nonzero()[:, 0]
+    lowered = at_least_float32(scores)[left]
+    kept, kept_scores = [left[:0]], [lowered[:0]]
+    while len(left) and (max_detections is None or len(kept) <= max_detections):
+        best = lowered.argmax()
+        kept.append(left[best, None])
+        kept_scores.append(lowered[best, None])
+        iou = box_iou(boxes[left[best], None], boxes[left])[0].to(lowered)
+        if method == "linear":
+            factor = torch.where(iou > iou_threshold, 1 - iou, 1.0)
+        else:
+            factor = torch.exp(-(iou**2) / sigma)
+        lowered = torch.where(labels[left] == labels[left[best]], lowered * factor, lowered)
+        remaining = lowered > score_threshold
+        remaining[best] = False
+        left, lowered = left[remaining], lowered[remaining]
+    return torch.cat(kept), torch.cat(kept_scores)

@@ -126,7 +126,10 @@ class OnnxDetector(Predictor):
         )
 
     def _choose_model(
-        self, batch_size: int | None, score_threshold: float | None
+        self,
+        batch_size: int | None,
+        score_threshold: float | None,
+        max_detections: int | None,
     ) -> tuple[FileModel, int]:
         shape = self.metadata.fixed_shape
         if batch_size is not None and shape is not None and batch_size > shape[0]:
@@ -140,6 +143,13 @@ class OnnxDetector(Predictor):
                 f"score_threshold must be at least {lowest}, the threshold that the file was exported "
                 f"with, got {score_threshold}. Export the model with a lower score_threshold in its "
                 "config, or with postprocess=False."
+            )
+        most = self.config.max_detections if self.metadata.kind == "detections" else None
+        if max_detections is not None and most is not None and max_detections > most:
+            raise ValueError(
+                f"max_detections must be at most {most}, the number that the file was exported with, "
+                f"got {max_detections}. Export the model with a larger max_detections in its config, "
+                "or with postprocess=False."
             )
         if batch_size is None:
             batch_size = 1 if shape is None else shape[0]

@@ -11,6 +11,9 @@ from focaldet._assembly import build_parts
 from focaldet.detections import Detections
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from focaldet.config import RetinaNetConfig
     from focaldet.export._metadata import ExportMetadata, Shape
     from focaldet.export._sessions import Session
     from focaldet.structures import ImageBatch
@@ -35,7 +38,12 @@ class FileModel:
         parts = build_parts(config, _Strides(metadata.strides))
         self.preprocess = parts["preprocess"]
         self._anchor_generator = parts["anchor_generator"]
-        self._postprocess = parts["postprocess"]
+        self.postprocess = parts["postprocess"]
+
+    @property
+    def config(self) -> RetinaNetConfig:
+        """Configuration of the model that was exported."""
+        return self._metadata.config
 
     def __call__(self, batch: ImageBatch) -> tuple[ImageBatch, dict[str, Tensor]]:
         """Run the file on a preprocessed batch; return the batch that it was given and its outputs."""
@@ -52,16 +60,19 @@ class FileModel:
         output: tuple[ImageBatch, dict[str, Tensor]],
         *,
         score_threshold: float | None = None,
+        labels: Sequence[int] | None = None,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Return the objects in each image, in pixels of the input image."""
         batch, outputs = output
         if self._metadata.kind == "maps":
-            return self._from_maps(outputs, batch, score_threshold)
+            return self._from_maps(outputs, batch, score_threshold, labels, max_detections)
         threshold = (
             0.0 if score_threshold is None else score_threshold
         )  # rows are above the config's
         return [
-            self._from_rows(outputs, batch, index, threshold) for index in range(len(batch.sizes))
+            self._from_rows(outputs, batch, index, threshold).filter(labels=labels)[:max_detections]
+            for index in range(len(batch.sizes))
         ]
 
     def _to_fixed_shape(self, batch: ImageBatch, shape: Shape) -> ImageBatch:
@@ -80,7 +91,12 @@ class FileModel:
         return batch._replace(tensor=canvas)
 
     def _from_maps(
-        self, outputs: dict[str, Tensor], batch: ImageBatch, threshold: float | None
+        self,
+        outputs: dict[str, Tensor],
+        batch: ImageBatch,
+        threshold: float | None,
+        labels: Sequence[int] | None,
+        max_detections: int | None,
     ) -> list[Detections]:
         maps = [outputs[name] for name in self._metadata.outputs]
         logits, box_deltas = maps[: len(maps) // 2], maps[len(maps) // 2 :]
@@ -88,7 +104,7 @@ class FileModel:
             [(level.shape[2], level.shape[3]) for level in logits],
             (batch.tensor.shape[2], batch.tensor.shape[3]),
         )
-        found: list[Detections] = self._postprocess(
+        found: list[Detections] = self.postprocess(
             logits,
             box_deltas,
             anchors,
@@ -96,6 +112,8 @@ class FileModel:
             batch.original_sizes,
             score_threshold=threshold,
             class_names=self._metadata.config.class_names,
+            labels=labels,
+            max_detections=max_detections,
         )
         return found
 
@@ -109,7 +127,7 @@ class FileModel:
         above = scores > threshold
         size, original_size = batch.sizes[index], batch.original_sizes[index]
         return Detections(
-            self._postprocess.scale_to_original(boxes[above], size, original_size),
+            self.postprocess.scale_to_original(boxes[above], size, original_size),
             scores[above],
             labels[above],
             original_size,

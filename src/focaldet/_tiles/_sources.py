@@ -1,0 +1,225 @@
+"""Turn images into windows for prediction, and the detections of windows into those of images."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import warnings
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from focaldet._checks import check_range, shortened
+from focaldet._tiles._grid import make_grid
+from focaldet._tiles._merging import merge_windows
+from focaldet._tiles._views import NUM_VIEWS, iter_views, merge_views
+from focaldet.images import (
+    SKIPPED_ERRORS,
+    check_array,
+    count_images,
+    load_image,
+    named_sources,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from focaldet._tiles._grid import Window
+    from focaldet.detections import Detections
+    from focaldet.images import ImageSource
+
+__all__ = ["WindowSources", "check_tile"]
+
+_logger = logging.getLogger(__name__)
+
+_MAX_OVERLAP = 0.9  # beyond it, the number of windows explodes
+
+
+def check_tile(tile: object, overlap: float) -> tuple[int, int] | None:
+    """Return the ``(height, width)`` of a tile as integers, or None if there is none.
+
+    Raises:
+        TypeError: If ``tile`` is not two integers, or ``overlap`` not a number.
+        ValueError: If ``tile`` is not above 0, or ``overlap`` is out of range.
+    """
+    check_range("overlap", overlap, 0, _MAX_OVERLAP)
+    if tile is None:
+        return None
+    try:
+        height, width = map(operator.index, tile)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"tile must be two integers (height, width), got {shortened(tile)}."
+        ) from None
+    check_range("tile[0]", height, 1)
+    check_range("tile[1]", width, 1)
+    return height, width
+
+
+@dataclass
+class _OpenImage:
+    """An image some of whose windows are not predicted yet, or None for the grid of a skipped one."""
+
+    name: str
+    path: str | None
+    grid: list[list[Window]] | None
+    views: list[Detections] = field(default_factory=list)  # of the window that is not complete
+    windows: list[Detections] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.grid is None or len(self.windows) == len(self.grid) * len(self.grid[0])
+
+
+class WindowSources:
+    """The windows of some images, as sources of images themselves.
+
+    :meth:`windows` reads the images one after another and cuts them. :meth:`merge` takes the detections
+    in these windows, in order, and returns those in the images.
+
+    Args:
+        tile: The ``(height, width)`` of a window in pixels of the image. None does not cut images.
+        overlap: The minimum overlap of neighbouring windows, as a fraction of a window's side.
+        augment: Whether to predict in several views of each window.
+        mean: The mean of each channel of the images.
+        nms_threshold: Threshold of suppression in the merged detections.
+        class_agnostic: Whether suppression ignores the class.
+        window_limit: Number of detections at which a window may have lost some. None if there is none.
+        max_detections: Number of detections to keep per image. None keeps all.
+        skip: Whether to warn about files that cannot be read and return None for them.
+        allow_urls: Whether to download http and https URLs.
+    """
+
+    def __init__(
+        self,
+        *,
+        tile: tuple[int, int] | None,
+        overlap: float,
+        augment: bool,
+        mean: Sequence[float],
+        nms_threshold: float,
+        class_agnostic: bool,
+        window_limit: int | None,
+        max_detections: int | None,
+        skip: bool,
+        allow_urls: bool = False,
+    ) -> None:
+        self._tile, self._overlap, self._augment = tile, overlap, augment
+        self._mean = mean
+        self._nms_threshold, self._class_agnostic = nms_threshold, class_agnostic
+        self._window_limit, self._max_detections = window_limit, max_detections
+        self._skip, self._allow_urls = skip, allow_urls
+        self._images: deque[_OpenImage] = deque()
+
+    def count(self, sources: ImageSource | Iterable[ImageSource]) -> int | None:
+        """Return the number of images, or None if it is not known."""
+        return 1 if _is_array_like(sources) else count_images(sources)
+
+    def windows(self, sources: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
+        """Yield the windows of each image, row by row, and the views of each window.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: As :func:`focaldet.images.load_image`.
+        """
+        named: Iterator[tuple[str, Any]]
+        named = iter([("sources", sources)]) if _is_array_like(sources) else named_sources(sources)
+        for name, source in named:
+            path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+            try:
+                pixels = self._open(source, name)
+            except SKIPPED_ERRORS as error:
+                if not self._skip:
+                    raise
+                warnings.warn(f"Skipped an image: {error}", UserWarning, stacklevel=2)
+                self._images.append(_OpenImage(name, path, None))
+                continue
+            yield from self._cut(pixels, name, path)
+
+    def _open(self, source: Any, name: str) -> Any:
+        """Return a tensor, or an array or array-like object as it is."""
+        channels = len(self._mean)
+        if not (isinstance(source, np.ndarray) or _is_array_like(source)):
+            return load_image(source, name, channels=channels, allow_urls=self._allow_urls)
+        if channels == 1 and source.ndim == 2 and isinstance(source, np.ndarray):
+            source = source[..., None]
+        check_array(name, source, channels)
+        return source
+
+    def _cut(self, pixels: Any, name: str, path: str | None) -> Iterator[ImageSource]:
+        is_tensor = isinstance(pixels, Tensor)
+        height, width = map(int, pixels.shape[1:] if is_tensor else pixels.shape[:2])
+        size = (height, width)
+        grid = make_grid(size, self._tile or size, self._overlap)
+        self._images.append(_OpenImage(name, path, grid))
+        for row in grid:
+            for window in row:
+                y, x = slice(window.top, window.bottom), slice(window.left, window.right)
+                # A window of an array is read here, or, if it is an array of NumPy, by the reader.
+                part = pixels[:, y, x] if is_tensor else np.asanyarray(pixels[y, x])
+                yield from iter_views(part, self._mean) if self._augment else (part,)
+
+    def merge(self, found: Iterable[Detections]) -> Iterator[Detections | None]:
+        """Yield the detections in each image, or None for one that was skipped.
+
+        Args:
+            found: The detections in each source that :meth:`windows` has yielded, in order.
+        """
+        for one in found:
+            yield from self._finished()  # skipped images before this one
+            image = self._images[0]
+            image.views.append(one)
+            if len(image.views) == (NUM_VIEWS if self._augment else 1):
+                image.windows.append(self._merged_views(image))
+                image.views = []
+            yield from self._finished()
+        yield from self._finished()
+
+    def _finished(self) -> Iterator[Detections | None]:
+        while self._images and self._images[0].complete:
+            image = self._images.popleft()
+            yield None if image.grid is None else self._merged_windows(image, image.grid)
+
+    def _merged_views(self, image: _OpenImage) -> Detections:
+        if len(image.views) == 1:
+            return image.views[0]
+        return merge_views(
+            image.views, nms_threshold=self._nms_threshold, class_agnostic=self._class_agnostic
+        )
+
+    def _merged_windows(self, image: _OpenImage, grid: list[list[Window]]) -> Detections:
+        found = image.windows
+        if len(found) > 1 and self._window_limit is not None:
+            full = sum(len(one) >= self._window_limit for one in found)
+            if full:
+                _logger.warning(
+                    "%s: %d of %d windows hold as many detections as are kept per window (%d), so "
+                    "objects may be missing. Pass a larger max_detections or a smaller tile.",
+                    image.path or image.name,
+                    full,
+                    len(found),
+                    self._window_limit,
+                )
+        merged = found[0]
+        if len(found) > 1:
+            merged = merge_windows(
+                grid,
+                found,
+                nms_threshold=self._nms_threshold,
+                class_agnostic=self._class_agnostic,
+            )
+        return replace(merged[: self._max_detections], source=image.path)
+
+
+def _is_array_like(source: object) -> bool:
+    """Return whether a source is a sliceable array of another library, such as zarr or h5py."""
+    return (
+        not isinstance(source, np.ndarray | Tensor)
+        and isinstance(getattr(source, "shape", None), tuple)
+        and hasattr(source, "dtype")
+        and hasattr(source, "ndim")
+        and hasattr(source, "__getitem__")
+    )
