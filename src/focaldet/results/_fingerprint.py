@@ -54,5 +54,5 @@ def model_fingerprint(model: _Model) -> str:
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         values = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(values.view(torch.uint8).numpy()))
+        digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
