@@ -1,20 +1,20 @@
 r"""Detect objects in photos: print them, draw them, and write them to files.
 
 The --output folder receives a picture per photo and detections.json, which
-has the boxes, scores and labels of every photo, or, with --results, a different
+has the boxes, scores and labels of every photo, or, with --results, another
 file. With --format, the detections are also written as annotations, to correct
 them in a labelling tool or to train on them.
 
-Detections are written as they come, in parts. If the command is stopped, the same
-command with --resume continues with the next part. With torchrun, several
+Detections are written as they come, in parts. If the command is stopped, the
+same command with --resume continues with the next part. With torchrun, several
 processes share the photos; on several machines, --output is a shared folder.
 
 Examples:
   focaldet predict runs/a photo.jpg holidays/ --output found
   focaldet predict torchvision/retinanet_resnet50_fpn_v2_coco photo.jpg
   focaldet predict runs/a photos --score-threshold 0.3 --format coco
-  torchrun --nproc-per-node 2 -m focaldet predict runs/a photos --results jsonl \
-    --no-pictures --resume
+  torchrun --nproc-per-node 2 -m focaldet predict runs/a photos \
+    --results jsonl --no-pictures --resume
 """
 
 from __future__ import annotations
