@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from focaldet import Detections, RetinaNet, RetinaNetConfig
 from focaldet.datasets import read_coco
-from focaldet.evaluation import coco_results, evaluate_coco
+from focaldet.evaluation import coco_results, evaluate_coco, write_coco_results
 from tests.helpers.coco_files import coco_file
 
 if TYPE_CHECKING:
@@ -88,3 +90,42 @@ def test_a_retinanet_is_evaluated_in_two_calls(
     result = evaluate_coco(cast("Any", table), entries)
     assert result.num_images == 2
     assert sum(one.detections for one in result.classes) == len(entries)
+
+
+def test_results_written_as_they_come_are_the_entries(
+    table: AnnotationTable, tmp_path: Path
+) -> None:
+    model = Oracle("dog", "cat")
+    path = write_coco_results(model, table, tmp_path / "out", batch_size=3, part_size=1)
+    assert path == tmp_path / "out" / "results.json"
+    assert path.read_text() == json.dumps(coco_results(model, table)) + "\n"
+    assert model.options == {"batch_size": None, "progress": None}  # of the second call
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_two_ranks_share_the_images_of_a_dataset(table: AnnotationTable, tmp_path: Path) -> None:
+    model = Oracle("cat", "dog")
+    asked: list[str] = []
+    both: dict[str, Any] = {"world_size": 2, "part_size": 1}
+
+    class Counting(Oracle):
+        def predict(self, sources: Any, **options: Any) -> list[Detections]:
+            asked.extend(path.name for path in sources)
+            return super().predict(sources, **options)
+
+    first = threading.Thread(
+        target=write_coco_results, args=(model, table, tmp_path), kwargs={"rank": 0, **both}
+    )
+    first.start()
+    assert write_coco_results(Counting("cat", "dog"), table, tmp_path, rank=1, **both) is None
+    first.join()
+    assert asked == [table.image_path(1).name]
+    assert json.loads((tmp_path / "results.json").read_text()) == coco_results(model, table)
+
+
+def test_a_dataset_and_model_that_do_not_fit_write_nothing(
+    table: AnnotationTable, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="missing from the annotations: emu"):
+        write_coco_results(Oracle("cat", "emu"), table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focaldet.cli._messages import note
+from focaldet.cli._ranks import device_of_rank
 
 if TYPE_CHECKING:
     from focaldet.datasets import AnnotationTable
@@ -178,7 +179,7 @@ def load_model(options: argparse.Namespace) -> RetinaNet:
             not a RetinaNet in a supported format.
         FileNotFoundError: If there is no such model.
     """
-    device = checked_device(options.device)
+    device = checked_device(options.device or device_of_rank())
     from focaldet import RetinaNet
 
     return RetinaNet.from_pretrained(options.model).to(device)

@@ -1,19 +1,24 @@
-"""Detect objects in photos: print them, draw them, and write them to files.
+r"""Detect objects in photos: print them, draw them, and write them to files.
 
 The --output folder receives a picture per photo and detections.json, which
-has the boxes, scores and labels of every photo. With --format, the detections
-are also written as annotations, to correct them in a labelling tool or to
-train on them.
+has the boxes, scores and labels of every photo, or, with --results, another
+file. With --format, the detections are also written as annotations, to correct
+them in a labelling tool or to train on them.
+
+Detections are written as they come, in parts. If the command is stopped, the
+same command with --resume continues with the next part. With torchrun, several
+processes share the photos; on several machines, --output is a shared folder.
 
 Examples:
   focaldet predict runs/a photo.jpg holidays/ --output found
   focaldet predict torchvision/retinanet_resnet50_fpn_v2_coco photo.jpg
   focaldet predict runs/a photos --score-threshold 0.3 --format coco
+  torchrun --nproc-per-node 2 -m focaldet predict runs/a photos \
+    --results jsonl --no-pictures --resume
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,14 +30,17 @@ from focaldet.cli._arguments import (
     add_model,
     add_output,
     load_model,
+    positive,
     score,
 )
+from focaldet.cli._ranks import rank_and_world_size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from focaldet import Detections
+    from focaldet import Detections, RetinaNet
+    from focaldet.results import ResultsSummary
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -79,77 +87,157 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the detections, without scores, as annotations in this format",
     )
     group.add_argument("--no-pictures", action="store_true", help="do not draw the photos")
+    group.add_argument(
+        "--results",
+        choices=["json", "jsonl", "coco", "parquet"],
+        default="json",
+        help="format of the detections: detections.json; detections.jsonl, with a line per photo; "
+        "results.json and images.json in COCO format; or detections.parquet, which requires pyarrow "
+        "(default: json)",
+    )
+    group.add_argument("--quiet", action="store_true", help="do not print the objects")
+    group = parser.add_argument_group("long runs")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the unfinished run in the output folder; start a new one if there is none",
+    )
+    group.add_argument(
+        "--part-size",
+        type=positive,
+        metavar="N",
+        help="photos per part, which a run that was killed predicts again at most (default: up to "
+        "100)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Detect, print, draw and write."""
     from focaldet.images import list_images
+    from focaldet.results import predict_to_folder
 
+    rank, world_size = rank_and_world_size()
     paths = list_images(options.sources)
-    results = load_model(options).predict(
+    model = load_model(options)
+    folder: Path = options.output
+    summary = predict_to_folder(
+        lambda part: _predict(model, part, options),
         paths,
-        batch_size=options.batch_size,
-        score_threshold=options.score_threshold,
-        on_error=options.on_error,
+        folder,
+        format=options.results,
+        settings=_settings(model, options),
+        class_names=model.config.class_names,
+        rank=rank,
+        world_size=world_size,
+        resume=options.resume,
+        part_size=options.part_size,
+        on_result=_on_result(paths, options),
+        before_cleanup=lambda found: _write_annotations(found, options),
     )
-    found = [one for one in results if one is not None]
-    if not found:
-        raise ValueError("No photo could be read.")
-    _print(found)
-    written = _write(found, options)
-    skipped = f", skipped {len(results) - len(found):,}" if len(found) < len(results) else ""
+    if summary is None:  # rank 0 reports the outcome
+        return 0
+    skipped = f", skipped {summary.num_skipped:,}" if summary.num_skipped else ""
     sys.stdout.write(
-        f"Found {sum(map(len, found)):,} objects in {_counted(len(found))}{skipped}. "
-        f"Wrote {', '.join(written)} to {options.output}.\n"
+        f"Found {summary.num_detections:,} objects in {_counted(summary.num_images)}{skipped}. "
+        f"Wrote {', '.join(_written(summary, options))} to {folder}.\n"
     )
     return 0
 
 
-def _print(found: Sequence[Detections]) -> None:
+def _predict(
+    model: RetinaNet, paths: Sequence[Path], options: argparse.Namespace
+) -> list[Detections] | list[Detections | None]:
+    """Detect the objects in the photos of a part."""
+    return model.predict(
+        paths,
+        batch_size=options.batch_size,
+        score_threshold=options.score_threshold,
+        on_error=options.on_error,
+        progress=False,  # a bar per part would not say how far the command is
+    )
+
+
+def _settings(model: RetinaNet, options: argparse.Namespace) -> dict[str, object]:
+    """Return what the detections depend on, other than the photos."""
+    from focaldet.results import model_fingerprint
+
+    return {
+        "model weights": model_fingerprint(model),
+        "score_threshold": options.score_threshold,
+    }
+
+
+def _on_result(
+    paths: Sequence[Path], options: argparse.Namespace
+) -> Callable[[int, Detections | None], None]:
+    """Return a function that prints and draws what was found in a photo."""
+    picture_name = _picture_names(paths)
+
+    def on_result(index: int, found: Detections | None) -> None:
+        if found is None:
+            return
+        if not options.quiet:
+            _print(found)
+        if not options.no_pictures:
+            _draw(found, options.output / picture_name(index))
+
+    return on_result
+
+
+def _print(found: Detections) -> None:
     from focaldet._checks import printable
 
-    for one in found:
-        count = "1 object" if len(one) == 1 else f"{len(one)} objects"
-        sys.stdout.write(f"{printable(one.source or '')}: {count}\n")
-        for name, value, box in zip(
-            one.label_names, one.scores.tolist(), one.boxes.tolist(), strict=True
-        ):
-            corners = "  ".join(f"{corner:7.1f}" for corner in box)
-            sys.stdout.write(f"  {value:.2f}  {corners}  {printable(name)}\n")
+    count = "1 object" if len(found) == 1 else f"{len(found)} objects"
+    lines = [f"{printable(found.source or '')}: {count}\n"]
+    for name, value, box in zip(
+        found.label_names, found.scores.tolist(), found.boxes.tolist(), strict=True
+    ):
+        corners = "  ".join(f"{corner:7.1f}" for corner in box)
+        lines.append(f"  {value:.2f}  {corners}  {printable(name)}\n")
+    sys.stdout.write("".join(lines))
 
 
-def _write(found: Sequence[Detections], options: argparse.Namespace) -> list[str]:
-    """Write the files of a command, and return their names for the last line."""
-    from focaldet._atomic import atomic_write, atomic_write_text
+def _draw(found: Detections, path: Path) -> None:
+    from focaldet._atomic import atomic_write
 
-    folder: Path = options.output
-    folder.mkdir(parents=True, exist_ok=True)
-    written = ["detections.json"]
-    text = json.dumps([one.to_dict() for one in found], indent=1)
-    atomic_write_text(folder / "detections.json", text)
+    with atomic_write(path) as temporary:
+        found.draw().save(temporary, format="PNG")
+
+
+def _write_annotations(found: Iterator[Detections | None], options: argparse.Namespace) -> None:
+    """Write the annotations of --format, if it is given. All detections must fit in memory."""
+    if options.format is None:
+        return
+    from focaldet.datasets import AnnotationTable, write_annotations
+
+    table = AnnotationTable.from_detections(one for one in found if one is not None)
+    target = options.output / _ANNOTATIONS[options.format]
+    write_annotations(table, target, options.format, overwrite=True)
+
+
+def _written(summary: ResultsSummary, options: argparse.Namespace) -> list[str]:
+    """Return what was written, for the last line."""
+    written = [file.name for file in summary.files]
     if options.format is not None:
-        from focaldet.datasets import AnnotationTable, write_annotations
-
-        table = AnnotationTable.from_detections(found)
-        target = folder / _ANNOTATIONS[options.format]
-        write_annotations(table, target, options.format, overwrite=True)
         written.append(_ANNOTATIONS[options.format])
     if not options.no_pictures:
-        for name, one in zip(_picture_names(found), found, strict=True):
-            with atomic_write(folder / name) as temporary:
-                one.draw().save(temporary, format="PNG")
-        written.append("1 picture" if len(found) == 1 else f"{len(found):,} pictures")
+        count = summary.num_images
+        written.append("1 picture" if count == 1 else f"{count:,} pictures")
     return written
 
 
-def _picture_names(found: Sequence[Detections]) -> list[str]:
-    """Return a name for each picture; the number tells photos of one name in two folders apart."""
-    stems = [Path(one.source or "").stem for one in found]
-    counts = Counter(stem.lower() for stem in stems)
-    return [
-        f"{stem}.png" if counts[stem.lower()] == 1 else f"{stem}_{number}.png"
-        for number, stem in enumerate(stems)
-    ]
+def _picture_names(paths: Sequence[Path]) -> Callable[[int], str]:
+    """Return a function from the index of a photo to the name of its picture.
+
+    Photos of the same name, in different folders, are told apart by their index.
+    """
+    counts = Counter(path.stem.lower() for path in paths)
+
+    def name(index: int) -> str:
+        stem = paths[index].stem
+        return f"{stem}.png" if counts[stem.lower()] == 1 else f"{stem}_{index}.png"
+
+    return name
 
 
 def _counted(number: int) -> str:

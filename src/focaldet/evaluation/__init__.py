@@ -6,7 +6,7 @@ from focaldet.evaluation._errors import ClassErrors, ErrorAnalysis, ErrorKind, a
 from focaldet.evaluation._evaluate import evaluate_coco
 from focaldet.evaluation._report import write_report
 from focaldet.evaluation._result import ClassResult, CocoResult
-from focaldet.evaluation._results import coco_results
+from focaldet.evaluation._results import coco_results, write_coco_results
 from focaldet.evaluation._worst import ImageErrors
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "analyse_errors",
     "coco_results",
     "evaluate_coco",
+    "write_coco_results",
     "write_report",
 ]

@@ -6,8 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from focaldet._checks import shortened
+from focaldet.results import model_fingerprint, predict_to_folder
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from focaldet.config import RetinaNetConfig
     from focaldet.detections import Detections
 
-__all__ = ["coco_results"]
+__all__ = ["coco_results", "write_coco_results"]
 
 _logger = logging.getLogger(__name__)
 
@@ -100,6 +102,61 @@ def coco_results(
         for image_id, detections in zip(image_ids, found, strict=True)
         for entry in detections.to_coco(image_id, category_ids)
     ]
+
+
+def write_coco_results(
+    model: _Model,
+    table: _Images,
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    resume: bool = False,
+    part_size: int | None = None,
+) -> Path | None:
+    """Run a detector on all images of a dataset and write a COCO results file as they come.
+
+    The file has the entries of :func:`coco_results`, but they are never in memory together, several
+    processes can share the images, and a run that was killed can continue.
+
+    Args:
+        model: As for :func:`coco_results`.
+        table: The dataset, usually a :class:`focaldet.datasets.AnnotationTable`.
+        folder: The folder that receives ``results.json``. It is created if necessary.
+        batch_size: Images per forward pass; see :meth:`focaldet.RetinaNet.predict`.
+        rank: The number of this process, from 0.
+        world_size: The number of processes that share the images and the folder.
+        resume: Whether to continue an unfinished run in the folder. If there is none, a new run
+            starts.
+        part_size: Images per part; see :func:`focaldet.results.predict_to_folder`.
+
+    Returns:
+        The path of ``results.json`` on rank 0, for :func:`evaluate_coco`. None on other ranks.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`coco_results`.
+        FileExistsError, TimeoutError, FocaldetError: As
+            :func:`focaldet.results.predict_to_folder`.
+
+    .. versionadded:: 0.3.0
+    """
+    category_ids = _category_ids(model.config, table)
+    image_ids = table.image_ids.tolist()
+    summary = predict_to_folder(
+        lambda paths: model.predict(paths, batch_size=batch_size, progress=False),
+        [table.image_path(index) for index in range(len(image_ids))],
+        folder,
+        format="coco",
+        settings={"model weights": model_fingerprint(model)},
+        image_ids=image_ids,
+        category_ids=category_ids,
+        rank=rank,
+        world_size=world_size,
+        resume=resume,
+        part_size=part_size,
+    )
+    return None if summary is None else summary.files[0]
 
 
 def _category_ids(config: RetinaNetConfig, table: _Images) -> list[int]:
