@@ -64,6 +64,40 @@ def test_the_formats_of_results_agree(capsys: pytest.CaptureFixture[str]) -> Non
     assert [category["name"] for category in images["categories"]] == ["cat", "dog", "owl"]
 
 
+@pytest.mark.usefixtures("photos")
+def test_windows_classes_and_limits_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--tile", "32", "40", "--overlap", "0.5", "--class", "owl", "--max-detections", "4")
+    assert main(predict("--output", "out", "--augment", *options)) == 0
+    found = json.loads(Path("out/detections.json").read_text())
+    expected = RetinaNet.from_pretrained("model").predict(
+        "photos",
+        score_threshold=0.01,
+        tile=(32, 40),
+        overlap=0.5,
+        augment=True,
+        classes=["owl"],
+        max_detections=4,
+    )
+    assert [one["scores"] for one in found] == [one.to_dict()["scores"] for one in expected]
+    assert {len(one["scores"]) for one in found} == {4}
+    assert {label for one in found for label in one["labels"]} == {2}
+    assert main(predict("--output", "out2", "--class", "fox")) == 2
+    assert "classes contains 'fox', which is not in class_names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(("--class", "owl"), "classes"), (("--tile", "32", "32"), "tile")]
+)
+def test_a_run_is_not_continued_with_other_options(
+    photos: Path, change: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "5.png").write_text("no photo")
+    assert main(predict("--part-size", "2", "--output", "out")) == 2
+    capsys.readouterr()
+    assert main(predict("--part-size", "2", "--output", "out", "--resume", *change)) == 2
+    assert name in capsys.readouterr().err
+
+
 def test_a_run_that_failed_continues(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = RetinaNet.from_pretrained("model")
     expected = [one.to_dict() for one in model.predict("photos", score_threshold=0.01)]

@@ -19,13 +19,10 @@ Examples:
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focaldet._checks import check_range
-from focaldet._extras import import_extra
 from focaldet.cli._arguments import (
     MODEL_HELP,
     add_batch_size,
@@ -37,6 +34,7 @@ from focaldet.cli._arguments import (
     read_data,
     score,
 )
+from focaldet.cli._ranks import rank_and_world_size
 
 if TYPE_CHECKING:
     import argparse
@@ -75,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maximum number of detections that count per image and class, at least 100; COCO's "
         "numbers are those with 100 (default: 100)",
     )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an unfinished run in the output folder; start a new one if there is none",
+    )
     report = parser.add_argument_group("report")
     report.add_argument(
         "--report", action="store_true", help="write report.html and errors.json, too"
@@ -99,8 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate a model or a results file."""
     from focaldet._atomic import atomic_write_text
+    from focaldet._checks import check_range
+    from focaldet._extras import import_extra
     from focaldet.cli._messages import note
-    from focaldet.evaluation import coco_results, evaluate_coco
+    from focaldet.evaluation import evaluate_coco, write_coco_results
 
     # A wrong option is an error before a model runs for hours.
     check_range("--max-detections", options.max_detections, 100)
@@ -108,8 +113,9 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         import_extra("matplotlib", purpose="--report", install="focaldet[plot]")
     folder: Path = options.output
-    results = Path(options.model)
-    given = results.suffix.lower() == ".json"
+    rank, world_size = rank_and_world_size()
+    results: Path | None = Path(options.model)
+    given = Path(options.model).suffix.lower() == ".json"
     model = None if given else load_model(options)
     table = read_data(options, prefer="val")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,9 +126,17 @@ def run(options: argparse.Namespace) -> int:
                 f"The model returns at most {limit} detections per image (max_detections of its "
                 "config.json), so a higher --max-detections changes little."
             )
-        results = folder / "results.json"
-        entries = coco_results(model, table, batch_size=options.batch_size)
-        atomic_write_text(results, json.dumps(entries))
+        results = write_coco_results(
+            model,
+            table,
+            folder,
+            batch_size=options.batch_size,
+            rank=rank,
+            world_size=world_size,
+            resume=options.resume,
+        )
+    if rank > 0 or results is None:  # the first process evaluates
+        return 0
     result = evaluate_coco(
         table, results, backend=options.backend, max_detections=options.max_detections
     )

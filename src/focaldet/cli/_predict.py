@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from focaldet.cli._arguments import (
     add_batch_size,
@@ -72,6 +72,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_batch_size(group)
     add_device(group)
+    group.add_argument(
+        "--tile",
+        type=positive,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="cut larger photos into overlapping windows of this size in pixels, for small objects in "
+        "large photos (default: no windows)",
+    )
+    group.add_argument(
+        "--overlap",
+        type=float,
+        default=0.25,
+        metavar="PART",
+        help="overlap of the windows, as a fraction of their size (default: 0.25)",
+    )
+    group.add_argument(
+        "--augment",
+        action="store_true",
+        help="predict three views of each photo, which takes three times as long",
+    )
+    group.add_argument(
+        "--class",
+        dest="class_names",
+        action="append",
+        metavar="NAME",
+        help="keep only objects of this class; can be repeated (default: all)",
+    )
+    group.add_argument(
+        "--max-detections",
+        type=positive,
+        metavar="N",
+        help="maximum number of objects per photo (default: that of the model)",
+    )
     group.add_argument(
         "--on-error",
         choices=["raise", "skip"],
@@ -151,8 +184,8 @@ def _predict(
     return model.predict(
         paths,
         batch_size=options.batch_size,
-        score_threshold=options.score_threshold,
         on_error=options.on_error,
+        **_detection_options(options),
         progress=False,  # a bar per part would not say how far the command is
     )
 
@@ -163,7 +196,19 @@ def _settings(model: RetinaNet, options: argparse.Namespace) -> dict[str, object
 
     return {
         "model weights": model_fingerprint(model),
+        **_detection_options(options),
+    }
+
+
+def _detection_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of :meth:`focaldet.RetinaNet.predict` on which the detections depend."""
+    return {
         "score_threshold": options.score_threshold,
+        "tile": options.tile,
+        "overlap": options.overlap,
+        "augment": options.augment,
+        "classes": options.class_names,
+        "max_detections": options.max_detections,
     }
 
 
