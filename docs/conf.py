@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     (
         "py:class",
-        r"Focaldet(Optimized)?RetinaNet|SupportsToCoco|Normalizer|Reduction|Report|ImageFiles|FormatName|OutputFolder|Severity|Shape|RuntimeName|Batch",
+        r"Focaldet(Optimized)?RetinaNet|Exif|Logger|dict\[str|(focaldet\..*\.)?_(Model|Images)|SupportsToCoco|Normalizer|Reduction|Report|ImageFiles|FormatName|OutputFolder|Severity|Shape|RuntimeName|Batch",
     ),  # aliases kept inside
     (
         "py:class",
@@ -88,6 +88,7 @@ _MODULES = (
     ),
     "evaluation",
     *("export", "fpn", "heads", "images", "losses", "matching", "postprocess", "pretrained"),
+    "results",
     *("retinanet", "structures", "training", "transforms", "visualization"),
     "errors",  # last: some errors are documented with the modules that raise them
 )
@@ -124,7 +125,7 @@ def _resolve_short_name(
 
 
 def _qualify_ambiguous_names(app: Sphinx, doctree: Any) -> None:
-    """Make a bare ``RetinaNet`` focaldet's own, except in the module of the drop-in for torchvision."""
+    """Make a name that two modules have that of :data:`_HOMES`, except in the drop-in for torchvision."""
     del app
     for node in doctree.findall(pending_xref):
         target = node.get("reftarget")
@@ -132,7 +133,7 @@ def _qualify_ambiguous_names(app: Sphinx, doctree: Any) -> None:
             node["reftarget"] = _HOMES[target]
 
 
-_AMBIGUOUS = ("RetinaNet", "OptimizedRetinaNet")
+_AMBIGUOUS = ("RetinaNet", "OptimizedRetinaNet", "DownloadError")
 
 
 def _keep_colons(*event: Any) -> None:
