@@ -244,6 +244,7 @@ def test_the_network_exports(name: str) -> None:
             assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_network_traces_as_one_graph() -> None:
     model = RetinaNet.from_config(tiny_config("regnety_002")).eval()
     torch.compiler.reset()

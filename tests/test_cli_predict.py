@@ -66,14 +66,14 @@ def test_the_formats_of_results_agree(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.usefixtures("photos")
 def test_windows_classes_and_limits_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--tile", "32", "40", "--overlap", "0.5", "--class", "owl", "--max-detections", "4")
+    options = ("--tile", "40", "48", "--overlap", "0.1", "--class", "owl", "--max-detections", "4")
     assert main(predict("--output", "out", "--augment", *options)) == 0
     found = json.loads(Path("out/detections.json").read_text())
     expected = RetinaNet.from_pretrained("model").predict(
         "photos",
         score_threshold=0.01,
-        tile=(32, 40),
-        overlap=0.5,
+        tile=(40, 48),
+        overlap=0.1,
         augment=True,
         classes=["owl"],
         max_detections=4,

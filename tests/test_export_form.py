@@ -162,7 +162,7 @@ def test_limits_by_anchor_and_by_class_are_not_supported(changes: dict[str, Any]
 @pytest.mark.filterwarnings(
     "ignore:.*create_unbacked_symint:FutureWarning"
 )  # raised inside torchvision
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_it_compiles_as_one_graph(backend: str) -> None:
     torch._dynamo.reset()
     model = make_model(pre_nms_top_k=50)

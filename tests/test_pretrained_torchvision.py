@@ -291,6 +291,7 @@ def test_the_levels_are_recognised(layers: list[int], levels: tuple[int, ...]) -
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_one_map_of_torchvisions_docstring_loads_with_its_backbone(tmp_path: Path) -> None:
     features = mobilenet_v2().features
     features.out_channels = 1280

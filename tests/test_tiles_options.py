@@ -74,8 +74,8 @@ def test_the_optimised_copy_finds_the_same_in_tiles(model: RetinaNet) -> None:
     assert_same(found, expected)
 
 
-@pytest.mark.xdist_group("export_detector")
-@pytest.mark.parametrize("postprocess", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("postprocess", [True, False])
 def test_an_exported_file_finds_the_same_in_tiles(
     model: RetinaNet, tmp_path: Path, postprocess: bool
 ) -> None:

@@ -74,9 +74,17 @@ CONFIGS = {
     "other colours": small(V1, in_channels=4, image_mean=(0.1,) * 4, image_std=(0.3,) * 4),
 }
 
+LONG_CONFIGS = ("resnext", "mobilenet_v3", "a P2 level of a MobileNet", "a P2 level", "no limits")
+
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG_CONFIGS else name
+        for name in CONFIGS
+    ],
+)
 def test_detections_are_the_same_and_the_way_back_is_bitwise(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     channels = config.in_channels

@@ -255,7 +255,15 @@ FULL_DISK_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("error", FULL_DISK_ERRORS, ids=["disk", "quota", "torch", "safetensors"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(error, id=name, marks=() if name == "disk" else pytest.mark.slow)
+        for error, name in zip(
+            FULL_DISK_ERRORS, ("disk", "quota", "torch", "safetensors"), strict=True
+        )
+    ],
+)
 def test_a_full_disk_leaves_the_last_checkpoint_complete(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -95,7 +95,15 @@ CASES = {
     "x101_32x4d": Case(Body(101, groups=32, width=4), "retinanet_x101_32x4d_fpn.pth"),
     "x101_64x4d": Case(Body(101, groups=64, width=4), "retinanet_x101_64x4d_fpn.pth"),
 }
-SLOW = ("r50", "r50_of_version_1", "r101", "x101_32x4d", "x101_64x4d")
+SLOW = (
+    "r50",
+    "r50_caffe_by_config",
+    "r50_caffe_of_version_3",
+    "r50_of_version_1",
+    "r101",
+    "x101_32x4d",
+    "x101_64x4d",
+)
 
 
 @pytest.fixture(
