@@ -244,16 +244,29 @@ class AnnotationTable:
         new_first = np.cumsum(counts) - counts
         rows = np.arange(counts.sum()) + np.repeat(first - new_first, counts)
         return replace(
-            self,
+            self.take_boxes(rows),
             file_names=PackedStrings.pack(self.file_names[index] for index in images.tolist()),
             image_ids=self.image_ids[images],
             image_sizes=self.image_sizes[images],
+            image_indices=np.repeat(np.arange(len(images)), counts),
+        )
+
+    def take_boxes(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool]) -> AnnotationTable:
+        """Return a table of all images and some of the boxes.
+
+        Args:
+            rows: The ascending indices of the boxes to keep, or ``[N]``, whether to keep each.
+
+        .. versionadded:: 0.3.0
+        """
+        return replace(
+            self,
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             annotation_ids=self.annotation_ids[rows],
-            image_indices=np.repeat(np.arange(len(images)), counts),
+            image_indices=self.image_indices[rows],
         )
 
     def _as_indices(self, indices: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,29 +15,9 @@ if TYPE_CHECKING:
 
     from focaldet.datasets._table import AnnotationTable
 
-__all__ = ["keep_boxes", "leave_out_crowds", "leave_out_unusable", "lose_outlines"]
+__all__ = ["leave_out_crowds", "leave_out_unusable", "lose_outlines"]
 
 _RELATIVE, _ABSOLUTE = 1e-3, 0.5  # areas in files may be rounded to whole pixels
-
-
-def keep_boxes(table: AnnotationTable, kept: npt.NDArray[np.bool]) -> AnnotationTable:
-    """Return a table of all images and some of the boxes.
-
-    Args:
-        table: The annotations.
-        kept: ``[N]``, whether to keep each box.
-    """
-    if kept.all():
-        return table
-    return replace(
-        table,
-        boxes=table.boxes[kept],
-        labels=table.labels[kept],
-        areas=table.areas[kept],
-        crowd=table.crowd[kept],
-        annotation_ids=table.annotation_ids[kept],
-        image_indices=table.image_indices[kept],
-    )
 
 
 def leave_out_unusable(table: AnnotationTable, losses: Counter[str]) -> AnnotationTable:
@@ -47,13 +26,13 @@ def leave_out_unusable(table: AnnotationTable, losses: Counter[str]) -> Annotati
     undeclared = ~unusable & (table.labels < 0)
     _count(losses, "boxes left out that are not finite or have a negative size", unusable)
     _count(losses, "boxes of an undeclared category left out", undeclared)
-    return keep_boxes(table, ~unusable & ~undeclared)
+    return table.take_boxes(~unusable & ~undeclared)
 
 
 def leave_out_crowds(table: AnnotationTable, losses: Counter[str]) -> AnnotationTable:
     """Leave out crowds, because they would become single objects."""
     _count(losses, "crowds or difficult objects left out", table.crowd)
-    return keep_boxes(table, ~table.crowd)
+    return table.take_boxes(~table.crowd)
 
 
 def lose_outlines(table: AnnotationTable, losses: Counter[str]) -> AnnotationTable:

@@ -18,7 +18,7 @@ from focaldet.datasets.writers._places import (
     places_of,
     without_suffix,
 )
-from focaldet.datasets.writers._table_parts import keep_boxes, leave_out_crowds, lose_outlines
+from focaldet.datasets.writers._table_parts import leave_out_crowds, lose_outlines
 from focaldet.errors import AnnotationError
 from focaldet.images import read_image_size
 
@@ -135,7 +135,7 @@ def _clip(
         losses["boxes clipped to their image"] += int(changed.sum())
     areas = np.where(changed, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), table.areas)
     inside: npt.NDArray[np.bool] = np.logical_not(outside)
-    return keep_boxes(replace(table, boxes=boxes, areas=areas), inside)
+    return replace(table, boxes=boxes, areas=areas).take_boxes(inside)
 
 
 def _fractions(table: AnnotationTable, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
