@@ -79,7 +79,7 @@ def predict_to_folder(
         predict: Returns or yields the detections of each image, or None for an image that is skipped.
         paths: The image files.
         folder: The folder to write to. It is created if necessary.
-        format: "json", "jsonl", "coco" or "parquet"; see :func:`write_results`. :data:`FORMATS` has the
+        format: "json", "jsonl", "coco" or "parquet"; see :func:`write_results`. ``FORMATS`` has the
             names of the files.
         settings: Everything that the detections depend on, such as the score threshold and the
             :func:`model_fingerprint`, as values for ``json.dump``. A run only continues with the same
