@@ -7,7 +7,6 @@ import errno
 import gc
 import gzip
 import hashlib
-import http.server
 import itertools
 import shutil
 import sys
@@ -23,6 +22,7 @@ from focaldet.errors import DownloadError
 from focaldet.pretrained import _downloads
 from focaldet.pretrained._downloads import cache_folder, download, fetch
 from focaldet.pretrained._published import PUBLISHED
+from tests.helpers.local_server import LocalServer, QuietHandler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,44 +33,30 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
 QUICK: dict[str, Any] = {"wait": 0.0, "timeout": 5.0, "tries": 3}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers each request with the next of the server's ``answers``, and repeats the last one."""
 
     server: Server
 
-    def do_GET(self) -> None:
+    def answer(self) -> None:
         self.server.ranges.append(self.headers.get("Range"))
         self.server.encodings.append(self.headers.get("Accept-Encoding"))
         answers = self.server.answers
         (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
-    def begin(self, status: int, length: int | None, **headers: str) -> None:
-        self.send_response(status)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
 
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-
-class Server(http.server.ThreadingHTTPServer):
+class Server(LocalServer):
     """A server for one file, with a list of answers."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.answers: list[Callable[[Handler], None]] = [whole]
         self.ranges: list[str | None] = []
         self.encodings: list[str | None] = []
-        self.released = threading.Event()  # ends a stalling answer
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/weights.pth"
+        return f"{self.root}/weights.pth"
 
 
 def whole(handler: Handler) -> None:
@@ -116,14 +102,8 @@ def sending(content: bytes, length: int | None, **headers: str) -> Callable[[Han
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Server(), monkeypatch) as running:
         yield running
-        running.released.set()
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +12,7 @@ from PIL import Image
 from focaldet import _image_urls
 from focaldet.errors import DownloadError, UnreadableImageError
 from focaldet.images import iter_images, load_image
+from tests.helpers.local_server import LocalServer, QuietHandler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,26 +26,18 @@ def png() -> bytes:
     return stream.getvalue()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers with the function of the server for the path."""
 
     server: Server
 
-    def do_GET(self) -> None:
+    def answer(self) -> None:
         self.server.requested.append(self.path)
         self.server.answers.get(self.path, not_found)(self)
 
     def send(self, content: bytes, length: int | None, **headers: str) -> None:
-        self.send_response(200)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
+        self.begin(200, length, **headers)
         self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
 
 
 def not_found(handler: Handler) -> None:
@@ -63,14 +54,11 @@ def redirect(target: str) -> Callable[[Handler], None]:
     return answer
 
 
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(LocalServer):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.requested: list[str] = []
-        self.released = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = self.root
         self.answers: dict[str, Callable[[Handler], None]] = {
             "/a.png": lambda handler: handler.send(png(), len(png())),
             "/endless.png": lambda handler: handler.send(png(), None),
@@ -100,14 +88,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Server(), monkeypatch) as running:
         yield running
-        running.released.set()
-        running.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("path", ["/a.png", "/endless.png", "/moved.png"])

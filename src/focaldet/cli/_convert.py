@@ -12,11 +12,10 @@ Examples:
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from focaldet.cli._arguments import add_data
-from focaldet.cli._written import FORMATS, add_output, describe
+from focaldet.cli._written import FORMATS, add_output, write
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read, write, and print what was written."""
-    from focaldet.datasets import read_annotations, read_splits, write_annotations
+    from focaldet.datasets import read_annotations, read_splits
 
     if options.split is None:
         tables = read_splits(options.data, options.images, exif=options.exif)
@@ -44,12 +43,5 @@ def run(options: argparse.Namespace) -> int:
             options.data, options.images, split=options.split, exif=options.exif
         )
         tables = {options.split: table}
-    path = write_annotations(
-        tables,
-        options.out,
-        options.format,
-        image_files=options.image_files,
-        overwrite=options.overwrite,
-    )
-    sys.stdout.write(describe(tables, path))
+    write(tables, options)
     return 0

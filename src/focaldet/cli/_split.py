@@ -11,11 +11,10 @@ Examples:
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from focaldet.cli._arguments import add_data, named_number
-from focaldet.cli._written import FORMATS, add_output, describe
+from focaldet.cli._written import FORMATS, add_output, write
 
 if TYPE_CHECKING:
     import argparse
@@ -47,19 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read, divide, write, and print what was written."""
-    from focaldet.datasets import read_annotations, split_dataset, write_annotations
+    from focaldet.datasets import read_annotations, split_dataset
 
     fractions = dict(options.fractions)
     if len(fractions) < len(options.fractions):
         raise ValueError("--fractions contains a name twice. Name each part once.")
     table = read_annotations(options.data, options.images, split=options.split, exif=options.exif)
     tables = split_dataset(table, fractions, options.seed)
-    path = write_annotations(
-        tables,
-        options.out,
-        options.format,
-        image_files=options.image_files,
-        overwrite=options.overwrite,
-    )
-    sys.stdout.write(describe(tables, path))
+    write(tables, options)
     return 0

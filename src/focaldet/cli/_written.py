@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from focaldet.datasets import AnnotationTable
 
-__all__ = ["FORMATS", "add_output", "describe"]
+__all__ = ["FORMATS", "add_output", "write"]
 
 FORMATS = ("coco", "yolo", "voc", "csv", "labelme")
 
@@ -32,13 +33,21 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def describe(tables: Mapping[str, AnnotationTable], path: Path) -> str:
-    """Return a line for each split, and the path that was written."""
+def write(tables: Mapping[str, AnnotationTable], options: argparse.Namespace) -> None:
+    """Write the splits of a dataset as the options say, and print a line for each."""
     from focaldet._checks import printable
+    from focaldet.datasets import write_annotations
 
+    path = write_annotations(
+        tables,
+        options.out,
+        options.format,
+        image_files=options.image_files,
+        overwrite=options.overwrite,
+    )
     lines = [
         f"{split}: {len(table):,} images, {len(table.boxes):,} objects, "
         f"{len(table.class_names):,} classes"
         for split, table in tables.items()
     ]
-    return "".join(f"{printable(line)}\n" for line in [*lines, f"Written to {path}"])
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in [*lines, f"Written to {path}"]))
