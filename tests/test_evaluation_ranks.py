@@ -16,10 +16,9 @@ from tests.helpers.evaluation import found, truth
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-    pytest.mark.xdist_group("evaluation_ranks"),  # they share two processes
-]
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without distributed"
+)
 
 RANK = """
 import json, sys

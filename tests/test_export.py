@@ -39,7 +39,6 @@ from tests.helpers.tiny_model import MapsBackbone
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.xdist_group("export")  # its files take long to export
 
 
 @pytest.fixture(scope="module")

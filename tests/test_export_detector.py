@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.xdist_group("export_detector")  # its files take long to export
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_a_file_with_dynamic_sizes_matches_the_model(model: RetinaNet, file: Pat
 
 def test_a_file_of_maps_matches_the_network(model: RetinaNet, maps_file: Path) -> None:
     detector = OnnxDetector(maps_file, threads=1)
-    levels = ("p3", "p4", "p5", "p6", "p7")
+    levels = ("p3", "p4", "p5")
     for shape in SHAPES:
         images, _ = batch_of(*shape)
         outputs = detector.run(images)

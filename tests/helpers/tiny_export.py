@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.02, 5e-5
 
+# The exporters take a third less time than with five levels.
+THREE_LEVELS: dict[str, Any] = {"levels": (3, 4, 5), "anchor_sizes": (32, 64, 128)}
+
 # A batch of one image, levels with a single cell, different sides.
 SHAPES = [(1, 32, 32), (3, 64, 96), (2, 160, 64), (1, 320, 256)]
 
@@ -60,7 +63,7 @@ def with_many_detections(model: RetinaNet) -> RetinaNet:
 def make_model(config: RetinaNetConfig | None = None, **changes: Any) -> RetinaNet:
     """Build a detector that finds objects in any image."""
     config = (config or RetinaNetConfig(num_classes=3, class_names=("cat", "dog", "owl"))).replace(
-        backbone="custom", fpn_channels=32, head_depth=1, min_size=64, max_size=96
+        backbone="custom", fpn_channels=32, head_depth=1, min_size=64, max_size=96, **THREE_LEVELS
     )
     torch.manual_seed(0)
     return with_many_detections(

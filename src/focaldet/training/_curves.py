@@ -68,7 +68,9 @@ def draw_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         {name: value for name, value in row.items() if abs(value) < _MOST}
         for row in read_metrics(existing_file("metrics", metrics))
     ]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.6))
+    # Fixed margins, because a layout that measures all labels takes as long as drawing.
+    figure.subplots_adjust(left=0.045, right=0.975, bottom=0.14, top=0.9, wspace=0.19)
     losses, ap, rate = figure.subplots(1, 3)
     _plot(losses, rows, {"train/loss": "training, per update"}, color="0.75", linewidth=0.8)
     _plot(losses, rows, {"train/loss_epoch": "training, per epoch"}, color="C0", marker=".")
@@ -81,12 +83,13 @@ def draw_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     rate.set(title="learning rate", xlabel="update")
     for axes in (losses, ap, rate):
         axes.set_xlim(0, max([row["step"] for row in rows] or [0]) + 1)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(bottom=0)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in (losses, ap):
+    for axes, place in ((losses, "upper right"), (ap, "lower right")):
         if axes.lines:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc=place)
     steps = sorted(row["train/loss"] for row in rows if "train/loss" in row)
     epochs = [row[name] for row in rows for name in _EPOCH_LOSSES if name in row]
     if steps:  # the first losses would flatten the rest of the curve
