@@ -186,6 +186,7 @@ def _worst(
     colors = "".join(
         f'<span class="key" style="background: rgb{color}"></span>{name}'
         for name, color in worst[0].COLORS.items()
+        if name != "below the threshold" or any(len(one.below) for one in worst)
     )
     parts = [
         "<h2>Worst images</h2>",
