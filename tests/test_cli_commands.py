@@ -194,6 +194,33 @@ def test_suppression_is_an_option_of_predict_and_evaluate(
     assert "'evaluation/results.json' is a results file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_two_processes_evaluate_and_report_as_one_does(files: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["evaluate", str(files / "run"), str(files / "data"), "--device", "cpu", "--report"]
+    assert main([*command, "--output", "one"]) == 0
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "focaldet", *command, "--output", "two"],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "Evaluated 2 images" in printed[0]
+    assert printed[1] == ""
+    one, two = (
+        [json.loads(Path(folder, f"{name}.json").read_text()) for name in ("evaluation", "errors")]
+        for folder in ("one", "two")
+    )
+    assert one == two
+    assert one[1]["objects"] > 0
+    assert "Confusion matrix" in Path("two/report.html").read_text()
+
+
 def test_evaluate_without_matplotlib_says_what_is_missing(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

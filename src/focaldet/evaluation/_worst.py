@@ -103,7 +103,7 @@ class ImageErrors:
             colors=colors,
             texts=texts if few else None,
             line_width=max(
-                2, round((width * height) ** 0.5 / 240)
+                2, round((width * height) ** 0.5 / 140)
             ),  # thinner ones lose their colour
         )
 
