@@ -199,7 +199,9 @@ class _Run:
         self._part_size = 0  # known after start
         self._is_new_folder = False
         self._manifest = self.parts / "manifest.json"
-        digest = hashlib.sha256("\n".join(map(os.fspath, paths)).encode("utf-8", "surrogateescape"))
+        digest = hashlib.sha256(
+            "\n".join(os.fspath(path) for path in paths).encode("utf-8", "surrogateescape")
+        )
         self._content: dict[str, Any] = {
             "num_images": len(paths),
             "images_sha256": digest.hexdigest(),
