@@ -335,7 +335,7 @@ def test_the_best_detections_are_drawn_where_none_is_above_the_threshold(tmp_pat
     by_id = {one.image_id: one for one in errors.worst_images(score_threshold=0.5)}
     assert by_id[9].below_texts == ("dog 0.12", "dog 0.13", "dog 0.14", "dog 0.15", "dog 0.16")
     assert by_id[9].below[-1].tolist() == [54, 5, 62, 13]
-    assert by_id[9].summary == "0 hits, 1 miss, 0 false alarms; best 5 below the threshold"
+    assert by_id[9].summary == "1 miss; best 5 below the threshold"
     assert len(by_id[4].below) == 0
     assert by_id[4].summary == "0 hits, 0 misses, 1 false alarm"
     picture = by_id[9].draw_file(tmp_path / "9.png")

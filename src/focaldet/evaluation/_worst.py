@@ -69,14 +69,14 @@ class ImageErrors:
 
     @property
     def summary(self) -> str:
-        """The three numbers in words, and whether only detections below the threshold are drawn."""
+        """The three numbers in words, or the misses if only detections below the threshold are drawn."""
         counts = (len(self.hits), len(self.misses), len(self.false_alarms))
         words = (("hit", "hits"), ("miss", "misses"), ("false alarm", "false alarms"))
-        text = ", ".join(f"{n} {word[n != 1]}" for n, word in zip(counts, words, strict=True))
+        texts = [f"{n} {word[n != 1]}" for n, word in zip(counts, words, strict=True)]
         if len(self.below):
             best = f"best {len(self.below)}" if len(self.below) > 1 else "best one"
-            text += f"; {best} below the threshold"
-        return text
+            return f"{texts[1]}; {best} below the threshold"
+        return ", ".join(texts)
 
     def draw(self, image: Tensor | Image.Image, *, scale: float = 1.0) -> Image.Image:
         """Draw hits in green, misses in yellow and false alarms in red on a copy of the image.
