@@ -154,6 +154,8 @@ def test_settings_changed_after_construction_are_saved(
     assert tiny_model.current_config() == tiny_model.config
     tiny_model.postprocess.score_threshold = 0.3
     tiny_model.postprocess.class_agnostic_nms = True
+    tiny_model.postprocess.suppression = "gaussian"
+    tiny_model.postprocess.soft_nms_sigma = 0.3
     tiny_model.preprocess.min_size = 48
     tiny_model.criterion.box_loss_weight = 2.0  # type: ignore[assignment]
     tiny_model.criterion.assigner = Matcher(0.6)  # type: ignore[assignment]
@@ -162,6 +164,8 @@ def test_settings_changed_after_construction_are_saved(
     assert changed == tiny_model.config.replace(
         score_threshold=0.3,
         class_agnostic_nms=True,
+        suppression="gaussian",
+        soft_nms_sigma=0.3,
         min_size=48,
         box_loss_weight=2.0,
         positive_threshold=0.6,

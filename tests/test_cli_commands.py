@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +152,73 @@ def test_evaluate_measures_the_val_split(files: Path, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[:-1] == printed.out.splitlines()[:-1]
     assert written("again") == {"evaluation.json", "precision_recall.png"}
+
+
+def test_evaluate_asks_the_model_for_as_many_detections_as_count(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    predict = RetinaNet.predict
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("max_detections"))
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(RetinaNet, "predict", spy)
+    command = ["evaluate", str(files / "run"), str(files / "data"), "--device", "cpu"]
+    counts = []
+    for arguments in ([], ["--max-detections", "150"]):
+        assert main([*command, *arguments]) == 0
+        counts.append(len(json.loads(Path("evaluation/results.json").read_text())))
+    assert asked == [None, 150]
+    assert counts[0] == 2 * 20  # the model's limit
+    assert 2 * 20 < counts[1] <= 2 * 150
+
+
+def test_suppression_is_an_option_of_predict_and_evaluate(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft = RetinaNet.from_pretrained(files / "run", suppression="gaussian")
+    photos = str(files / "data" / "val")
+    options = ["--device", "cpu", "--suppression", "gaussian"]
+    command = ["predict", str(files / "run"), photos, "--score-threshold", "0", "--no-pictures"]
+    assert main([*command, *options]) == 0
+    found = json.loads(Path("predictions/detections.json").read_text())
+    expected = soft.predict(photos, score_threshold=0.0)
+    assert [one["scores"] for one in found] == [one.to_dict()["scores"] for one in expected]
+    assert main(["evaluate", str(files / "run"), str(files / "data"), *options]) == 0
+    entries = json.loads(Path("evaluation/results.json").read_text())
+    scores = [score for one in soft.predict(photos) for score in one.to_dict()["scores"]]
+    assert [entry["score"] for entry in entries] == scores
+    assert main(["evaluate", "evaluation/results.json", str(files / "data"), *options]) == 2
+    assert "'evaluation/results.json' is a results file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_report_as_one_does(files: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["evaluate", str(files / "run"), str(files / "data"), "--device", "cpu", "--report"]
+    assert main([*command, "--output", "one"]) == 0
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "focaldet", *command, "--output", "two"],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "Evaluated 2 images" in printed[0]
+    assert printed[1] == ""
+    one, two = (
+        [json.loads(Path(folder, f"{name}.json").read_text()) for name in ("evaluation", "errors")]
+        for folder in ("one", "two")
+    )
+    assert one == two
+    assert one[1]["objects"] > 0
+    assert "Confusion matrix" in Path("two/report.html").read_text()
 
 
 def test_evaluate_without_matplotlib_says_what_is_missing(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from focaldet import RetinaNet
 from focaldet.cli import main
+from tests.helpers.local_server import LocalServer, QuietHandler, serving
 
 if TYPE_CHECKING:
     from focaldet import RetinaNetConfig
@@ -85,8 +86,46 @@ def test_windows_classes_and_limits_reach_the_model(capsys: pytest.CaptureFixtur
     assert "classes contains 'fox', which is not in class_names" in capsys.readouterr().err
 
 
+class PhotoHandler(QuietHandler):
+    """Answers every request with the first photo."""
+
+    def answer(self) -> None:
+        content = Path("photos/0.png").read_bytes()
+        self.begin(200, len(content))
+        self.wfile.write(content)
+
+
+@pytest.mark.usefixtures("photos")
+def test_urls_are_downloaded_if_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--device", "cpu", "--score-threshold", "0.01"]
+    command = ["predict", *options, "model", "photos/0.png"]
+    with serving(LocalServer(PhotoHandler), monkeypatch) as server:
+        url = f"{server.root}//a/0.jpg?size=2"
+        assert main([*command, url]) == 2
+        assert f"{url!r} is a URL. Add --allow-urls to download it" in capsys.readouterr().err
+        assert main([*command, url, "--allow-urls", "--format", "coco"]) == 2
+        assert "--format writes annotations of files, but 'http://" in capsys.readouterr().err
+        assert not Path("predictions").exists()
+        assert main([*command, url, f"{server.root}/", "--allow-urls"]) == 0
+    found = json.loads(Path("predictions/detections.json").read_text())
+    assert [one["source"] for one in found] == ["photos/0.png", url, f"{server.root}/"]
+    assert found[0]["scores"]
+    assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"]
+    pictures = [
+        Path("predictions", name).read_bytes() for name in ("0_0.png", "0_1.png", "photo.png")
+    ]
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
 @pytest.mark.parametrize(
-    ("change", "name"), [(("--class", "owl"), "classes"), (("--tile", "32", "32"), "tile")]
+    ("change", "name"),
+    [
+        (("--class", "owl"), "classes"),
+        (("--tile", "32", "32"), "tile"),
+        (("--suppression", "linear"), "its suppression is 'hard' instead of 'linear'"),
+    ],
 )
 def test_a_run_is_not_continued_with_other_options(
     photos: Path, change: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]

@@ -326,6 +326,26 @@ def files(tmp_path: Path) -> tuple[AnnotationTable, list[dict[str, Any]]]:
     return read_coco(tmp_path / "truth.json", tmp_path), entries
 
 
+def test_the_best_detections_are_drawn_where_none_is_above_the_threshold(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "9.png")
+    low = [entry(9, DOG, [9 * i, 5, 8, 8], 0.1 + i / 100) for i in range(7)]
+    errors = analyse_errors(
+        truth((9, CAT, [50, 50, 40, 40])), [entry(4, CAT, [0, 0, 9, 9], 0.8), *low]
+    )
+    by_id = {one.image_id: one for one in errors.worst_images(score_threshold=0.5)}
+    assert by_id[9].below_texts == ("dog 0.12", "dog 0.13", "dog 0.14", "dog 0.15", "dog 0.16")
+    assert by_id[9].below[-1].tolist() == [54, 5, 62, 13]
+    assert by_id[9].summary == "1 miss; best 5 below the threshold"
+    assert len(by_id[4].below) == 0
+    assert by_id[4].summary == "0 hits, 0 misses, 1 false alarm"
+    picture = by_id[9].draw_file(tmp_path / "9.png")
+    assert by_id[9].COLORS["below the threshold"] in {
+        picture.getpixel((x, y)) for x in range(52, 64) for y in range(3, 15)
+    }
+    above = {one.image_id: one for one in errors.worst_images(score_threshold=0.155)}
+    assert len(above[9].below) == 0  # one detection is above
+
+
 def test_the_worst_images_come_first_and_are_drawn(
     files: tuple[AnnotationTable, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
@@ -346,7 +366,7 @@ def test_the_worst_images_come_first_and_are_drawn(
     draw_errors(worst, table, tmp_path / "worst.png")
     with Image.open(tmp_path / "worst.png") as sheet:
         used = set(map(tuple, np.asarray(sheet.convert("RGB")).reshape(-1, 3).tolist()))
-    assert set(colors.values()) <= used
+    assert set(colors.values()) - {colors["below the threshold"]} <= used
     with pytest.raises(ValueError, match="errors is empty"):
         draw_errors([], table, tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"no image with the id 9 \(errors\)"):

@@ -1,4 +1,4 @@
-"""evaluate_coco on two ranks."""
+"""evaluate_coco and analyse_errors on two ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from focaldet.evaluation import evaluate_coco
+from focaldet.evaluation import analyse_errors, evaluate_coco
 from tests.helpers.evaluation import found, truth
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ import json, sys
 import torch
 from torch import distributed
 from focaldet import Detections
-from focaldet.evaluation import evaluate_coco
+from focaldet.evaluation import analyse_errors, evaluate_coco
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(
@@ -44,6 +44,12 @@ for name, shares in json.load(open(f"{folder}/shares.json")).items():
     try:
         result = evaluate_coco(f"{folder}/truth.json", share, image_ids=image_ids)
         outcomes[name] = [*result.stats, result.precision.sum(), result.num_images]
+        errors = analyse_errors(f"{folder}/truth.json", share, image_ids=image_ids)
+        outcomes[f"{name}: errors"] = [
+            errors.to_dict(),
+            errors.confusion_matrix(0.1).table(),
+            [[one.image_id, one.summary] for one in errors.worst_images(score_threshold=0.1)],
+        ]
     except ValueError as error:
         outcomes[name] = str(error)
 print(json.dumps(outcomes))
@@ -93,6 +99,21 @@ def test_all_ranks_get_the_result_of_one_rank_with_all_images(
 ) -> None:
     alone = expected({4: FIRST, 9: SECOND})
     assert [rank["a share each"] for rank in outcomes] == [alone, alone]
+
+
+@pytest.mark.parametrize("case", ["a share each", "padded"])
+def test_the_errors_are_those_of_one_rank_with_all_images(
+    outcomes: list[dict[str, Any]], case: str
+) -> None:
+    errors = analyse_errors(TRUTH, {4: found(*FIRST), 9: found(*SECOND)})
+    assert errors.kind("background").count == 1
+    alone = [
+        errors.to_dict(),
+        errors.confusion_matrix(0.1).table(),
+        [[one.image_id, one.summary] for one in errors.worst_images(score_threshold=0.1)],
+    ]
+    assert alone[2] == [[4, "1 hit, 0 misses, 1 false alarm"]]
+    assert [rank[f"{case}: errors"] for rank in outcomes] == [alone, alone]
 
 
 def test_an_image_that_two_ranks_have_counts_once(outcomes: list[dict[str, Any]]) -> None:

@@ -103,6 +103,45 @@ def test_results_written_as_they_come_are_the_entries(
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
+def test_a_limit_reaches_the_model(table: AnnotationTable, tmp_path: Path) -> None:
+    model = Oracle("cat", "dog")
+    coco_results(model, table, max_detections=300)
+    assert model.options["max_detections"] == 300
+    write_coco_results(model, table, tmp_path, max_detections=400)
+    assert model.options["max_detections"] == 400
+
+
+def test_a_bar_counts_the_images_of_all_parts(
+    table: AnnotationTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tqdm")
+    model = Oracle("cat", "dog")
+    write_coco_results(model, table, tmp_path, part_size=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "3/2" not in shown
+    write_coco_results(model, table, tmp_path, part_size=1)  # the output is not a terminal
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_passes_over_the_parts_of_an_earlier_run(
+    table: AnnotationTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tqdm")
+
+    class Failing(Oracle):
+        def predict(self, sources: Any, **options: Any) -> list[Detections]:
+            if sources[0] == table.image_path(1):
+                raise KeyboardInterrupt
+            return super().predict(sources, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_coco_results(Failing("cat", "dog"), table, tmp_path, part_size=1)
+    capsys.readouterr()
+    write_coco_results(Oracle("cat", "dog"), table, tmp_path, resume=True, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
 def test_two_ranks_share_the_images_of_a_dataset(table: AnnotationTable, tmp_path: Path) -> None:
     model = Oracle("cat", "dog")
     asked: list[str] = []

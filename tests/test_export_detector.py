@@ -220,6 +220,14 @@ def test_options_around_the_network_are_honoured(tmp_path: Path, changes: dict[s
         assert_same(ours, theirs)
 
 
+def test_the_maps_of_a_file_are_suppressed_as_by_the_model(tmp_path: Path) -> None:
+    model = make_model(suppression="linear", nms_threshold=0.2, pre_nms_top_k=300)
+    export_onnx(model, tmp_path / "maps.onnx", postprocess=False)
+    [found] = OnnxDetector(tmp_path / "maps.onnx", threads=1).predict(photo(81, 65))
+    [expected] = model.predict(photo(81, 65))
+    assert_same(found, expected)
+
+
 def test_a_higher_threshold_is_honoured_and_a_lower_one_raises(
     model: RetinaNet, file: Path, maps_file: Path
 ) -> None:

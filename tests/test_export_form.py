@@ -149,6 +149,8 @@ def test_an_unbounded_number_of_candidates_raises() -> None:
         ExportableDetector(make_model(pre_nms_top_k=None))
     with pytest.raises(ValueError, match=r"clip_to='original'.*postprocess=False"):
         ExportableDetector(make_model(clip_to="original"))
+    with pytest.raises(ValueError, match=r"suppression='gaussian'.*'hard'.*postprocess=False"):
+        ExportableDetector(make_model(suppression="gaussian"))
 
 
 @pytest.mark.parametrize(

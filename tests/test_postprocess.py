@@ -14,7 +14,7 @@ from focaldet import AnchorGenerator
 from focaldet.box_coder import BoxCoder
 from focaldet.boxes import clip_boxes
 from focaldet.heads import flatten_maps
-from focaldet.postprocess import PostProcess
+from focaldet.postprocess import PostProcess, soft_nms
 
 FEATURES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
 SIZE = (60, 90)
@@ -111,6 +111,78 @@ def test_suppression_is_per_class_by_default() -> None:
     case: Any = (logits, [torch.zeros(1, 4, 1, 1)], [torch.tensor([[0.0, 0, 8, 8]])], [(8, 8)])
     assert PostProcess(BoxCoder())(*case)[0].labels.tolist() == [0, 1]
     assert PostProcess(BoxCoder(), class_agnostic_nms=True)(*case)[0].labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "soft"),
+    [
+        ({"suppression": "linear", "nms_threshold": 0.3}, {"method": "linear"}),
+        ({"suppression": "gaussian", "soft_nms_sigma": 0.2}, {"sigma": 0.2}),
+        ({"suppression": "gaussian", "max_detections": 60}, {"max_detections": 60}),
+        ({"suppression": "gaussian", "class_agnostic_nms": True}, {}),
+    ],
+    ids=str,
+)
+def test_soft_suppression_lowers_the_scores_of_all_candidates(options: Any, soft: Any) -> None:
+    maps = head_output()
+    everything = PostProcess(BoxCoder(), nms_threshold=1.0, max_detections=None)
+    [before] = everything(*maps, [SIZE], score_threshold=0.3)
+    labels = torch.zeros_like(before.labels) if "class_agnostic_nms" in options else before.labels
+    kept, lowered = soft_nms(before.boxes, before.scores, labels, score_threshold=0.3, **soft)
+    [found] = PostProcess(BoxCoder(), **{"max_detections": None, **options})(
+        *maps, [SIZE], score_threshold=0.3
+    )
+    assert 5 < len(found) < len(before)
+    assert_close(found.boxes, before.boxes[kept])
+    assert_close(found.scores, lowered)
+    assert torch.equal(found.labels, before.labels[kept])
+    assert (found.scores[1:] <= found.scores[:-1]).all()
+    assert (found.scores < before.scores[kept]).any()
+
+
+def test_soft_suppression_keeps_scores_above_the_lowest_threshold_of_the_levels() -> None:
+    maps = head_output()
+    soft = PostProcess(
+        BoxCoder(),
+        suppression="gaussian",
+        score_threshold=0.3,
+        last_level_threshold=0.1,
+        max_detections=None,
+    )
+    [found] = soft(*maps, [SIZE])
+    assert 0.1 < found.scores.min() < 0.3
+    [above] = soft(*maps, [SIZE], score_threshold=0.2)
+    assert 0.2 < above.scores.min() < 0.3
+
+
+def test_softly_lowered_scores_carry_gradients() -> None:
+    logits = [torch.tensor([3.0, 2.0]).view(1, 2, 1, 1).requires_grad_()]
+    case: Any = (logits, [torch.zeros(1, 4, 1, 1)], [torch.tensor([[0.0, 0, 8, 8]])], [(8, 8)])
+    soft = PostProcess(BoxCoder(), suppression="gaussian", class_agnostic_nms=True)
+    [found] = soft(*case)
+    first, second = torch.tensor([3.0, 2.0]).sigmoid().tolist()
+    factor = math.exp(-2)  # the IoU is 1 and sigma 0.5
+    assert_close(found.scores, torch.tensor([first, second * factor]))
+    found.scores.sum().backward()
+    assert logits[0].grad is not None
+    expected = torch.tensor([first * (1 - first), second * (1 - second) * factor])
+    assert_close(logits[0].grad.flatten(), expected)
+
+
+def test_soft_suppression_of_no_candidates_gives_none() -> None:
+    [found] = PostProcess(BoxCoder(), suppression="linear")(*head_output(bias=-30), [SIZE])
+    assert found.boxes.shape == (0, 4)
+
+
+def test_an_unknown_suppression_raises_when_it_is_set_and_when_it_is_used() -> None:
+    with pytest.raises(ValueError, match="Unknown suppression 'soft'; choose 'hard', 'linear'"):
+        PostProcess(BoxCoder(), suppression="soft")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="soft_nms_sigma must be .*, got 0"):
+        PostProcess(BoxCoder(), soft_nms_sigma=0.0)
+    process = PostProcess(BoxCoder())
+    process.suppression = "soft"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Unknown suppression 'soft'"):
+        process(*head_output(), [SIZE])
 
 
 def test_images_without_detections_give_empty_results() -> None:

@@ -10,15 +10,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from focaldet import Detections
+from focaldet import Detections, RetinaNet
 from focaldet._tiles._views import iter_views, merge_views
 from tests.helpers.bright_shapes import ShapeFinder, draw_shapes
 from tests.helpers.tiny_export import assert_same, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from focaldet import RetinaNet
 
 
 def noise(height: int, width: int) -> np.ndarray[Any, Any]:
@@ -52,6 +50,29 @@ def test_the_limit_at_call_time_is_above_or_below_that_of_the_config(model: Reti
     assert [len(most), len(default), len(few)] == [30, 20, 3]
     assert_same(default, most[:20])
     assert_same(few, most[:3])
+
+
+def test_soft_suppression_is_chosen_when_a_model_is_loaded(
+    model: RetinaNet, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    image = noise(64, 90)
+    loaded = RetinaNet.from_pretrained(tmp_path, backbone=model.backbone, suppression="gaussian")
+    [hard], [soft] = model.predict(image), loaded.predict(image)
+    assert torch.equal(soft.boxes[0], hard.boxes[0])
+    assert not torch.equal(soft.scores, hard.scores)
+    [optimised] = loaded.optimize_for_inference(winograd=False).predict(image)
+    assert_same(optimised, soft)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [({"tile": (64, 64)}, "tile"), ({"augment": True}, "augment=True")]
+)
+def test_merging_requires_hard_suppression(options: dict[str, Any], name: str) -> None:
+    model = make_model(suppression="linear")
+    message = f"{name} cannot be combined .*suppression='linear'.* with suppression='hard'"
+    with pytest.raises(ValueError, match=message):
+        model.predict(noise(64, 90), **options)
 
 
 def test_labels_that_the_maps_do_not_have_raise(model: RetinaNet) -> None:

@@ -185,6 +185,8 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
         clip_to="batch",
         size_rounding="round",
         always_pad=True,
+        suppression="linear",
+        soft_nms_sigma=0.3,
         head_norm="group_with_bias",
         levels=(3, 4, 5, 6),
         anchor_sizes=(32, 64, 128, 256),
@@ -197,12 +199,14 @@ def test_all_options_without_a_counterpart_are_in_one_message() -> None:
         *("box_weights=(1, 1, 2, 2)", "clip_to='batch'", "size_rounding='round'"),
         *(
             "always_pad=True",
+            "suppression='linear'",
             "head_norm='group_with_bias'",
             r"levels=(3, 4, 5, 6), which do not end",
         ),
     ):
         assert option in message
     assert "normalizer" not in message  # it does not affect the detections
+    assert "sigma" not in message  # nor does this, with linear suppression
 
 
 def test_a_pyramid_that_torchvision_would_build_differently_is_an_error() -> None:

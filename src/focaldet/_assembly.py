@@ -121,6 +121,8 @@ def build_parts(
             pre_nms_top_k_of=config.pre_nms_top_k_of,
             pre_nms_top_k_per_class=config.pre_nms_top_k_per_class,
             nms_threshold=config.nms_threshold,
+            suppression=config.suppression,
+            soft_nms_sigma=config.soft_nms_sigma,
             max_detections=config.max_detections,
             class_agnostic_nms=config.class_agnostic_nms,
             clip_to=config.clip_to,
@@ -408,6 +410,7 @@ _FIELDS: dict[type, dict[str, str]] = {
     ),
     PostProcess: _same(
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
+        *("suppression", "soft_nms_sigma"),
         *("pre_nms_top_k_of", "pre_nms_top_k_per_class", "last_level_threshold"),
         *("class_agnostic_nms", "clip_to", "drop_empty", "inclusive_corners", "scale_before_nms"),
     ),

@@ -6,7 +6,6 @@ Works with any :class:`DetectionModel`, whether PyTorch or an exported file runs
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import threading
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_range, shortened
+from focaldet._progress_bar import progress_bar
 from focaldet._tiles import WindowSources, check_tile
 from focaldet.images import (
     SKIPPED_ERRORS,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectionModel", "Predictor"]
 
-_MANY_IMAGES = 10  # from this many images on, a progress bar is shown by default
 _MAX_READERS = 4  # threads that read files, if there are that many cores
 _MAX_WAITING = 4  # batches' worth of images that may wait for others of the same padded size
 _MAX_AGE = 16  # batches' worth of images that are read while one waits
@@ -166,7 +165,8 @@ class Predictor(ABC):
                 size and time. See :func:`focaldet.images.load_image`.
 
                 .. versionadded:: 0.3.0
-            tile: ``(height, width)`` in pixels of the input image. Larger images are cut into
+            tile: ``(height, width)`` in pixels of the input image. It requires a model with
+                ``suppression="hard"``, as ``augment`` does. Larger images are cut into
                 overlapping windows of this size, each of which is resized and predicted like an image,
                 and the detections are merged as described below. Of an array, such as a
                 ``numpy.memmap`` or an array of zarr or h5py, only the windows are read. None does not
@@ -243,7 +243,7 @@ class Predictor(ABC):
         results = []
         with (
             _evaluation_mode(call.model),  # once, because it visits every module
-            _progress_bar(call.count_images(sources), wanted=progress) as advance,
+            progress_bar(call.count_images(sources), wanted=progress) as advance,
             contextlib.closing(_predict(call, sources)) as stream,
         ):
             for found in stream:
@@ -388,6 +388,7 @@ class Predictor(ABC):
         windows = None
         if tile is not None or augment:
             suppression = model.postprocess
+            _check_hard(suppression, "tile" if tile is not None else "augment=True")
             limit = suppression.max_detections
             if max_detections is not None and limit is not None:
                 limit = options["max_detections"] = max(limit, max_detections)
@@ -453,6 +454,16 @@ def _labels_of(classes: Sequence[int | str], config: RetinaNetConfig) -> list[in
     if not labels:
         raise ValueError("classes is empty; pass at least one label or name, or None for all.")
     return labels
+
+
+def _check_hard(postprocess: PostProcess, option: str) -> None:
+    """Raise if detections are to be merged that soft suppression has left duplicates among."""
+    if postprocess.suppression != "hard":
+        raise ValueError(
+            f"{option} cannot be combined with the model's suppression={postprocess.suppression!r}: "
+            "merging removes boxes that overlap by more than nms_threshold, which soft suppression "
+            "keeps. Load the model with suppression='hard'."
+        )
 
 
 class _Call(NamedTuple):
@@ -706,18 +717,3 @@ def _evaluation_mode(model: object) -> Iterator[None]:
             else:
                 for module in training:
                     module.training = True
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int | None, *, wanted: bool | None) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances a progress bar, or does nothing if there is none."""
-    many = total is None or total >= _MANY_IMAGES
-    installed = importlib.util.find_spec("tqdm") is not None
-    if not installed or wanted is False or (wanted is None and not many):
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    # disable=None: tqdm shows the bar only on a terminal.
-    with tqdm(total=total, unit="image", disable=False if wanted else None) as bar:
-        yield bar.update

@@ -51,6 +51,7 @@ _CARRIED = frozenset(
         *("anchor_sizes", "octave_scales", "aspect_ratios"),
         *("positive_threshold", "negative_threshold", "smooth_l1_beta", "atss_top_k"),
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
+        "soft_nms_sigma",  # only used by soft suppression, which is rejected
         *("min_size", "max_size", "keep_ratio", "image_mean", "image_std", "size_divisor"),
     )
 )

@@ -102,6 +102,9 @@ class RetinaNetConfig:
         normalizer: "batch", "image" or "ema"; see :class:`focaldet.criterion.RetinaNetCriterion`.
         score_threshold, pre_nms_top_k, nms_threshold, max_detections: See
             :class:`focaldet.postprocess.PostProcess`.
+        suppression, soft_nms_sigma: See :class:`focaldet.postprocess.PostProcess`. Values of
+            ``suppression`` other than "hard" cannot be combined with the tiles or the augmentation of
+            ``predict``, nor be exported with post-processing.
         pre_nms_top_k_of, pre_nms_top_k_per_class, last_level_threshold: See
             :class:`focaldet.postprocess.PostProcess`.
         class_agnostic_nms, clip_to, drop_empty, inclusive_corners: See
@@ -124,8 +127,8 @@ class RetinaNetConfig:
     .. versionchanged:: 0.3.0
         Added ``in_channels``, ``levels``, ``strided_padding``, ``head_box_norm``, ``box_encoding``,
         ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
-        ``scale_before_nms``, ``last_level_threshold``, ``keep_ratio``, ``resize_by`` and several values
-        of other options. The ranges of all numbers are checked.
+        ``suppression``, ``soft_nms_sigma``, ``scale_before_nms``, ``last_level_threshold``,
+        ``keep_ratio``, ``resize_by`` and several values of other options. The ranges of all numbers are checked.
 
     >>> config = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     >>> RetinaNetConfig.from_json(config.to_json()) == config
@@ -182,6 +185,8 @@ class RetinaNetConfig:
     pre_nms_top_k_of: Literal["pairs", "anchors"] = "pairs"
     pre_nms_top_k_per_class: int | None = None
     nms_threshold: float = 0.5
+    suppression: Literal["hard", "linear", "gaussian"] = "hard"
+    soft_nms_sigma: float = 0.5
     max_detections: int | None = 100
     class_agnostic_nms: bool = False
     clip_to: Literal["image", "batch", "image_after_nms", "original", "last_pixel"] | None = "image"
@@ -485,6 +490,7 @@ _LIMITS = {
     "pre_nms_top_k": _COUNT,
     "pre_nms_top_k_per_class": _COUNT,
     "nms_threshold": _FRACTION,
+    "soft_nms_sigma": _ABOVE_0,
     "max_detections": _COUNT,
     "min_size": _Limits(1, 2**16),
     "max_size": _COUNT,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PostProcess", "soft_nms"]
 
+_SUPPRESSION = ("hard", "linear", "gaussian")
 _CLIP_TO = ("image", "batch", "image_after_nms", "original", "last_pixel", None)
 _LOGIT_MARGIN = 1e-3  # far above the rounding of sigmoid and logit near the threshold
 _BLOCK = 64  # values of a map that are skipped together if their maximum is too low
@@ -51,7 +52,18 @@ class PostProcess(nn.Module):
             clipping and before suppression, as in PaddleDetection. None keeps all.
 
             .. versionadded:: 0.3.0
-        nms_threshold: Remove a box whose IoU with a higher-scoring box is above this, in [0, 1].
+        nms_threshold: Remove a box whose IoU with a higher-scoring box is above this, in [0, 1]. With
+            ``suppression="linear"``, its score is lowered instead; "gaussian" does not use it.
+        suppression: What happens to a box that overlaps a higher-scoring box of its class. "hard"
+            removes it. "linear" and "gaussian" lower its score by :func:`soft_nms`, which finds more
+            objects in crowds and leaves more duplicates, and a box is kept while its score is above
+            the lowest score threshold of the levels.
+
+            .. versionadded:: 0.3.0
+        soft_nms_sigma: The ``sigma`` of :func:`soft_nms`, greater than 0. Only used with
+            ``suppression="gaussian"``.
+
+            .. versionadded:: 0.3.0
         max_detections: Number of detections to keep per image. None keeps all.
         class_agnostic_nms: Whether boxes also suppress boxes of other classes.
         clip_to: "image" clips boxes to the image before suppression, as in torchvision and
@@ -111,6 +123,8 @@ class PostProcess(nn.Module):
         pre_nms_top_k_of: Literal["pairs", "anchors"] = "pairs",
         pre_nms_top_k_per_class: int | None = None,
         nms_threshold: float = 0.5,
+        suppression: Literal["hard", "linear", "gaussian"] = "hard",
+        soft_nms_sigma: float = 0.5,
         max_detections: int | None = 100,
         class_agnostic_nms: bool = False,
         clip_to: (
@@ -127,6 +141,8 @@ class PostProcess(nn.Module):
         super().__init__()
         check_range("score_threshold", score_threshold, 0, 1)
         check_range("nms_threshold", nms_threshold, 0, 1)
+        check_choice("suppression", suppression, _SUPPRESSION)
+        check_range("soft_nms_sigma", soft_nms_sigma, 0, low_open=True)
         if last_level_threshold is not None:
             check_range("last_level_threshold", last_level_threshold, 0, 1)
         for name, count in (
@@ -152,6 +168,8 @@ class PostProcess(nn.Module):
         self.pre_nms_top_k_of = pre_nms_top_k_of
         self.pre_nms_top_k_per_class = pre_nms_top_k_per_class
         self.nms_threshold = nms_threshold
+        self.suppression = suppression
+        self.soft_nms_sigma = soft_nms_sigma
         self.max_detections = max_detections
         self.class_agnostic_nms = class_agnostic_nms
         self.clip_to = clip_to
@@ -179,7 +197,7 @@ class PostProcess(nn.Module):
         """Return the detections of every image.
 
         Boxes and scores carry gradients to the maps if gradients are enabled. Which predictions are
-        kept, and their order, has none.
+        kept, their order, and the factors by which soft suppression lowers scores have none.
 
         Args:
             logits: ``[B, A * K, H, W]`` per level, contiguous or channels_last.
@@ -216,6 +234,7 @@ class PostProcess(nn.Module):
         else:
             check_integer("max_detections", max_detections)
             check_range("max_detections", max_detections, 1)
+        check_choice("suppression", self.suppression, _SUPPRESSION)  # it can be changed
         check_levels(logits, box_deltas, anchors)
         wanted = None if labels is None else _channels_of(labels, logits[0], anchors[0])
         _check_sizes("sizes", sizes, len(logits[0]))
@@ -240,7 +259,9 @@ class PostProcess(nn.Module):
                     boxes = self.scale_to_original(boxes, *rescaling)
                     rescaling = None
             boxes, scores, classes = self._choose(
-                boxes, scores, classes, canvas, rescaling, max_detections=max_detections
+                *(boxes, scores, classes, canvas, rescaling),
+                max_detections=max_detections,
+                score_threshold=min(thresholds),
             )
             if rescaling is not None:
                 boxes = self.scale_to_original(boxes, *rescaling)
@@ -271,6 +292,7 @@ class PostProcess(nn.Module):
         rescaling: tuple[tuple[int, int], tuple[int, int]] | None,
         *,
         max_detections: int | None,
+        score_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clip and suppress boxes, in the order that ``clip_to`` requires."""
         clip_last = self.clip_to == "image_after_nms"
@@ -282,8 +304,12 @@ class PostProcess(nn.Module):
         compared = boxes
         if self.scale_before_nms and rescaling is not None:
             compared = self.scale_to_original(boxes, *rescaling)
-        keep = self._suppress(compared, scores, labels, max_detections)
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        if self.suppression == "hard":
+            keep = self._suppress(compared, scores, labels, max_detections)
+            scores = scores[keep]
+        else:
+            keep, scores = self._lower(compared, scores, labels, max_detections, score_threshold)
+        boxes, labels = boxes[keep], labels[keep]
         return self._clip(boxes, scores, labels, size) if clip_last else (boxes, scores, labels)
 
     def _clip(
@@ -378,8 +404,34 @@ class PostProcess(nn.Module):
             return keep[:max_detections]
         return _best_kept(boxes, scores, labels, self.nms_threshold, max_detections)
 
+    def _lower(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        max_detections: int | None,
+        score_threshold: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the indices of the boxes that soft suppression keeps, and their lowered scores."""
+        keep, lowered = soft_nms(
+            boxes.detach(),
+            scores.detach(),
+            torch.zeros_like(labels) if self.class_agnostic_nms else labels,
+            method="linear" if self.suppression == "linear" else "gaussian",
+            iou_threshold=self.nms_threshold,
+            sigma=self.soft_nms_sigma,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+        )
+        if scores.requires_grad:
+            return keep, scores[keep] * (lowered / scores[keep].detach())
+        return keep, lowered
+
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
+        soft = f", suppression={self.suppression!r}" if self.suppression != "hard" else ""
+        if self.suppression == "gaussian":
+            soft += f", soft_nms_sigma={self.soft_nms_sigma}"
         return (
             f"{self.box_coder}, score_threshold={self.score_threshold}, "
             f"pre_nms_top_k={self.pre_nms_top_k}, pre_nms_top_k_of={self.pre_nms_top_k_of!r}, "
@@ -388,7 +440,7 @@ class PostProcess(nn.Module):
             f"clip_to={self.clip_to!r}, drop_empty={self.drop_empty}, "
             f"inclusive_corners={self.inclusive_corners}, resize_limits={self.resize_limits}, "
             f"size_rounding={self.size_rounding!r}, last_level_threshold={self.last_level_threshold}"
-            f"{', scale_before_nms=True' if self.scale_before_nms else ''}"
+            f"{', scale_before_nms=True' if self.scale_before_nms else ''}{soft}"
         )
 
 
@@ -537,8 +589,8 @@ def soft_nms(
 
     The box with the highest score is kept, the scores of the others in its class are multiplied by a
     factor that depends on their IoU with it, and this is repeated with the boxes that are left.
-    Non-maximum suppression would remove them instead. To use it for detections, build the model with
-    ``nms_threshold=1``, so that no box is removed before.
+    Non-maximum suppression would remove them instead. To use it for the detections of a model, load it
+    with ``suppression="gaussian"`` or "linear"; see :class:`PostProcess`.
 
     Args:
         boxes: ``[N, 4]``, xyxy.

@@ -22,6 +22,7 @@ __all__ = [
     "add_exif",
     "add_model",
     "add_output",
+    "add_suppression",
     "checked_device",
     "load_model",
     "named_number",
@@ -116,6 +117,16 @@ def add_output(parser: _Arguments, default: str) -> None:
     )
 
 
+def add_suppression(parser: _Arguments) -> None:
+    """Add the option --suppression, which :func:`load_model` applies."""
+    parser.add_argument(
+        "--suppression",
+        choices=["hard", "linear", "gaussian"],
+        help="what to do about an object that overlaps a surer one of its class: remove it, or lower "
+        "its score by linear or Gaussian soft-NMS (default: that of the model, usually hard)",
+    )
+
+
 def positive(text: str) -> int:
     """Read a whole number that is at least 1, as the type of an argument."""
     try:
@@ -172,7 +183,7 @@ def checked_device(name: str | None) -> str:
 
 
 def load_model(options: argparse.Namespace) -> RetinaNet:
-    """Load the argument MODEL onto the device of --device.
+    """Load the argument MODEL onto the device of --device, with --suppression if there is one.
 
     Raises:
         ValueError: If the device does not exist, before anything is downloaded, or the checkpoint is
@@ -182,7 +193,9 @@ def load_model(options: argparse.Namespace) -> RetinaNet:
     device = checked_device(options.device or device_of_rank())
     from focaldet import RetinaNet
 
-    return RetinaNet.from_pretrained(options.model).to(device)
+    suppression = getattr(options, "suppression", None)
+    changes = {} if suppression is None else {"suppression": suppression}
+    return RetinaNet.from_pretrained(options.model, **changes).to(device)
 
 
 def read_data(options: argparse.Namespace, *, prefer: str) -> AnnotationTable:

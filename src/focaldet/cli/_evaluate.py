@@ -29,6 +29,7 @@ from focaldet.cli._arguments import (
     add_data,
     add_device,
     add_output,
+    add_suppression,
     load_model,
     positive,
     read_data,
@@ -70,9 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=100,
         metavar="N",
-        help="maximum number of detections that count per image and class, at least 100; COCO's "
-        "numbers are those with 100 (default: 100)",
+        help="maximum number of detections that count per image and class, at least 100; above 100, "
+        "the model also returns at least so many per image; COCO's numbers are those with 100 "
+        "(default: 100)",
     )
+    add_suppression(group)
     group.add_argument(
         "--resume",
         action="store_true",
@@ -104,7 +107,6 @@ def run(options: argparse.Namespace) -> int:
     from focaldet._atomic import atomic_write_text
     from focaldet._checks import check_range
     from focaldet._extras import import_extra
-    from focaldet.cli._messages import note
     from focaldet.evaluation import evaluate_coco, write_coco_results
 
     # A wrong option is an error before a model runs for hours.
@@ -116,16 +118,17 @@ def run(options: argparse.Namespace) -> int:
     rank, world_size = rank_and_world_size()
     results: Path | None = Path(options.model)
     given = Path(options.model).suffix.lower() == ".json"
+    if given and options.suppression is not None:
+        raise ValueError(
+            f"--suppression changes how a model predicts, but {options.model!r} is a results file. Pass "
+            "the model instead, or leave out --suppression."
+        )
     model = None if given else load_model(options)
     table = read_data(options, prefer="val")
     folder.mkdir(parents=True, exist_ok=True)
     if model is not None:
         limit = model.config.max_detections
-        if limit < options.max_detections > 100:
-            note(
-                f"The model returns at most {limit} detections per image (max_detections of its "
-                "config.json), so a higher --max-detections changes little."
-            )
+        more = limit is not None and limit < options.max_detections > 100
         results = write_coco_results(
             model,
             table,
@@ -134,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
             rank=rank,
             world_size=world_size,
             resume=options.resume,
+            max_detections=options.max_detections if more else None,
         )
     if rank > 0 or results is None:  # the first process evaluates
         return 0

@@ -13,22 +13,26 @@ Examples:
   focaldet predict runs/a photo.jpg holidays/ --output found
   focaldet predict torchvision/retinanet_resnet50_fpn_v2_coco photo.jpg
   focaldet predict runs/a photos --score-threshold 0.3 --format coco
+  focaldet predict runs/a https://example.com/photo.jpg --allow-urls
   torchrun --nproc-per-node 2 -m focaldet predict runs/a photos \
     --results jsonl --no-pictures --resume
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from focaldet.cli._arguments import (
     add_batch_size,
     add_device,
     add_model,
     add_output,
+    add_suppression,
     load_model,
     positive,
     score,
@@ -60,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
     add_model(parser)
     parser.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="photo, or folder of photos"
+        "sources",
+        type=_source,
+        nargs="+",
+        metavar="SOURCE",
+        help="photo, folder of photos, or, with --allow-urls, http or https URL of a photo",
     )
     group = parser.add_argument_group("detection")
     group.add_argument(
@@ -105,6 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of objects per photo (default: that of the model)",
     )
+    add_suppression(group)
+    group.add_argument(
+        "--allow-urls",
+        action="store_true",
+        help="download photos given as URLs, each at most 100 MB and for at most 60 s; a picture needs "
+        "a second download",
+    )
     group.add_argument(
         "--on-error",
         choices=["raise", "skip"],
@@ -146,11 +161,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Detect, print, draw and write."""
-    from focaldet.images import list_images
     from focaldet.results import predict_to_folder
 
     rank, world_size = rank_and_world_size()
-    paths = list_images(options.sources)
+    paths = _list(options)
     model = load_model(options)
     folder: Path = options.output
     summary = predict_to_folder(
@@ -177,14 +191,43 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _source(text: str) -> Path | str:
+    """Read a path, or a URL, of which a path would drop a slash."""
+    return text if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) else Path(text)
+
+
+def _list(options: argparse.Namespace) -> list[Path | str]:
+    """Return the photos and URLs, with each folder replaced by its photos."""
+    from focaldet.images import list_images
+
+    found: list[Path | str] = []
+    for source in options.sources:
+        if not isinstance(source, str):
+            found += list_images([source])
+            continue
+        if not options.allow_urls:
+            raise ValueError(
+                f"{source!r} is a URL. Add --allow-urls to download it, or save the photo and pass the "
+                "file."
+            )
+        if options.format is not None:
+            raise ValueError(
+                f"--format writes annotations of files, but {source!r} is a URL. Save the photo and "
+                "pass the file, or leave out --format."
+            )
+        found.append(source)
+    return found
+
+
 def _predict(
-    model: RetinaNet, paths: Sequence[Path], options: argparse.Namespace
+    model: RetinaNet, paths: Sequence[Path | str], options: argparse.Namespace
 ) -> list[Detections] | list[Detections | None]:
     """Detect the objects in the photos of a part."""
     return model.predict(
         paths,
         batch_size=options.batch_size,
         on_error=options.on_error,
+        allow_urls=options.allow_urls,
         **_detection_options(options),
         progress=False,  # a bar per part would not say how far the command is
     )
@@ -196,6 +239,7 @@ def _settings(model: RetinaNet, options: argparse.Namespace) -> dict[str, object
 
     return {
         "model weights": model_fingerprint(model),
+        "suppression": model.config.suppression,
         **_detection_options(options),
     }
 
@@ -213,7 +257,7 @@ def _detection_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _on_result(
-    paths: Sequence[Path], options: argparse.Namespace
+    paths: Sequence[Path | str], options: argparse.Namespace
 ) -> Callable[[int, Detections | None], None]:
     """Return a function that prints and draws what was found in a photo."""
     picture_name = _picture_names(paths)
@@ -224,7 +268,7 @@ def _on_result(
         if not options.quiet:
             _print(found)
         if not options.no_pictures:
-            _draw(found, options.output / picture_name(index))
+            _draw(found, paths[index], options.output / picture_name(index))
 
     return on_result
 
@@ -242,11 +286,13 @@ def _print(found: Detections) -> None:
     sys.stdout.write("".join(lines))
 
 
-def _draw(found: Detections, path: Path) -> None:
+def _draw(found: Detections, source: Path | str, path: Path) -> None:
     from focaldet._atomic import atomic_write
+    from focaldet.images import load_image
 
+    image = load_image(source, allow_urls=True) if isinstance(source, str) else None
     with atomic_write(path) as temporary:
-        found.draw().save(temporary, format="PNG")
+        found.draw(image).save(temporary, format="PNG")
 
 
 def _write_annotations(found: Iterator[Detections | None], options: argparse.Namespace) -> None:
@@ -271,18 +317,25 @@ def _written(summary: ResultsSummary, options: argparse.Namespace) -> list[str]:
     return written
 
 
-def _picture_names(paths: Sequence[Path]) -> Callable[[int], str]:
+def _picture_names(paths: Sequence[Path | str]) -> Callable[[int], str]:
     """Return a function from the index of a photo to the name of its picture.
 
     Photos of the same name, in different folders, are told apart by their index.
     """
-    counts = Counter(path.stem.lower() for path in paths)
+    counts = Counter(_stem(path).lower() for path in paths)
 
     def name(index: int) -> str:
-        stem = paths[index].stem
+        stem = _stem(paths[index])
         return f"{stem}.png" if counts[stem.lower()] == 1 else f"{stem}_{index}.png"
 
     return name
+
+
+def _stem(path: Path | str) -> str:
+    """Return the name of a file without its extension. Of a URL, the host is not part of it."""
+    if isinstance(path, str):
+        path = Path(PurePosixPath(urlsplit(path).path).name)
+    return path.stem or "photo"
 
 
 def _counted(number: int) -> str:

@@ -119,8 +119,9 @@ def draw_errors(
 ) -> None:
     """Draw images with their hits, misses and false alarms on one sheet, and write it to a file.
 
-    Hits are green, missed objects yellow, and false alarms red. Each image has its file name and the
-    three numbers below it.
+    Hits are green, missed objects yellow, and false alarms red. Of an image in which no detection scores
+    above the threshold, the best five are drawn in blue. Each image has its file name and the numbers
+    below it.
 
     Args:
         errors: The images, as :meth:`focaldet.evaluation.ErrorAnalysis.worst_images` returns them.
@@ -153,10 +154,12 @@ def draw_errors(
         sum(len(one.hits) for one in errors),
         sum(len(one.misses) for one in errors),
         sum(len(one.false_alarms) for one in errors),
+        sum(len(one.below) for one in errors),
     )
     legend = [
         (color, f"{name}  {count:,}")
         for (name, color), count in zip(ImageErrors.COLORS.items(), counts, strict=True)
+        if count or name != "below the threshold"
     ]
     sheet = _lay_out(tiles, captions, legend)
     with atomic_write(path) as temporary:

@@ -30,16 +30,17 @@ __all__ = ["write_report"]
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72em; margin: 2em auto;
   padding: 0 1em; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
+h1, h2 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; }
-th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .2em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
+.text { text-align: left; } .dense { font-size: 12px; } .dense th, .dense td { padding: .2em .4em; }
 thead th { border-bottom: 2px solid #bbb; } img { max-width: 100%; height: auto; }
-.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(20em, 1fr)); gap: 1em; }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20em, 100%), 1fr)); gap: 1em; }
 figure { margin: 0; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
-.key { display: inline-block; width: .9em; height: .9em; border: 1px solid #333; margin: 0 .3em 0 1em;
+.key { display: inline-block; width: .9em; height: .9em; border: 1px solid #333; margin: 0 .3em 0 0;
   vertical-align: -1px; }
 .wide { overflow-x: auto; }
+@media (max-width: 40em) { .plot { overflow-x: auto; } .plot img { max-width: max(100%, 34em); } }
 """
 
 
@@ -139,6 +140,7 @@ def write_report(
     atomic_write_text(
         Path(path),
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n",
     )
@@ -159,6 +161,7 @@ def _classes(result: CocoResult, errors: ErrorAnalysis) -> str:
             )
             for one, wrong in zip(result.classes, errors.classes, strict=True)
         ),
+        style="wide dense",
     )
 
 
@@ -183,13 +186,15 @@ def _worst(
             f'<figure><img src="{_data_uri(picture)}" alt="{name}">'
             f"<figcaption>{name}: {one.summary}</figcaption></figure>"
         )
-    colors = "".join(
+    colors = "&emsp;".join(
         f'<span class="key" style="background: rgb{color}"></span>{name}'
         for name, color in worst[0].COLORS.items()
+        if name != "below the threshold" or any(len(one.below) for one in worst)
     )
     parts = [
         "<h2>Worst images</h2>",
-        f"<p>The images with the most misses and false alarms, for detections {threshold}.{colors}</p>",
+        f"<p>The images with the most misses and false alarms, for detections {threshold}.</p>",
+        f"<p>{colors}</p>",
         f'<div class="images">{"".join(figures)}</div>',
     ]
     if failures:
@@ -200,13 +205,19 @@ def _worst(
     return parts
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{_text(one)}</th>" for one in heads)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, style: str = "wide") -> str:
+    """Return a table in which columns of words are aligned to the left, numbers to the right."""
+    rows = list(rows)
+    kinds = [' class="text"' if isinstance(one, str) else "" for one in (rows or [heads])[0]]
+    head = "".join(f"<th{kind}>{_text(one)}</th>" for one, kind in zip(heads, kinds, strict=True))
     body = "".join(
-        f"<tr>{''.join(f'<td>{_value(one)}</td>' for one in row)}</tr>\n" for row in rows
+        "<tr>"
+        + "".join(f"<td{kind}>{_value(one)}</td>" for one, kind in zip(row, kinds, strict=True))
+        + "</tr>\n"
+        for row in rows
     )
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>'
+        f'<div class="{style}"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>'
         "</table></div>"
     )
 
@@ -226,7 +237,7 @@ def _text(text: str) -> str:
 def _figure(figure: Figure, text: str) -> str:
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
-    return f'<p><img src="{_encoded("png", content)}" alt="{_text(text)}"></p>'
+    return f'<p class="plot"><img src="{_encoded("png", content)}" alt="{_text(text)}"></p>'
 
 
 def _data_uri(picture: Image.Image) -> str:

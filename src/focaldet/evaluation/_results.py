@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from focaldet._checks import shortened
+from focaldet._progress_bar import progress_bar
 from focaldet.results import model_fingerprint, predict_to_folder
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ class _Model(Protocol):
         """Its configuration, with the names of its classes."""
 
     def predict(
-        self, sources: Sequence[Path], *, batch_size: int | None, progress: bool | None
+        self,
+        sources: Sequence[Path],
+        *,
+        batch_size: int | None,
+        progress: bool | None,
+        max_detections: int | None = ...,
     ) -> list[Detections]:
         """Detect objects in images."""
 
@@ -62,6 +68,7 @@ def coco_results(
     *,
     batch_size: int | None = None,
     progress: bool | None = None,
+    max_detections: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run a detector on all images of a dataset and return the entries of a COCO results file.
 
@@ -78,6 +85,8 @@ def coco_results(
         table: The dataset, usually a :class:`focaldet.datasets.AnnotationTable`.
         batch_size: Images per forward pass; see :meth:`focaldet.RetinaNet.predict`.
         progress: Whether to show a progress bar. None shows one on a terminal for ten or more images.
+        max_detections: Number of detections to keep per image, of all classes together. None uses the
+            config's. :func:`evaluate_coco` with more than 100 per image and class needs more here, too.
 
     Returns:
         One dictionary per detection, with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height
@@ -96,7 +105,7 @@ def coco_results(
     category_ids = _category_ids(model.config, table)
     image_ids = table.image_ids.tolist()
     paths = [table.image_path(index) for index in range(len(image_ids))]
-    found = model.predict(paths, batch_size=batch_size, progress=progress)
+    found = model.predict(paths, batch_size=batch_size, progress=progress, **_limit(max_detections))
     return [
         entry
         for image_id, detections in zip(image_ids, found, strict=True)
@@ -114,6 +123,8 @@ def write_coco_results(
     world_size: int = 1,
     resume: bool = False,
     part_size: int | None = None,
+    progress: bool | None = None,
+    max_detections: int | None = None,
 ) -> Path | None:
     """Run a detector on all images of a dataset and write a COCO results file as they come.
 
@@ -130,6 +141,9 @@ def write_coco_results(
         resume: Whether to continue an unfinished run in the folder. If there is none, a new run
             starts.
         part_size: Images per part; see :func:`focaldet.results.predict_to_folder`.
+        progress: Whether to show a progress bar, on rank 0, over the images of all ranks. None shows
+            one on a terminal for ten or more images.
+        max_detections: As for :func:`coco_results`. A run only continues with the same number.
 
     Returns:
         The path of ``results.json`` on rank 0, for :func:`evaluate_coco`. None on other ranks.
@@ -143,20 +157,38 @@ def write_coco_results(
     """
     category_ids = _category_ids(model.config, table)
     image_ids = table.image_ids.tolist()
-    summary = predict_to_folder(
-        lambda paths: model.predict(paths, batch_size=batch_size, progress=False),
-        [table.image_path(index) for index in range(len(image_ids))],
-        folder,
-        format="coco",
-        settings={"model weights": model_fingerprint(model)},
-        image_ids=image_ids,
-        category_ids=category_ids,
-        rank=rank,
-        world_size=world_size,
-        resume=resume,
-        part_size=part_size,
-    )
+    paths = [table.image_path(index) for index in range(len(image_ids))]
+    limit = _limit(max_detections)
+    with progress_bar(len(paths), wanted=False if rank else progress) as advance:
+        position = 0
+
+        def move_to(index: int) -> None:
+            nonlocal position
+            advance(index - position)
+            position = index
+
+        summary = predict_to_folder(
+            lambda part: model.predict(part, batch_size=batch_size, progress=False, **limit),
+            paths,
+            folder,
+            format="coco",
+            settings={"model weights": model_fingerprint(model), **limit},
+            image_ids=image_ids,
+            category_ids=category_ids,
+            rank=rank,
+            world_size=world_size,
+            resume=resume,
+            part_size=part_size,
+            # Images of other ranks, or of parts that were done before, are passed over.
+            on_result=lambda index, _: move_to(index + 1),
+        )
+        move_to(len(paths))
     return None if summary is None else summary.files[0]
+
+
+def _limit(max_detections: int | None) -> dict[str, int]:
+    """Return the option of ``predict``, which detectors without it do not get."""
+    return {} if max_detections is None else {"max_detections": max_detections}
 
 
 def _category_ids(config: RetinaNetConfig, table: _Images) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageErrors"]
 
+_FEW = 5  # detections to draw if none scores above the threshold
 _MOST_TEXTS = 12  # boxes of an image that get a text; more would hide the image
 
 
@@ -33,7 +34,8 @@ class ImageErrors:
     """What was found in an image and what was not. Boxes are xyxy in pixels of the image.
 
     Attributes:
-        COLORS: Red, green and blue of hits, missed objects and false alarms.
+        COLORS: Red, green and blue of hits, missed objects, false alarms, and detections below the
+            threshold.
         image_id: Id of the image.
         hits: ``[H, 4]``, the detections that hit an object.
         misses: ``[S, 4]``, the objects that were missed.
@@ -41,6 +43,9 @@ class ImageErrors:
         hit_texts: Class and score of each hit.
         miss_texts: Class of each missed object.
         false_alarm_texts: Class and score of each false alarm.
+        below: ``[B, 4]``, the five detections with the highest scores, if none scores above the
+            threshold. They count neither as hits nor as false alarms.
+        below_texts: Class and score of each of them.
 
     .. versionadded:: 0.3.0
     """
@@ -49,6 +54,7 @@ class ImageErrors:
         "hit": (0, 158, 115),
         "missed": (255, 200, 0),
         "false alarm": (213, 60, 0),
+        "below the threshold": (90, 130, 230),
     }
 
     image_id: int
@@ -58,27 +64,34 @@ class ImageErrors:
     hit_texts: tuple[str, ...]
     miss_texts: tuple[str, ...]
     false_alarm_texts: tuple[str, ...]
+    below: Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.float64))
+    below_texts: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
-        """The three numbers in words."""
+        """The three numbers in words, or the misses if only detections below the threshold are drawn."""
         counts = (len(self.hits), len(self.misses), len(self.false_alarms))
         words = (("hit", "hits"), ("miss", "misses"), ("false alarm", "false alarms"))
-        return ", ".join(f"{n} {word[n != 1]}" for n, word in zip(counts, words, strict=True))
+        texts = [f"{n} {word[n != 1]}" for n, word in zip(counts, words, strict=True)]
+        if len(self.below):
+            best = f"best {len(self.below)}" if len(self.below) > 1 else "best one"
+            return f"{texts[1]}; {best} below the threshold"
+        return ", ".join(texts)
 
     def draw(self, image: Tensor | Image.Image, *, scale: float = 1.0) -> Image.Image:
         """Draw hits in green, misses in yellow and false alarms in red on a copy of the image.
 
-        Errors are drawn on top. Images with more than 12 boxes have no texts at the boxes.
+        Detections below the threshold, which are only there if none is above, are blue. Errors are drawn on top. Images with more than 12 boxes have no texts at the boxes.
 
         Args:
             image: The image, as for :func:`focaldet.visualization.draw_boxes`.
             scale: Factor by which the image was resized.
         """
-        boxes = torch.cat([self.hits, self.misses, self.false_alarms]) * scale
-        texts = [*self.hit_texts, *self.miss_texts, *self.false_alarm_texts]
+        boxes = torch.cat([self.below, self.hits, self.misses, self.false_alarms]) * scale
+        texts = [*self.below_texts, *self.hit_texts, *self.miss_texts, *self.false_alarm_texts]
         colors = (
-            [self.COLORS["hit"]] * len(self.hits)
+            [self.COLORS["below the threshold"]] * len(self.below)
+            + [self.COLORS["hit"]] * len(self.hits)
             + [self.COLORS["missed"]] * len(self.misses)
             + [self.COLORS["false alarm"]] * len(self.false_alarms)
         )
@@ -90,7 +103,7 @@ class ImageErrors:
             colors=colors,
             texts=texts if few else None,
             line_width=max(
-                2, round((width * height) ** 0.5 / 240)
+                2, round((width * height) ** 0.5 / 140)
             ),  # thinner ones lose their colour
         )
 
@@ -142,6 +155,8 @@ def find_worst(
         hits, hit_texts = detected(np.flatnonzero(here & hit))
         alarms, alarm_texts = detected(np.flatnonzero(here & false))
         objects = np.flatnonzero(missed & (truth.images == image))
+        low = np.flatnonzero(here)[:_FEW] if not above[here].any() else np.zeros(0, np.int64)
+        below, below_texts = detected(low)
         found.append(
             ImageErrors(
                 image_id=int(truth.image_ids[image]),
@@ -151,6 +166,8 @@ def find_worst(
                 hit_texts=hit_texts,
                 miss_texts=tuple(truth.category_names[k] for k in truth.categories[objects]),
                 false_alarm_texts=alarm_texts,
+                below=below,
+                below_texts=below_texts,
             )
         )
     return tuple(found)

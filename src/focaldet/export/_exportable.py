@@ -74,7 +74,7 @@ class ExportableDetector(nn.Module):
         ValueError: If ``pre_nms_top_k`` is None or counts anchors, or ``pre_nms_top_k_per_class`` is
             given: the number of candidates would have no bound that is small enough. Also if ``clip_to``
             is "original" or ``scale_before_nms`` is True, because the sizes of the input images are no
-            input.
+            input, and if ``suppression`` is not "hard", because ONNX has no operator for it.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(
@@ -114,6 +114,13 @@ class ExportableDetector(nn.Module):
                 "exported with post-processing, because each anchor would be a candidate for every "
                 "class. Set pre_nms_top_k_of='pairs' and pre_nms_top_k_per_class=None in the config, "
                 "or export the maps (postprocess=False)."
+            )
+        if postprocess.suppression != "hard":
+            raise ValueError(
+                f"A model with suppression={postprocess.suppression!r} cannot be exported with "
+                "post-processing, because ONNX only has hard suppression. Set suppression='hard' in the "
+                "config, or export the maps (postprocess=False), with which OnnxDetector lowers the "
+                "scores in PyTorch."
             )
         self.model = model
         self.top_k = top_k

@@ -47,8 +47,8 @@ _LONGEST_PAUSE = 2.0  # seconds between two looks at the folder
 
 
 def predict_to_folder(
-    predict: Callable[[Sequence[Path]], Iterable[Detections | None]],
-    paths: Sequence[Path],
+    predict: Callable[[Sequence[Any]], Iterable[Detections | None]],
+    paths: Sequence[Path | str],
     folder: str | os.PathLike[str],
     *,
     format: ResultsFormat = "jsonl",  # noqa: A002  # the usual name
@@ -77,7 +77,7 @@ def predict_to_folder(
 
     Args:
         predict: Returns or yields the detections of each image, or None for an image that is skipped.
-        paths: The image files.
+        paths: The image files, or URLs if ``predict`` downloads them.
         folder: The folder to write to. It is created if necessary.
         format: "json", "jsonl", "coco" or "parquet"; see :func:`write_results`. ``FORMATS`` has the
             names of the files.
@@ -186,7 +186,7 @@ class _Run:
     def __init__(
         self,
         folder: Path,
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         settings: Mapping[str, Any],
         *,
         rank: int,
@@ -199,7 +199,9 @@ class _Run:
         self._part_size = 0  # known after start
         self._is_new_folder = False
         self._manifest = self.parts / "manifest.json"
-        digest = hashlib.sha256("\n".join(map(os.fspath, paths)).encode("utf-8", "surrogateescape"))
+        digest = hashlib.sha256(
+            "\n".join(os.fspath(path) for path in paths).encode("utf-8", "surrogateescape")
+        )
         self._content: dict[str, Any] = {
             "num_images": len(paths),
             "images_sha256": digest.hexdigest(),
@@ -306,7 +308,7 @@ class _Run:
 
     def predict(
         self,
-        predict: Callable[[Sequence[Path]], Iterable[Detections | None]],
+        predict: Callable[[Sequence[Any]], Iterable[Detections | None]],
         on_result: Callable[[int, Detections | None], object] | None,
     ) -> None:
         """Write the missing parts of this rank."""
@@ -324,7 +326,7 @@ class _Run:
     def _predict_parts(
         self,
         missing: Sequence[int],
-        predict: Callable[[Sequence[Path]], Iterable[Detections | None]],
+        predict: Callable[[Sequence[Any]], Iterable[Detections | None]],
         on_result: Callable[[int, Detections | None], object] | None,
     ) -> None:
         began = reported = time.monotonic()
@@ -341,7 +343,7 @@ class _Run:
     def _write_part(
         self,
         part: int,
-        predict: Callable[[Sequence[Path]], Iterable[Detections | None]],
+        predict: Callable[[Sequence[Any]], Iterable[Detections | None]],
         on_result: Callable[[int, Detections | None], object] | None,
     ) -> None:
         first = part * self._part_size

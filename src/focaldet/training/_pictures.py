@@ -26,7 +26,7 @@ __all__ = ["Pictures"]
 
 _MAX_WIDTH = 640  # pixels of one image in a sheet
 _GAP, _HEADER, _LINE = 8, 26, 18  # pixels
-_FEW = 3  # detections to draw if none scores above the threshold
+_FEW = 5  # detections to draw if none scores above the threshold
 _NOTE_COLOR = (176, 48, 0)
 
 
@@ -41,7 +41,7 @@ class _Pair(NamedTuple):
 class Pictures(pl.Callback):
     """Draw validation images after each epoch: ground truth on the left, detections on the right.
 
-    If no detection of an image scores above the threshold, the three with the highest scores are
+    If no detection of an image scores above the threshold, the five with the highest scores are
     drawn, and a line below the image says so. In the first epochs this is the usual case.
 
     .. versionchanged:: 0.3.0
