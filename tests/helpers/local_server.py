@@ -54,7 +54,9 @@ def serving(server: ServerType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
     with server as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield running
-        running.released.set()
-        running.shutdown()
-        thread.join()
+        try:
+            yield running
+        finally:  # a failing test must not leave the thread running
+            running.released.set()
+            running.shutdown()
+            thread.join()
