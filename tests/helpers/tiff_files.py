@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ def write_tiff(
     photometric: int | None = None,
     planar: bool = False,
     big: bool = False,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     predictor: bool = False,
     subsampling: str = "4:2:0",
     extra: Mapping[int, tuple[int, list[int]]] | None = None,
@@ -117,7 +117,7 @@ def _cut(
 
 
 def _encoder(
-    compression: str, order: str, *, predictor: bool, subsampling: str
+    compression: str, order: Literal["<", ">"], *, predictor: bool, subsampling: str
 ) -> Callable[[npt.NDArray[Any]], bytes]:
     def encode(part: npt.NDArray[Any]) -> bytes:
         if compression == "jpeg":
