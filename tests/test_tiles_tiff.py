@@ -32,7 +32,8 @@ def make_pixels(*shape: int, dtype: str = "uint8") -> npt.NDArray[Any]:
     y, x = np.mgrid[: shape[0], : shape[1]].reshape(2, *shape[:2], *[1] * (len(shape) - 2))
     top = np.iinfo(dtype).max
     waves = 0.5 + 0.3 * np.sin(y / 17) * np.cos(x / 23) + generator.uniform(-0.2, 0.2, shape)
-    return (waves * top).clip(0, top).astype(dtype)
+    pixels: npt.NDArray[Any] = (waves * top).clip(0, top).astype(dtype)
+    return pixels
 
 
 def opened(path: Path, channels: int = 3) -> TiffWindows:
@@ -231,9 +232,10 @@ def test_a_damaged_tile_is_named_or_gives_none(tmp_path: Path) -> None:
     content[place : place + 8] = bytes(8)
     path.write_bytes(content)
     message = r"rows 144 to 191 and columns 144 to 191 of '.*scan\.tif' \(sources\[1\]\)"
+    detector = ShapeFinder(side=100)
+    options: dict[str, Any] = {}
     for augment in (False, True):
-        detector = ShapeFinder(side=100)
-        options: dict[str, Any] = {"tile": (100, 100), "batch_size": 4, "augment": augment}
+        options = {"tile": (100, 100), "batch_size": 4, "augment": augment}
         with pytest.raises(UnreadableImageError, match=message):
             detector.predict([whole, path, whole], **options)
         with pytest.warns(UserWarning, match=message):

@@ -179,7 +179,7 @@ def measure(side: int, folder: Path, photos: Sequence[Photo], names: tuple[str, 
         )
     del pixels
     for kind, source in sources.items():
-        merging = []
+        merging: list[float] = []
 
         def merge(*args: Any, times: list[float] = merging, **options: Any) -> Detections:
             begin = time.process_time()
