@@ -87,7 +87,7 @@ class _Field(NamedTuple):
     """A tag of a TIFF file: its type, the number of values, and their bytes."""
 
     kind: int
-    count: int
+    number: int
     data: bytes
 
     def values(self, order: str) -> npt.NDArray[np.int64]:
@@ -441,7 +441,7 @@ def _encode(
         if len(field.data) > 4:
             inline = struct.pack(order + "I", at + len(values))
             values += field.data.ljust(_padded(len(field.data)), b"\0")
-        entries.append(struct.pack(order + "HHI4s", tag, field.kind, field.count, inline))
+        entries.append(struct.pack(order + "HHI4s", tag, field.kind, field.number, inline))
     head = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(fields))
     return b"".join((head, *entries, bytes(4), values, *segments))
 
