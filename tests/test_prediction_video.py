@@ -107,6 +107,27 @@ def test_a_webcam_is_read_picture_by_picture(
         call(2)
 
 
+def test_without_opencv_a_webcam_is_read_with_pyav(
+    tmp_path: Path, call: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = write_video(tmp_path / "in.mp4")
+    opened: list[Any] = []
+    open_file = av.open
+
+    def open_device(file: str, **options: Any) -> Any:
+        opened.append((file, options))
+        if file == "/dev/video7":
+            return open_file(str(recorded), "r")
+        raise av.error.FileNotFoundError(2, "No such file or directory", file)
+
+    monkeypatch.setitem(sys.modules, "cv2", None)  # importing it raises ImportError
+    monkeypatch.setattr(av, "open", open_device)
+    assert "in 2 frames" in call(7, "--frames", 2)
+    assert opened == [("/dev/video7", {"format": "v4l2"})]
+    with pytest.raises(SystemExit, match=r"error: .*/dev/video8"):
+        call(8)
+
+
 def test_a_wrong_file_is_reported_in_one_line(tmp_path: Path, call: Callable[..., str]) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(SystemExit, match=r"error: .*text\.mp4"):

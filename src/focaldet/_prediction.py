@@ -168,9 +168,9 @@ class Predictor(ABC):
             tile: ``(height, width)`` in pixels of the input image. It requires a model with
                 ``suppression="hard"``, as ``augment`` does. Larger images are cut into
                 overlapping windows of this size, each of which is resized and predicted like an image,
-                and the detections are merged as described below. Of an array, such as a
-                ``numpy.memmap`` or an array of zarr or h5py, only the windows are read. None does not
-                cut images.
+                and the detections are merged as described below. Of a TIFF file with tiles or strips,
+                and of an array, such as a ``numpy.memmap`` or an array of zarr or h5py, only the
+                windows are read. None does not cut images.
 
                 .. versionadded:: 0.3.0
             overlap: Minimum overlap of neighbouring windows, as a fraction of the tile's sides in

@@ -178,7 +178,7 @@ def load_image(
     if is_encoded(source):
         _check_has_colors(name, "an encoded image", channels)
         content = read_encoded(source, name)
-        return _decode(name, f"an encoded image of {len(content)} bytes", content, channels)
+        return decode_image(name, f"an encoded image of {len(content)} bytes", content, channels)
     raise TypeError(f"{name} must be {_accepted(channels)}, got {_an(type(source).__name__)}.")
 
 
@@ -310,7 +310,7 @@ def read_image_size(path: str | os.PathLike[str], name: str = "image") -> tuple[
         width, height = image.size
         if image.format == "TIFF":  # Pillow may have swapped its width and height already
             width, height = (image.getexif()[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))
-        lies_on_its_side = _turn_to_upright(image) in _QUARTER_TURNS
+        lies_on_its_side = turn_to_upright(image) in _QUARTER_TURNS
     return (width, height) if lies_on_its_side else (height, width)
 
 
@@ -560,7 +560,7 @@ def _read_file(
                 "it, save the image and pass the file's path."
             )
         _check_has_colors(name, f"the image {path!r}", channels)
-        return _decode(name, repr(path), download_image(path, name), channels)
+        return decode_image(name, repr(path), download_image(path, name), channels)
     _check_has_colors(name, f"the image file {path!r}", channels)
     try:
         with _explaining(name, repr(path)), open_image(path) as image:
@@ -576,7 +576,15 @@ def _read_file(
         raise
 
 
-def _decode(name: str, what: str, content: bytes, channels: int) -> Tensor:
+def decode_image(name: str, what: str, content: bytes, channels: int) -> Tensor:
+    """Decode the content of an image file as :func:`load_image` does.
+
+    Args:
+        name: What error messages call the source.
+        what: What error messages call the image.
+        content: The bytes of the file.
+        channels: 1 or 3.
+    """
     with _explaining(name, what), open_image(io.BytesIO(content)) as image:
         return _to_tensor(image, channels)
 
@@ -588,6 +596,13 @@ def _explaining(name: str, what: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        reason = str(error).partition(", ")[0]
+        raise UnreadableImageError(
+            f"Cannot read {what} ({name}): it is too large to be decoded whole ({reason}). Save it as a "
+            "tiled TIFF, which predict(..., tile=...) reads by windows, or, if you trust it, raise the "
+            "limit PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(
@@ -596,8 +611,8 @@ def _explaining(name: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
-    """Return what turns a picture upright according to its EXIF orientation."""
+def turn_to_upright(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns an image upright according to its EXIF orientation, or None if it is."""
     return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
 
 
@@ -617,7 +632,7 @@ def _to_upright(image: Image.Image, channels: int) -> Image.Image:
     if 0 in image.size:
         raise ValueError("its width or height is zero")
     image.load()  # some formats have their orientation only now
-    turn = _turn_to_upright(image)
+    turn = turn_to_upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     if image.mode in _VIA:

@@ -34,6 +34,11 @@ class Window:
         return self.left, self.top, self.right, self.bottom
 
     @property
+    def slices(self) -> tuple[slice, slice]:
+        """The rows and columns of the window."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
     def inner(self) -> tuple[bool, bool, bool, bool]:
         """Whether the image continues beyond the left, top, right and bottom edge."""
         height, width = self.image_size

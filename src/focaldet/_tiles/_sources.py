@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import operator
 import os
 import warnings
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from focaldet._checks import check_range, shortened
 from focaldet._tiles._grid import make_grid
 from focaldet._tiles._merging import merge_windows
+from focaldet._tiles._tiff import open_tiff
 from focaldet._tiles._views import NUM_VIEWS, iter_views, merge_views
 from focaldet.images import (
     SKIPPED_ERRORS,
@@ -27,6 +30,8 @@ from focaldet.images import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
 
     from focaldet._tiles._grid import Window
     from focaldet.detections import Detections
@@ -60,19 +65,83 @@ def check_tile(tile: object, overlap: float) -> tuple[int, int] | None:
     return height, width
 
 
+class _Pixels(Protocol):
+    """An image of which windows can be read, until it is closed."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The ``(height, width)`` of the image."""
+
+    def read(self, window: Window) -> Tensor | npt.NDArray[Any]:
+        """Return the pixels of a window."""
+
+    def close(self) -> None:
+        """Free what the image holds."""
+
+
+class _ArrayWindows:
+    """Windows of an ``[H, W, C]`` array, or of an array of another library."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.size = (int(array.shape[0]), int(array.shape[1]))
+
+    def read(self, window: Window) -> npt.NDArray[Any]:
+        y, x = window.slices
+        # An array of another library is read here. One of NumPy is only sliced.
+        return np.asanyarray(self._array[y, x])
+
+    def close(self) -> None:
+        del self._array
+
+
+class _TensorWindows:
+    """Windows of a ``[C, H, W]`` tensor."""
+
+    def __init__(self, image: Tensor) -> None:
+        self._image = image
+        self.size = (image.shape[1], image.shape[2])
+
+    def read(self, window: Window) -> Tensor:
+        y, x = window.slices
+        return self._image[:, y, x]
+
+    def close(self) -> None:
+        del self._image
+
+
 @dataclass
 class _OpenImage:
-    """An image some of whose windows are not predicted yet, or None for the grid of a skipped one."""
+    """An image some of whose windows are not predicted yet.
+
+    Args:
+        name: What messages call the image.
+        path: Its file, if it was read from one.
+        grid: Its windows. None if it is skipped, or not open yet.
+        num_windows: The number of windows to predict. If an image is skipped because a part of its
+            file is damaged, these are the windows before that part.
+        num_read: The number of windows that were read.
+        views: The detections in the views of the window that is not complete.
+        windows: The detections in the windows that are complete.
+    """
 
     name: str
     path: str | None
-    grid: list[list[Window]] | None
-    views: list[Detections] = field(default_factory=list)  # of the window that is not complete
+    grid: list[list[Window]] | None = None
+    num_windows: int | None = None
+    num_read: int = 0
+    views: list[Detections] = field(default_factory=list)
     windows: list[Detections] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        return self.grid is None or len(self.windows) == len(self.grid) * len(self.grid[0])
+        return len(self.windows) == self.num_windows
+
+    def start(self, grid: list[list[Window]]) -> None:
+        self.grid, self.num_windows = grid, len(grid) * len(grid[0])
+
+    def skip(self) -> None:
+        self.grid, self.num_windows = None, self.num_read
 
 
 class WindowSources:
@@ -129,38 +198,36 @@ class WindowSources:
         named = iter([("sources", sources)]) if _is_array_like(sources) else named_sources(sources)
         for name, source in named:
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+            image = _OpenImage(name, path)
+            self._images.append(image)
             try:
-                pixels = self._open(source, name)
+                with contextlib.closing(self._open(source, name)) as pixels:
+                    grid = make_grid(pixels.size, self._tile or pixels.size, self._overlap)
+                    image.start(grid)
+                    for number, window in enumerate(itertools.chain.from_iterable(grid)):
+                        image.num_read = number
+                        part = pixels.read(window)
+                        yield from iter_views(part, self._mean) if self._augment else (part,)
             except SKIPPED_ERRORS as error:
                 if not self._skip:
                     raise
                 warnings.warn(f"Skipped an image: {error}", UserWarning, stacklevel=2)
-                self._images.append(_OpenImage(name, path, None))
-                continue
-            yield from self._cut(pixels, name, path)
+                image.skip()
 
-    def _open(self, source: Any, name: str) -> Any:
-        """Return a tensor, or an array or array-like object as it is."""
+    def _open(self, source: Any, name: str) -> _Pixels:
         channels = len(self._mean)
-        if not (isinstance(source, np.ndarray) or _is_array_like(source)):
-            return load_image(source, name, channels=channels, allow_urls=self._allow_urls)
-        if channels == 1 and source.ndim == 2 and isinstance(source, np.ndarray):
-            source = source[..., None]
-        check_array(name, source, channels)
-        return source
-
-    def _cut(self, pixels: Any, name: str, path: str | None) -> Iterator[ImageSource]:
-        is_tensor = isinstance(pixels, Tensor)
-        height, width = map(int, pixels.shape[1:] if is_tensor else pixels.shape[:2])
-        size = (height, width)
-        grid = make_grid(size, self._tile or size, self._overlap)
-        self._images.append(_OpenImage(name, path, grid))
-        for row in grid:
-            for window in row:
-                y, x = slice(window.top, window.bottom), slice(window.left, window.right)
-                # A window of an array is read here, or, if it is an array of NumPy, by the reader.
-                part = pixels[:, y, x] if is_tensor else np.asanyarray(pixels[y, x])
-                yield from iter_views(part, self._mean) if self._augment else (part,)
+        if isinstance(source, np.ndarray) or _is_array_like(source):
+            if channels == 1 and source.ndim == 2 and isinstance(source, np.ndarray):
+                source = source[..., None]
+            check_array(name, source, channels)
+            return _ArrayWindows(source)
+        if self._tile is not None and isinstance(source, str | os.PathLike):
+            file = open_tiff(os.fspath(source), name, channels)
+            if file is not None:
+                return file
+        return _TensorWindows(
+            load_image(source, name, channels=channels, allow_urls=self._allow_urls)
+        )
 
     def merge(self, found: Iterable[Detections]) -> Iterator[Detections | None]:
         """Yield the detections in each image, or None for one that was skipped.
