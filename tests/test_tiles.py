@@ -163,6 +163,21 @@ def test_an_image_that_is_not_larger_than_the_tile_is_predicted_whole(
     assert torch.equal(found.scores, expected.scores)
 
 
+def test_windows_without_overlap_give_what_each_gives_alone(tiny_model: RetinaNet) -> None:
+    """Also small boxes at the edge of a window inside larger and surer ones of the same window."""
+    tiny_model.postprocess.max_detections = None
+    image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    expected = []
+    for y, x in itertools.product((0, 60), (0, 80)):
+        [one] = tiny_model.predict(image[y : y + 60, x : x + 80])
+        boxes = one.boxes + torch.tensor([x, y, x, y])
+        expected.append(torch.cat((boxes, one.scores[:, None], one.labels[:, None]), dim=1))
+    [found] = tiny_model.predict(image, tile=(60, 80), overlap=0)
+    rows = torch.cat((found.boxes, found.scores[:, None], found.labels[:, None]), dim=1)
+    assert len(rows) > 300
+    assert sorted(rows.tolist()) == sorted(torch.cat(expected).tolist())
+
+
 def test_every_kind_of_source_gives_the_same_in_tiles(tmp_path: Path) -> None:
     boxes = [(60, 20, 120, 50), (10, 100, 40, 240)]
     image = draw_shapes(SIZE, boxes)

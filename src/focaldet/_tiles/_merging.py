@@ -12,7 +12,8 @@ The rule, in this order:
    least half of the smaller one. The best agreement is joined first, and a box is joined with at most
    one of each other window. The joined box encloses its parts and has their highest score.
 3. A cut box that was not joined is dropped if three quarters of it are inside a larger box of the
-   same class from elsewhere that scores at least as high.
+   same class that scores at least as high and is joined or from another window. Boxes of its own
+   window are no reason, because there the network has seen both.
 4. Non-maximum suppression in each class removes what is left of objects found in two windows.
 """
 
@@ -64,8 +65,8 @@ def merge_windows(
     first = found[0]
     merger = _Merger(grid, found)
     merger.drop_views_of_less()
-    boxes, scores, labels, compared = merger.joined()
-    keep = ~_inside_larger_box(boxes, scores, labels, compared)
+    boxes, scores, labels, windows, compared = merger.joined()
+    keep = ~_inside_larger_box(boxes, scores, labels, windows, compared)
     boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
     groups = torch.zeros_like(labels) if class_agnostic else labels
     keep = torchvision.ops.batched_nms(boxes, scores, groups, nms_threshold)
@@ -98,6 +99,8 @@ class _Merger:
         self.boxes, self.cuts = torch.cat(boxes), torch.cat(cuts)
         self.scores = torch.cat([part.scores for part in found])
         self.labels = torch.cat([part.labels for part in found])
+        counts = torch.tensor([len(part) for part in found])
+        self.window_idxs = torch.arange(len(found)).repeat_interleave(counts)
         self.kept = torch.ones(offset, dtype=torch.bool)
 
     def drop_views_of_less(self) -> None:
@@ -117,11 +120,12 @@ class _Merger:
             self.kept[rows[less]] = False
             self.rows[index] = rows[~less]
 
-    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Join the parts of objects.
 
         Returns:
-            Boxes, scores and labels, and a mask of the cut boxes that were not joined.
+            Boxes, scores, labels, the window of each box (-1 for a joined box), and a mask of the cut
+            boxes that were not joined.
         """
         parts_of = _Groups()
         for index, rows in enumerate(self.rows):
@@ -129,17 +133,18 @@ class _Merger:
                 if other > index and len(self.rows[other]):
                     for one, two in self._matches(index, other):
                         parts_of.join(one, two)
-        boxes, scores = self.boxes.clone(), self.scores.clone()
+        boxes, windows = self.boxes.clone(), self.window_idxs.clone()
         open_ends = self.cuts.any(dim=1)
         for group in parts_of.groups():
-            best = max(group, key=lambda row: float(scores[row]))
+            best = max(group, key=lambda row: float(self.scores[row]))
             boxes[best, :2] = self.boxes[group, :2].amin(dim=0)
             boxes[best, 2:] = self.boxes[group, 2:].amax(dim=0)
             self.kept[group] = False
             self.kept[best] = True
             open_ends[best] = False
-        kept = self.kept
-        return boxes[kept], scores[kept], self.labels[kept], open_ends[kept]
+            windows[best] = -1
+        rows = (boxes, self.scores, self.labels, windows, open_ends)
+        return tuple(values[self.kept] for values in rows)  # type: ignore[return-value]
 
     def _matches(self, index: int, other: int) -> Iterator[tuple[int, int]]:
         """Yield pairs of rows of two windows that are parts of the same object."""
@@ -256,8 +261,10 @@ def _intersection_area(boxes: Tensor, others: Tensor) -> Tensor:
     return inner.clamp(min=0).prod(dim=-1)
 
 
-def _inside_larger_box(boxes: Tensor, scores: Tensor, labels: Tensor, compared: Tensor) -> Tensor:
-    """Return which of the boxes in the mask ``compared`` are inside a larger, surer box."""
+def _inside_larger_box(
+    boxes: Tensor, scores: Tensor, labels: Tensor, windows: Tensor, compared: Tensor
+) -> Tensor:
+    """Return which boxes in the mask ``compared`` are inside a larger, surer box from elsewhere."""
     areas = box_area(boxes)
     inside = torch.zeros_like(compared)
     for rows in torch.split(compared.nonzero()[:, 0], _CHUNK):
@@ -266,5 +273,6 @@ def _inside_larger_box(boxes: Tensor, scores: Tensor, labels: Tensor, compared: 
         surer = scores[None] >= scores[rows, None]
         same = labels[None] == labels[rows, None]
         much = overlap >= _INSIDE * areas[rows, None]
-        inside[rows] = (larger & surer & same & much).any(dim=1)
+        elsewhere = windows[None] != windows[rows, None]
+        inside[rows] = (larger & surer & same & much & elsewhere).any(dim=1)
     return inside
