@@ -61,8 +61,8 @@ def map_file(path: Path, side: int) -> np.memmap[Any, Any]:
     return pixels
 
 
-def predict(source: Any) -> Any:
-    detector = ShapeFinder(side=100)
+def predict(source: Any, detector: ShapeFinder | None = None) -> Any:
+    detector = detector or ShapeFinder(side=100)
     results: Iterator[Any] = detector.predict_iter(
         source, tile=TILE, overlap=OVERLAP, batch_size=BATCH_SIZE, read_ahead=READ_AHEAD
     )
@@ -98,3 +98,25 @@ def test_few_tiles_of_a_file_are_in_memory_at_a_time(
     assert counter.total >= {250: 36, 700: 225}[side]
     assert 0 < counter.most <= 4 * 4 + 12 + 1
     assert counter.alive == 0
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_few_detections_are_kept_as_tensors_of_their_own(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small blocks among the pixels of windows would keep their memory from being used again."""
+    counter = Counter()
+    detector = ShapeFinder(side=100)
+    detect = detector.model.detections
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found = detect(*args, **options)
+        for one in found:
+            counter.add(one.boxes.untyped_storage())
+        return found
+
+    monkeypatch.setattr(detector.model, "detections", counted)
+    found = predict(map_file(tmp_path / "scan", side), detector)
+    assert found.boxes.tolist() == [[side - 90, side - 90, side - 60, side - 60]]
+    assert counter.total == {250: 9, 700: 81}[side]
+    assert counter.most <= 2 * BATCH_SIZE + 1

@@ -19,6 +19,7 @@ The rule, in this order:
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from focaldet._tiles._grid import Window
 
-__all__ = ["merge_windows"]
+__all__ = ["WindowDetections", "merge_windows"]
 
 _MARGIN = 0.01  # of the side of a window
 _MIN_MARGIN = 2.0  # pixels
@@ -44,9 +45,45 @@ _INSIDE = 0.75  # of a cut box, inside a larger one
 _CHUNK = 256  # cut boxes that are compared with all boxes at a time
 
 
+class WindowDetections:
+    """The detections in the windows of an image, gathered one window after another.
+
+    The numbers are kept in three arrays. If each window kept small tensors of its own, the allocator
+    would place them among the pixels of windows and could not use that memory again for other pixels:
+    the process would grow with the image.
+
+    Args:
+        first: The detections in the first window.
+    """
+
+    def __init__(self, first: Detections) -> None:
+        self.first = first
+        self.counts: list[int] = []
+        self._boxes, self._scores, self._labels = array("d"), array("d"), array("q")
+        self.add(first)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def add(self, found: Detections) -> None:
+        """Add the detections in the next window, in pixels of the window."""
+        self.counts.append(len(found))
+        self._boxes.frombytes(found.boxes.detach().double().numpy().tobytes())
+        self._scores.frombytes(found.scores.detach().double().numpy().tobytes())
+        self._labels.frombytes(found.labels.numpy().tobytes())
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes ``[N, 4]``, scores and labels of all windows."""
+        dtype = self.first.boxes.dtype
+        boxes = torch.tensor(self._boxes, dtype=torch.float64).view(-1, 4)
+        scores = torch.tensor(self._scores, dtype=torch.float64)
+        labels = torch.tensor(self._labels, dtype=torch.int64)
+        return boxes.to(dtype), scores.to(self.first.scores.dtype), labels
+
+
 def merge_windows(
     grid: Sequence[Sequence[Window]],
-    found: Sequence[Detections],
+    found: WindowDetections,
     *,
     nms_threshold: float,
     class_agnostic: bool = False,
@@ -55,14 +92,13 @@ def merge_windows(
 
     Args:
         grid: The windows, in rows.
-        found: The detections of each window, row by row, in pixels of the window.
+        found: The detections in the windows, row by row.
         nms_threshold: Threshold of the final suppression, in [0, 1].
         class_agnostic: Whether the final suppression ignores the class.
 
     Returns:
         The detections of the image, best score first.
     """
-    first = found[0]
     merger = _Merger(grid, found)
     merger.drop_views_of_less()
     boxes, scores, labels, windows, compared = merger.joined()
@@ -75,32 +111,29 @@ def merge_windows(
         scores[keep],
         labels[keep],
         grid[0][0].image_size,
-        class_names=first.class_names,
-        source=first.source,
+        class_names=found.first.class_names,
+        source=found.first.source,
     )
 
 
 class _Merger:
     """The boxes of all windows, with the sides at which they are cut."""
 
-    def __init__(self, grid: Sequence[Sequence[Window]], found: Sequence[Detections]) -> None:
+    def __init__(self, grid: Sequence[Sequence[Window]], found: WindowDetections) -> None:
         self.grid = grid
         self.windows = [window for row in grid for window in row]
         self.margins = _margins(grid)
         self.rows: list[Tensor] = []  # the rows of each window that are cut and not dropped
+        boxes, self.scores, self.labels = found.rows()
+        shifted, cuts = [], []
         offset = 0
-        boxes, cuts = [], []
-        for window, part in zip(self.windows, found, strict=True):
-            shift = part.boxes.new_tensor((window.left, window.top) * 2)
-            boxes.append(part.boxes + shift)
-            cuts.append(_cut_sides(boxes[-1], window, self.margins))
+        for window, part in zip(self.windows, boxes.split(found.counts), strict=True):
+            shifted.append(part + part.new_tensor((window.left, window.top) * 2))
+            cuts.append(_cut_sides(shifted[-1], window, self.margins))
             self.rows.append(cuts[-1].any(dim=1).nonzero()[:, 0] + offset)
             offset += len(part)
-        self.boxes, self.cuts = torch.cat(boxes), torch.cat(cuts)
-        self.scores = torch.cat([part.scores for part in found])
-        self.labels = torch.cat([part.labels for part in found])
-        counts = torch.tensor([len(part) for part in found])
-        self.window_idxs = torch.arange(len(found)).repeat_interleave(counts)
+        self.boxes, self.cuts = torch.cat(shifted), torch.cat(cuts)
+        self.window_idxs = torch.arange(len(found)).repeat_interleave(torch.tensor(found.counts))
         self.kept = torch.ones(offset, dtype=torch.bool)
 
     def drop_views_of_less(self) -> None:

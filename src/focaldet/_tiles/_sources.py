@@ -17,7 +17,7 @@ from torch import Tensor
 
 from focaldet._checks import check_range, shortened
 from focaldet._tiles._grid import make_grid
-from focaldet._tiles._merging import merge_windows
+from focaldet._tiles._merging import WindowDetections, merge_windows
 from focaldet._tiles._tiff import open_tiff
 from focaldet._tiles._views import NUM_VIEWS, iter_views, merge_views
 from focaldet.images import (
@@ -122,7 +122,7 @@ class _OpenImage:
             file is damaged, these are the windows before that part.
         num_read: The number of windows that were read.
         views: The detections in the views of the window that is not complete.
-        windows: The detections in the windows that are complete.
+        found: The detections in the windows that are complete. None if there are none yet.
     """
 
     name: str
@@ -131,11 +131,11 @@ class _OpenImage:
     num_windows: int | None = None
     num_read: int = 0
     views: list[Detections] = field(default_factory=list)
-    windows: list[Detections] = field(default_factory=list)
+    found: WindowDetections | None = None
 
     @property
     def complete(self) -> bool:
-        return len(self.windows) == self.num_windows
+        return (0 if self.found is None else len(self.found)) == self.num_windows
 
     def start(self, grid: list[list[Window]]) -> None:
         self.grid, self.num_windows = grid, len(grid) * len(grid[0])
@@ -240,7 +240,11 @@ class WindowSources:
             image = self._images[0]
             image.views.append(one)
             if len(image.views) == (NUM_VIEWS if self._augment else 1):
-                image.windows.append(self._merged_views(image))
+                window = self._merged_views(image)
+                if image.found is None:
+                    image.found = WindowDetections(window)
+                else:
+                    image.found.add(window)
                 image.views = []
             yield from self._finished()
         yield from self._finished()
@@ -258,20 +262,11 @@ class WindowSources:
         )
 
     def _merged_windows(self, image: _OpenImage, grid: list[list[Window]]) -> Detections:
-        found = image.windows
-        if len(found) > 1 and self._window_limit is not None:
-            full = sum(len(one) >= self._window_limit for one in found)
-            if full:
-                _logger.warning(
-                    "%s: %d of %d windows hold as many detections as are kept per window (%d), so "
-                    "objects may be missing. Pass a larger max_detections or a smaller tile.",
-                    image.path or image.name,
-                    full,
-                    len(found),
-                    self._window_limit,
-                )
-        merged = found[0]
+        found = image.found
+        assert found is not None  # noqa: S101  # an image that is not skipped has a window
+        merged = found.first
         if len(found) > 1:
+            self._warn_about_full_windows(image, found.counts)
             merged = merge_windows(
                 grid,
                 found,
@@ -279,6 +274,19 @@ class WindowSources:
                 class_agnostic=self._class_agnostic,
             )
         return replace(merged[: self._max_detections], source=image.path)
+
+    def _warn_about_full_windows(self, image: _OpenImage, counts: Sequence[int]) -> None:
+        limit = self._window_limit
+        full = 0 if limit is None else sum(count >= limit for count in counts)
+        if full:
+            _logger.warning(
+                "%s: %d of %d windows hold as many detections as are kept per window (%d), so "
+                "objects may be missing. Pass a larger max_detections or a smaller tile.",
+                image.path or image.name,
+                full,
+                len(counts),
+                limit,
+            )
 
 
 def _is_array_like(source: object) -> bool:
