@@ -99,6 +99,7 @@ class _Backbone(nn.Module):
 
 def smallest_detector() -> RetinaNet:
     """Return a detector of a few hundred weights, which learns nothing."""
+    torch.manual_seed(0)
     config = RetinaNetConfig(
         num_classes=2,
         class_names=("square", "circle"),
@@ -137,9 +138,16 @@ def send_signal(number: int, at_step: int, *, whole_group: bool = True) -> None:
     RetinaNetModule.training_step = step  # type: ignore[method-assign]
 
 
-def run(data: Path, folder: Path, *, resume: bool = False, **options: Any) -> TrainingSummary:
+def run(
+    data: Path,
+    folder: Path,
+    *,
+    model: RetinaNet | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> TrainingSummary:
     return train(
-        tiny_detector(),
+        smallest_detector() if model is None else model,
         read_data(data / "train" / "annotations.json", darken),
         read_data(data / "val" / "annotations.json"),
         folder=folder,
@@ -158,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.signal:
         send_signal(signal.Signals[args.signal[0]], int(args.signal[1]))
-    run(args.data, args.folder, **args.options)
+    run(args.data, args.folder, model=tiny_detector(), **args.options)
 
 
 if __name__ == "__main__":
