@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 torch.set_num_threads(1)  # pytest-xdist uses the cores
+collect_ignore = ["benchmarks", "helpers"]  # which have no tests, and take seconds to import
 # Hypothesis draws new examples on every local run, but always the same ones in CI, where a rare failure
 # would block unrelated changes.
 settings.register_profile("ci", derandomize=True, deadline=None)
