@@ -378,7 +378,7 @@ def test_no_loss_waits_or_uploads(
     if path != "formula":
         modules = {"kernels": Recorder("recorder"), "pieces": _pieces}
         monkeypatch.setattr(_cuda, "kernels", lambda _: modules[path])
-        monkeypatch.setattr("focaldet.losses._arguments.plain", lambda *_: True)
+        monkeypatch.setattr("focaldet.losses._arguments.plain", lambda device, *_: device == "cuda")
     with fake_cuda(strict=True) as counts:
         losses = cuda_losses(dtype)
         for name, loss in losses.items():
