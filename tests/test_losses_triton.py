@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -33,7 +34,6 @@ from tests.helpers.triton_kernels import KernelCase, compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -192,7 +192,7 @@ def with_autograd() -> list[str]:
         o = options(reduction=reduction, normalizer=normalizer, gamma=1.5)
         logits, targets = draw(50, 6)
         x, y = (logits.to(dtype).requires_grad_() for _ in range(2))
-        if not _cuda.applies([x], targets, o, device="cpu"):
+        if not _cuda.applies([x], targets, o, x.shape[1], device="cpu"):
             wrong.append("does not apply")
         loss, same = on_device(x, targets, o), sigmoid_focal_loss(y, targets, **o._asdict())
         saved = {t.data_ptr() for t in loss_tensors(loss)}
@@ -341,7 +341,7 @@ def logits_of_every_shape() -> list[str]:
         for logits, index in ((x, targets), (rows_last, targets), (x[:, :, ::1].flip(0), targets)):
             o = options(reduction="mean", alpha=torch.rand(shape[1]))
             ours, exact = (logits.clone().to(d).requires_grad_() for d in (None, torch.float64))
-            if not _cuda.applies([ours], index, o, device="cpu"):
+            if not _cuda.applies([ours], index, o, ours.shape[1], device="cpu"):
                 wrong.append(f"{shape}: does not apply")
             loss = on_device(ours, index, o)
             same = sigmoid_focal_loss(exact, index, **o._asdict())
@@ -388,10 +388,10 @@ def nan_and_infinity_in_maps() -> list[str]:
         levels = levels_of_maps([x], 3)
         asked = options(gamma=gamma)
         totals = _cuda._ImageTotals.apply(levels, targets, asked, None, x)
-        totals.sum().backward()
+        torch.autograd.backward(totals.sum())
         y = m[:1].clone().requires_grad_()
         exact = sigmoid_focal_loss_maps([y], targets[:1], num_classes=3, **asked._asdict())
-        exact.backward()
+        torch.autograd.backward(exact)
         assert x.grad is not None
         assert y.grad is not None
         if not (totals[0] - exact).abs() <= 1e-6 * exact or not totals[1].isnan():
@@ -421,7 +421,7 @@ def second_derivatives_of_maps() -> list[str]:
 
 def loss_tensors(loss: Tensor) -> list[Tensor]:
     """Return the tensors with several elements that the graph of ``loss`` saves for backward."""
-    found: list[Tensor] = []
+    found: list[Tensor | None] = []
     nodes = [loss.grad_fn]
     while nodes:
         node: Any = nodes.pop()
@@ -491,7 +491,8 @@ def compile_ahead() -> dict[str, dict[str, Any]]:
 
 def run(what: str, **environment: str) -> Any:
     done = subprocess.run(
-        [sys.executable, __file__, what],
+        [sys.executable, "-m", "tests.test_losses_triton", what],
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,

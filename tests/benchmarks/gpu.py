@@ -87,7 +87,8 @@ def measure(function: Callable[[], object], setting: Setting) -> Cost:
     torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(setting.rounds):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        make: Any = torch.cuda.Event  # untyped
+        first, last = make(enable_timing=True), make(enable_timing=True)
         first.record()
         function()
         last.record()
@@ -128,7 +129,8 @@ def one_hot(targets: Tensor, x: Tensor) -> Tensor:
 def through_torchvision(maps: Sequence[Tensor], targets: Tensor) -> Tensor:
     x = rows_of(maps)
     losses = torchvision_loss(x, one_hot(targets, x), reduction="none")
-    return losses.masked_fill((targets == -100)[..., None], 0.0).sum()
+    total: Tensor = losses.masked_fill((targets == -100)[..., None], 0.0).sum()
+    return total
 
 
 def losses_of(setting: Setting, targets: Tensor) -> dict[str, Loss]:

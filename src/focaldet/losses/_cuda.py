@@ -39,7 +39,12 @@ _reported: set[torch.device] = set()
 
 
 def applies(
-    tensors: Sequence[Tensor], targets: Tensor, options: Options, *, device: str = "cuda"
+    tensors: Sequence[Tensor],
+    targets: Tensor,
+    options: Options,
+    num_classes: int,
+    *,
+    device: str = "cuda",
 ) -> bool:
     """Return whether `reduced_loss` can be used: for plain tensors, and if `_module` has a module.
 
@@ -49,7 +54,7 @@ def applies(
     others = [alpha] if isinstance(alpha, Tensor) else []
     return (
         tensors[0].device.type == device
-        and suits(tensors, targets, options)
+        and suits(tensors, targets, options, num_classes)
         and arguments.plain(device, *tensors, targets, *others)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
         and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
@@ -65,24 +70,24 @@ def _module(x: Tensor) -> ModuleType | None:
     return module
 
 
-def suits(tensors: Sequence[Tensor], targets: Tensor, options: Options) -> bool:
+def suits(tensors: Sequence[Tensor], targets: Tensor, options: Options, num_classes: int) -> bool:
     """Return whether the modules support this: a reduced loss with class indices."""
     return (
         options.reduction != "none"
         and targets.dtype in (torch.int64, torch.int32)
         and -(2**31) <= options.ignore_index < 2**31
         and sum(x.numel() for x in tensors) > 0
-        and all(_suits(x) for x in tensors)
+        and all(_suits(x, num_classes) for x in tensors)
     )
 
 
-def _suits(x: Tensor) -> bool:
+def _suits(x: Tensor, num_classes: int) -> bool:
     return (
         x.ndim >= 2
-        and x.shape[1] > 0
+        and num_classes > 0
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.layout == torch.strided
-        and (x.ndim == 2 or x.shape[:2].numel() <= MOST_PLANES)
+        and (x.ndim == 2 or x.shape[:2].numel() // num_classes <= MOST_PLANES)
         and (x.ndim == 2 or x.shape[1:].numel() <= MOST_ENTRIES)
     )
 

@@ -59,6 +59,9 @@ def sigmoid_focal_loss_maps(
         The loss. For reduction "none", a tensor ``[B, R, K]`` in the order of ``targets``, for
         which the maps are permuted and concatenated.
 
+    Notes:
+        On CUDA devices, Triton kernels are used as for `sigmoid_focal_loss`.
+
     Raises:
         TypeError: If an argument has an unsupported type or dtype.
         ValueError: If an option or a target is out of range, or if shapes do not match.
@@ -94,7 +97,7 @@ def sigmoid_focal_loss_maps(
 
     if reduction == "none":
         return _each(maps, targets, num_classes, options)
-    if _cuda.applies(maps, targets, options):
+    if _cuda.applies(maps, targets, options, num_classes):
         maps = [dense(m) for m in maps]
         return _cuda.reduced_loss(
             maps, levels_of_maps(maps, num_classes), targets, options, image_totals

@@ -87,12 +87,13 @@ def sigmoid_focal_loss(
     Notes:
         For plain float32, bfloat16 and float16 tensors on a CPU, kernels compute the gradient
         together with the loss, in pieces that fit in the cache. On CUDA devices, Triton kernels are
-        used for logits of these dtypes with an axis of rows and class indices, if Triton is
-        installed and the reduction is not "none". Logits that are neither contiguous nor
-        channels_last are copied to contiguous ones. Everything else
-        uses the same formula with PyTorch operations: float64, `torch.compile`, `torch.func`,
-        forward-mode differentiation, second derivatives, differentiable targets or options, and
-        other devices. None of these returns NaN gradients for gamma in (0, 1).
+        used for logits ``[N, K, ...]`` of these dtypes with class indices, if Triton is installed
+        and the reduction is not "none". Without Triton, such losses in half precision are computed
+        piece by piece. Both read contiguous and channels_last logits as they are stored, copy
+        others to contiguous ones, save nothing else for the backward pass, and recompute there.
+        Everything else uses the same formula with PyTorch operations: float64, `torch.compile`,
+        `torch.func`, forward-mode differentiation, second derivatives, differentiable targets or
+        options, and other devices. None of these returns NaN gradients for gamma in (0, 1).
 
     Examples:
         >>> logits = torch.tensor([[0.0, -4.0], [-3.0, -5.0], [9.0, 9.0]])
@@ -113,7 +114,7 @@ def sigmoid_focal_loss(
     inplace = inplace_gradient and logits.requires_grad and torch.is_grad_enabled()
     if inplace:
         _check_overwritable(logits, reduction)
-    if _cuda.applies([logits], targets, options):
+    if _cuda.applies([logits], targets, options, arguments.count_classes(logits)):
         return _on_cuda(logits, targets, options)
     if not kernels_apply(logits, targets, alpha, normalizer):
         return _formula(logits, targets, options)
@@ -211,7 +212,7 @@ def _kernel(
 
 
 def _on_cuda(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
-    """Compute the reduced loss for class indices with the Triton kernels."""
+    """Compute the reduced loss for class indices where `_cuda.applies`."""
     logits = dense(logits)
     level = level_of(logits)
 

@@ -9,8 +9,8 @@ There are two pairs of kernels, because dense logits are stored in one of two wa
 autograd function. The forward kernels read the logits once and write one float32 sum per program,
 which PyTorch adds up. There are no atomics, so results are reproducible. The backward kernels
 recompute everything from the logits and write the gradient in their dtype and layout. All
-arithmetic is float32. Offsets are 32-bit within an image (rows: within a program) and 64-bit
-beyond it.
+arithmetic is float32. Offsets are 32-bit within a plane of K classes or within a program of
+rows, and 64-bit beyond these, so any number of logits can be read.
 
 The tests compare the kernels with float64 in Triton's interpreter and compile them ahead of time
 for sm_80 and sm_90. They have not been run on a GPU, so no claim is made about their speed. The
