@@ -10,26 +10,30 @@ ahead of time. Both print JSON.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-import types
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from focaldet.losses import _cuda, sigmoid_focal_loss
-from focaldet.losses._arguments import Options
+from focaldet.losses import _cuda, sigmoid_focal_loss, sigmoid_focal_loss_maps
+from focaldet.losses._arguments import KernelOptions, Options
+from focaldet.losses._layout import level_of, levels_of_maps
+from focaldet.losses._sigmoid import _on_cuda as on_device
+from tests.helpers.triton_kernels import KernelCase, compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -65,7 +69,8 @@ def reference(logits: Tensor, targets: Tensor, o: Options) -> tuple[Tensor, Tens
     x_t = torch.where(positive, x, -x).where(kept, 0.0)
     losses = -((o.gamma * F.logsigmoid(-x_t)).exp() * F.logsigmoid(x_t))
     if o.alpha is not None:
-        losses = losses * torch.where(positive, o.alpha, 1 - o.alpha)
+        alpha = o.alpha.double() if isinstance(o.alpha, torch.Tensor) else torch.tensor(o.alpha)
+        losses = losses * torch.where(positive, alpha, 1 - alpha)
     total = (losses * kept).sum()
     (gradient,) = torch.autograd.grad(total, x)
     return total.detach(), gradient
@@ -74,18 +79,21 @@ def reference(logits: Tensor, targets: Tensor, o: Options) -> tuple[Tensor, Tens
 # `interpret` runs these functions, which return descriptions of what is wrong.
 
 
-def deviations(logits: Tensor, targets: Tensor, o: Options) -> list[str]:
-    """Compare the results of the launch functions with float64."""
+def computed(logits: Tensor, targets: Tensor, o: Options) -> tuple[Tensor, Tensor]:
+    """Return the loss of rows and its gradient, computed by the kernels."""
     from focaldet.losses import _triton
 
-    assert isinstance(o.alpha, float) or o.alpha is None
-    asked: Any = {"alpha": o.alpha, "gamma": o.gamma, "ignore_index": o.ignore_index}
-    upstream = torch.tensor(3.0)
-    loss = _triton.total(logits, targets, **asked)
-    gradient = _triton.gradient(logits, targets, upstream, **asked)
+    level, asked = level_of(logits), KernelOptions.of(o)
+    (loss,) = _triton.image_totals([logits], [level], [targets[None]], asked)
+    return loss, _triton.gradient(logits, level, targets[None], torch.tensor([3.0]), asked)
+
+
+def deviations(logits: Tensor, targets: Tensor, o: Options) -> list[str]:
+    """Compare the results of the launch functions with float64."""
+    loss, gradient = computed(logits, targets, o)
     exact_loss, exact_gradient = reference(logits, targets, o)
-    exact_gradient = exact_gradient * upstream
-    case = f"{list(logits.shape)} {logits.dtype} {asked}"
+    exact_gradient = exact_gradient * 3
+    case = f"{list(logits.shape)} {logits.dtype} {o}"
     wrong = []
     if loss.dtype != torch.float32 or gradient.dtype != logits.dtype:
         wrong.append(f"{case}: types {loss.dtype}, {gradient.dtype}")
@@ -103,7 +111,7 @@ def every_size_and_gamma() -> list[str]:
     wrong = []
     for K, gamma in itertools.product(CLASSES, GAMMAS):
         logits, targets = draw(3000 // K + 5, K)  # a second program, which is not full
-        for alpha in (0.25, None):
+        for alpha in (0.25, None, torch.rand(K)):
             wrong += deviations(logits, targets, options(gamma=gamma, alpha=alpha))
     return wrong
 
@@ -156,31 +164,25 @@ def half_precision() -> list[str]:
 
 
 def nan_is_not_hidden() -> list[str]:
-    from focaldet.losses import _triton
-
     wrong = []
     for gamma in GAMMAS:
         logits, targets = torch.zeros(4, 3), torch.tensor([0, -1, -1, -1])
         logits[2, 1] = math.nan
-        asked: Any = {"alpha": 0.25, "gamma": gamma, "ignore_index": -100}
-        gradient = _triton.gradient(logits, targets, torch.tensor(1.0), **asked)
+        loss, gradient = computed(logits, targets, options(gamma=gamma))
         gradient[2, 1] = 0.0 if gradient[2, 1].isnan() else math.nan
-        if not _triton.total(logits, targets, **asked).isnan() or gradient.isnan().any():
+        if not loss.isnan() or gradient.isnan().any():
             wrong.append(f"gamma {gamma}")
     return wrong
 
 
 def results_are_reproducible() -> list[str]:
-    from focaldet.losses import _triton
-
     logits, targets = draw(400, 20)
-    asked: Any = {"alpha": 0.25, "gamma": 1.5, "ignore_index": -100}
-    losses = {_triton.total(logits, targets, **asked).item() for _ in range(3)}
+    losses = {computed(logits, targets, options(gamma=1.5))[0].item() for _ in range(3)}
     return [] if len(losses) == 1 else [str(losses)]
 
 
 def with_autograd() -> list[str]:
-    """Compare all of `_cuda.rows_loss` with the CPU kernels."""
+    """Compare the loss on a device, with its autograd, with the CPU kernels."""
     wrong = []
     reductions: Any = [("sum", "num_pos"), ("sum", 7.0), ("mean", None)]
     reductions += [("mean", torch.tensor([3.0])), ("sum", torch.tensor(3.0))]
@@ -190,9 +192,9 @@ def with_autograd() -> list[str]:
         o = options(reduction=reduction, normalizer=normalizer, gamma=1.5)
         logits, targets = draw(50, 6)
         x, y = (logits.to(dtype).requires_grad_() for _ in range(2))
-        if not _cuda.applies(x, targets, o, device="cpu"):
+        if not _cuda.applies([x], targets, o, x.shape[1], device="cpu"):
             wrong.append("does not apply")
-        loss, same = _cuda.rows_loss(x, targets, o), sigmoid_focal_loss(y, targets, **o._asdict())
+        loss, same = on_device(x, targets, o), sigmoid_focal_loss(y, targets, **o._asdict())
         saved = {t.data_ptr() for t in loss_tensors(loss)}
         if not saved <= {x.data_ptr(), targets.data_ptr()}:
             wrong.append("saves more than logits and targets")
@@ -208,7 +210,7 @@ def with_autograd() -> list[str]:
         logits, targets = draw(9, 4, spread=1.0)
         x, y = (logits.clone().requires_grad_() for _ in range(2))
         for z, loss in (
-            (x, _cuda.rows_loss(x, targets, o)),
+            (x, on_device(x, targets, o)),
             (y, sigmoid_focal_loss(y, targets, **o._asdict())),
         ):
             (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
@@ -217,12 +219,12 @@ def with_autograd() -> list[str]:
         assert y.grad is not None
         torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-7)
     logits, targets = draw(9, 4)
-    nothing = _cuda.rows_loss(logits, torch.full_like(targets, -100), options(reduction="mean"))
+    nothing = on_device(logits, torch.full_like(targets, -100), options(reduction="mean"))
     if nothing.item() != 0:
         wrong.append("a mean over no entries is not 0")
     x = logits.clone().requires_grad_()
     changed = x * 1
-    loss = _cuda.rows_loss(changed, targets, options())
+    loss = on_device(changed, targets, options())
     changed.add_(1)
     try:
         torch.autograd.backward(loss)
@@ -233,9 +235,193 @@ def with_autograd() -> list[str]:
     return wrong
 
 
+def maps_of(
+    sizes: list[tuple[int, int]], images: int, anchors: int, classes: int
+) -> tuple[list[Tensor], Tensor]:
+    """Draw the maps of a head, and targets of which some are classes and some are ignored."""
+    maps = [torch.randn(images, anchors * classes, h, w) * 4 - 1 for h, w in sizes]
+    places = anchors * sum(h * w for h, w in sizes)
+    targets = torch.randint(-1, classes, (images, places))
+    return maps, targets.where(torch.rand(images, places) < 0.8, -100)
+
+
+def maps_deviations(maps: list[Tensor], targets: Tensor, classes: int, **o: Any) -> list[str]:
+    """Compare the loss of maps on a device with float64 on the CPU."""
+    o = {"num_classes": classes, "reduction": "sum", **o}
+    xs = [m.detach().clone().requires_grad_() for m in maps]
+    ys = [m.detach().double().requires_grad_() for m in maps]
+    applies = functools.partial(_cuda.applies, device="cpu")
+    with (
+        mock.patch.object(_cuda, "applies", applies),
+        mock.patch.object(_cuda, "reduced_loss", wraps=_cuda.reduced_loss) as used,
+    ):
+        loss = sigmoid_focal_loss_maps(xs, targets, **o)
+    exact_loss = sigmoid_focal_loss_maps(ys, targets, **o)
+    gradients = torch.autograd.grad(3 * loss, xs)
+    exact_gradients = torch.autograd.grad(3 * exact_loss, ys)
+    case = f"{[list(m.shape) for m in maps]} {maps[0].dtype} {o}"
+    wrong = []
+    if loss.dtype != torch.float32 or not used.called:
+        wrong.append(f"{case}: {loss.dtype}, calls of the device's path: {used.call_count}")
+    if not abs(loss.double() - exact_loss) <= LOSS_TOLERANCE * abs(exact_loss):
+        wrong.append(f"{case}: loss {loss} for {exact_loss}")
+    largest = max(g.abs().max() for g in exact_gradients if g.numel())
+    for x, got, want in zip(maps, gradients, exact_gradients, strict=True):
+        error = (got.double() - want).abs().max() if x.numel() else 0.0
+        if not error <= ROUNDING[x.dtype] * largest:
+            wrong.append(f"{case}: gradient off by {error / largest:.2e}")
+        same = got.dtype == x.dtype and (got.stride() == x.stride() or not _is_dense(x))
+        if not same:
+            wrong.append(f"{case}: gradient in {got.dtype} with strides {got.stride()}")
+    return wrong
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def maps_of_every_layout() -> list[str]:
+    wrong = []
+    for layout in ("planes", "rows", "mixed", "transposed"):
+        maps, targets = maps_of([(5, 7), (0, 3), (2, 1)], 2, 3, 5)
+        if layout == "transposed":
+            maps = [m.transpose(2, 3).contiguous().transpose(2, 3) for m in maps]
+        for i, m in enumerate(maps):
+            if layout == "rows" or (layout == "mixed" and i == 0):
+                maps[i] = m.contiguous(memory_format=torch.channels_last)
+        for o in (
+            {"normalizer": "num_pos"},
+            {"reduction": "mean", "alpha": torch.rand(5), "gamma": 1.5},
+            {"normalizer": torch.tensor([2.0, 0.5]), "gamma": 0.3, "alpha": None},
+            {"reduction": "mean", "normalizer": torch.tensor([[4.0], [9.0]])[:, 0], "gamma": 0.0},
+        ):
+            wrong += maps_deviations(maps, targets, 5, **o)
+    return wrong
+
+
+def maps_of_every_size() -> list[str]:
+    from focaldet.losses import _triton
+
+    wrong = []
+    seen = set()
+    for classes, anchors, size in (
+        (1, 2, (30, 20)),  # the fewest classes
+        (6, 1, (19, 27)),  # two blocks of positions; classes end within a tile
+        (80, 1, (1, 9)),  # several chunks of classes
+        (21, 2, (16, 16)),  # a chunk that is not full, and the largest of the small planes
+        (18, 1, (257, 1)),  # the smallest of the large planes
+    ):
+        seen.add(_triton.tile(classes, math.prod(size)))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            maps, targets = maps_of([size], 2, anchors, classes)
+            maps = [m.contiguous(memory_format=layout) for m in maps]
+            wrong += maps_deviations(maps, targets, classes, alpha=torch.rand(classes))
+    return wrong if len(seen) == 3 else [*wrong, f"only the tiles {seen}"]
+
+
+def maps_in_half_precision() -> list[str]:
+    wrong = []
+    for dtype, layout in itertools.product(
+        (torch.bfloat16, torch.float16), (torch.contiguous_format, torch.channels_last)
+    ):
+        maps, targets = maps_of([(4, 5), (1, 1)], 2, 2, 7)
+        maps = [m.to(dtype).contiguous(memory_format=layout) for m in maps]
+        wrong += maps_deviations(maps, targets, 7, normalizer=torch.tensor([2.0, 0.5]))
+    return wrong
+
+
+def logits_of_every_shape() -> list[str]:
+    """Compare logits with more axes than rows, which are planes or rows of one anchor."""
+    wrong = []
+    for shape in ((2, 5, 3, 4), (3, 4, 6), (2, 3, 1, 1), (2, 3, 2, 2, 2)):
+        x = torch.randn(shape) * 3
+        targets = torch.randint(-1, shape[1], (shape[0], *shape[2:])).to(torch.int32)
+        targets[0, ..., 0] = -100
+        rows_last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        for logits, index in ((x, targets), (rows_last, targets), (x[:, :, ::1].flip(0), targets)):
+            o = options(reduction="mean", alpha=torch.rand(shape[1]))
+            ours, exact = (logits.clone().to(d).requires_grad_() for d in (None, torch.float64))
+            if not _cuda.applies([ours], index, o, ours.shape[1], device="cpu"):
+                wrong.append(f"{shape}: does not apply")
+            loss = on_device(ours, index, o)
+            same = sigmoid_focal_loss(exact, index, **o._asdict())
+            for got, want in (
+                (loss, same),
+                (torch.autograd.grad(loss, ours)[0], torch.autograd.grad(same, exact)[0]),
+            ):
+                if not (got - want).abs().max() <= 2e-6 * want.abs().max():
+                    wrong.append(f"{shape} {logits.stride()}: {got} for {want}")
+    return wrong
+
+
+def ignored_positions() -> list[str]:
+    wrong = []
+    for layout, ignore in itertools.product(
+        (torch.contiguous_format, torch.channels_last), (-100, -1, 2)
+    ):
+        maps, targets = maps_of([(3, 4), (1, 2)], 1, 2, 5)
+        targets[targets == -100] = ignore
+        start = 0
+        for i, m in enumerate(maps):
+            _, C, H, W = m.shape
+            part = (targets[:, start : start + 2 * H * W] == ignore).view(1, H, W, 2, 1)
+            odd = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1e9])
+            rows = m.permute(0, 2, 3, 1).reshape(1, H, W, 2, 5)
+            rows = torch.where(part, odd, rows).reshape(1, H, W, C)
+            maps[i] = rows.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            start += 2 * H * W
+        for gamma in (0.0, 0.5, 2.0):
+            wrong += maps_deviations(maps, targets, 5, gamma=gamma, ignore_index=ignore)
+    return wrong
+
+
+def nan_and_infinity_in_maps() -> list[str]:
+    """Compare with the CPU where logits are infinite, and check that a NaN stays in its image."""
+    wrong = []
+    for layout, gamma in itertools.product(
+        (torch.contiguous_format, torch.channels_last), (0.0, 0.5, 2.0)
+    ):
+        m = torch.zeros(2, 3, 2, 2)
+        m[0, 1, 0, 1], m[0, 2, 0, 0], m[1, 0, 1, 1] = -math.inf, math.inf, math.nan
+        targets = torch.tensor([[2, -1, -1, -1], [-1, -1, -1, 0]])
+        x = m.clone().contiguous(memory_format=layout).requires_grad_()
+        levels = levels_of_maps([x], 3)
+        asked = options(gamma=gamma)
+        totals = _cuda._ImageTotals.apply(levels, targets, asked, None, x)
+        torch.autograd.backward(totals.sum())
+        y = m[:1].clone().requires_grad_()
+        exact = sigmoid_focal_loss_maps([y], targets[:1], num_classes=3, **asked._asdict())
+        torch.autograd.backward(exact)
+        assert x.grad is not None
+        assert y.grad is not None
+        if not (totals[0] - exact).abs() <= 1e-6 * exact or not totals[1].isnan():
+            wrong.append(f"gamma {gamma}: {totals}")
+        close = torch.isclose(x.grad[:1], y.grad, rtol=1e-5, atol=1e-7).all()
+        if not close or x.grad.isnan().nonzero().tolist() != [[1, 0, 1, 1]]:
+            wrong.append(f"gamma {gamma}: {x.grad}")
+    return wrong
+
+
+def second_derivatives_of_maps() -> list[str]:
+    seconds = []
+    maps, targets = maps_of([(2, 3), (1, 1)], 2, 2, 3)
+    for device, dtype in (("cpu", torch.float32), ("none", torch.float64)):
+        xs = [m.to(dtype).requires_grad_() for m in maps]
+        applies = functools.partial(_cuda.applies, device=device)
+        with mock.patch.object(_cuda, "applies", applies):
+            loss = sigmoid_focal_loss_maps(
+                xs, targets, num_classes=3, reduction="sum", normalizer=torch.tensor([2.0, 3.0])
+            )
+            first = torch.autograd.grad(loss, xs, create_graph=True)
+            square = torch.stack([g.square().sum() for g in first]).sum()
+            seconds.append([g.double() for g in torch.autograd.grad(square, xs)])
+    pairs = zip(*seconds, strict=True)
+    return [str(g) for g, w in pairs if not torch.isclose(g, w, rtol=1e-4, atol=1e-5).all()]
+
+
 def loss_tensors(loss: Tensor) -> list[Tensor]:
     """Return the tensors with several elements that the graph of ``loss`` saves for backward."""
-    found: list[Tensor] = []
+    found: list[Tensor | None] = []
     nodes = [loss.grad_fn]
     while nodes:
         node: Any = nodes.pop()
@@ -243,7 +429,7 @@ def loss_tensors(loss: Tensor) -> list[Tensor]:
             continue
         found += getattr(node, "saved_tensors", ())
         nodes += [n for n, _ in node.next_functions]
-    return [t for t in found if t.numel() > 1]
+    return [t for t in found if t is not None and t.numel() > 1]
 
 
 INTERPRETED: list[Callable[[], list[str]]] = [
@@ -255,32 +441,35 @@ INTERPRETED: list[Callable[[], list[str]]] = [
     nan_is_not_hidden,
     results_are_reproducible,
     with_autograd,
+    maps_of_every_layout,
+    maps_of_every_size,
+    maps_in_half_precision,
+    logits_of_every_shape,
+    ignored_positions,
+    nan_and_infinity_in_maps,
+    second_derivatives_of_maps,
 ]
 
 
 def compile_ahead() -> dict[str, dict[str, Any]]:
-    """Compile both kernels, with and without a fractional part of gamma, and describe the output."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    """Compile all kernels in three variants for two kinds of GPUs, and describe the output."""
     from focaldet.losses import _triton
 
-    pointers = {"targets_ptr": "*i64", "sums_ptr": "*fp32", "upstream_ptr": "*fp32"}
     made = {}
-    cases = [(80, "fp32", 2, False), (365, "bf16", 1, True), (1, "fp16", 0, False)]
-    for arch, kernel, case in itertools.product(
-        (80, 90), (_triton.forward_kernel, _triton.backward_kernel), cases
-    ):
-        K, dtype, whole, rest = case
-        constants = {"K": K, "WHOLE": whole, "REST": rest, "BLOCK": _triton.BLOCK}
-        kinds = pointers | {"x_ptr": f"*{dtype}", "gradient_ptr": f"*{dtype}"}
-        kinds |= {"numel": "i32", "ignore_index": "i32"} | dict.fromkeys(constants, "constexpr")
-        names = kernel.arg_names
-        source = ASTSource(kernel, {n: kinds.get(n, "fp32") for n in names}, constexprs=constants)
-        target = GPUTarget("cuda", arch, 32)
+    kernels = (
+        _triton.rows_forward_kernel,
+        _triton.rows_backward_kernel,
+        _triton.planes_forward_kernel,
+        _triton.planes_backward_kernel,
+    )
+    cases = [
+        KernelCase(num_classes=80, dtype="fp32", whole=2, rest=False, per_class=False),
+        KernelCase(num_classes=365, dtype="bf16", whole=1, rest=True, per_class=True),
+        KernelCase(num_classes=1, dtype="fp16", whole=0, rest=False, per_class=False),
+    ]
+    for arch, kernel, case in itertools.product((80, 90), kernels, cases):
         try:
-            done = triton.compile(source, target=target, options=_triton.COMPILED).asm
+            done = compile_kernel(kernel, case, arch)
         except Exception as error:
             if "ptxas" not in str(error):
                 raise
@@ -291,6 +480,8 @@ def compile_ahead() -> dict[str, dict[str, Any]]:
             "ptx": f".target sm_{arch}" in ptx,
             "rounds": ptx.count("cvt.rn.bf16") > 0,
             "atomics": ptx.count("atom.") + ptx.count("red.global"),
+            "64-bit": "mul.lo.s64" in ptx or "mul.wide" in ptx or "mad.lo.s64" in ptx,
+            "divisions": ptx.count("div."),
         }
     return made
 
@@ -300,7 +491,8 @@ def compile_ahead() -> dict[str, dict[str, Any]]:
 
 def run(what: str, **environment: str) -> Any:
     done = subprocess.run(
-        [sys.executable, __file__, what],
+        [sys.executable, "-m", "tests.test_losses_triton", what],
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -326,132 +518,13 @@ def test_the_kernels_are_correct_in_the_interpreter(check: str, interpreted: Any
 @pytest.mark.slow
 def test_the_kernels_compile_for_two_generations_of_gpus(tmp_path: Path) -> None:
     made = run("compile", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    assert len(made) == 12
+    assert len(made) == 24
     for case, parts in made.items():
         assert parts["cubin"] > 0, case
         assert parts["ptx"], case
         assert parts["atomics"] == 0, case
+        assert parts["64-bit"], case
         assert parts["rounds"] == ("backward" in case and "bf16" in case), case
-
-
-FITTING = (torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("alpha", [None, 0.25, 1])
-def test_the_kernels_support_rows_with_class_indices(
-    dtype: torch.dtype, reduction: str, alpha: float | None
-) -> None:
-    logits, targets = FITTING
-    asked = options(alpha=alpha, reduction=reduction, normalizer="num_pos", gamma=0.3)
-    assert _cuda.suits(logits.to(dtype), targets, asked)
-    assert _cuda.suits(logits.to(dtype), targets.int(), asked)
-
-
-@pytest.mark.parametrize(
-    ("logits", "targets", "changed"),
-    [
-        (*FITTING, {"reduction": "none"}),
-        (*FITTING, {"alpha": torch.full((3,), 0.5)}),
-        (FITTING[0].double(), FITTING[1], {}),
-        (FITTING[0], FITTING[1].to(torch.uint8), {}),
-        (FITTING[0], FITTING[0], {}),
-        (torch.zeros(3, 4).t(), FITTING[1], {}),
-        (FITTING[0], torch.zeros(8, dtype=torch.int64)[::2], {}),
-        (torch.zeros(4, 3, 2), torch.zeros(4, 2, dtype=torch.int64), {}),
-        (torch.zeros(3), torch.tensor(1), {}),
-        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), {}),
-        (torch.zeros(4, 0), FITTING[1], {}),
-    ],
-)
-def test_everything_else_uses_pytorch_operations(
-    logits: Tensor, targets: Tensor, changed: dict[str, Any]
-) -> None:
-    assert not _cuda.suits(logits, targets, options(**changed))
-
-
-def test_more_entries_than_int32_can_count_use_pytorch_operations() -> None:
-    targets = torch.zeros(2**27, dtype=torch.int64, device="meta")
-    assert not _cuda.suits(torch.zeros(2**27, 16, device="meta"), targets, options())
-    assert _cuda.suits(torch.zeros(2**27, 15, device="meta"), targets, options())
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that the kernels work on every device."""
-    monkeypatch.setattr(_cuda, "kernels", lambda _: types.ModuleType("kernels"))
-
-
-@pytest.mark.usefixtures("served")
-def test_the_kernels_apply_to_plain_tensors_of_the_device_only() -> None:
-    logits, targets = FITTING
-    assert not _cuda.applies(logits, targets, options())  # on a CPU
-    assert _cuda.applies(logits, targets, options(), device="cpu")
-
-    class Marked(torch.Tensor):
-        pass
-
-    assert not _cuda.applies(logits.as_subclass(Marked), targets, options(), device="cpu")
-
-
-@pytest.mark.usefixtures("served")
-def test_transforms_and_forward_differentiation_use_pytorch_operations() -> None:
-    logits, targets = FITTING
-    seen = []
-
-    def loss(x: Tensor) -> Tensor:
-        seen.append(_cuda.applies(x, targets, options(), device="cpu"))
-        return sigmoid_focal_loss(x, targets)
-
-    torch.func.grad(loss)(logits)
-    with torch.autograd.forward_ad.dual_level():
-        loss(logits)
-    assert seen == [False, False]
-
-
-@pytest.mark.usefixtures("served")
-def test_compiled_code_uses_pytorch_operations() -> None:
-    logits, targets = FITTING
-
-    def choice(x: Tensor) -> Tensor:
-        return x + int(_cuda.applies(x, targets, options(), device="cpu"))
-
-    assert choice(logits).sum() == logits.numel()
-    compiled = torch.compile(choice, fullgraph=True, backend="eager")
-    assert compiled(logits).sum() == 0
-
-
-def test_without_triton_there_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "focaldet.losses._triton", raising=False)
-    _cuda.kernels.cache_clear()
-    assert _cuda.kernels(torch.device("cpu")) is None
-    _cuda.kernels.cache_clear()
-    assert not _cuda.applies(*FITTING, options(), device="cpu")
-    _cuda.kernels.cache_clear()
-
-
-def test_a_broken_triton_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = types.ModuleType("broken")
-
-    def total(*_: object, **__: object) -> None:
-        raise RuntimeError("no C compiler")
-
-    broken.total = total  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "focaldet.losses._triton", broken)
-    _cuda.kernels.cache_clear()
-    with pytest.warns(RuntimeWarning, match="does not work on cpu, .* no C compiler"):
-        assert _cuda.kernels(torch.device("cpu")) is None
-    assert _cuda.kernels(torch.device("cpu")) is None  # without a second warning
-    _cuda.kernels.cache_clear()
-
-
-def test_the_loss_on_a_cuda_device_uses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, targets = FITTING
-    monkeypatch.setattr(_cuda, "applies", lambda *_: True)
-    monkeypatch.setattr(_cuda, "rows_loss", lambda *_: torch.tensor(7.0))
-    assert sigmoid_focal_loss(logits.to("meta"), targets.to("meta")).item() == 7
 
 
 def test_the_loss_on_a_cpu_does_not_import_triton() -> None:

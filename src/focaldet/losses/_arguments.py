@@ -71,6 +71,48 @@ class Options(NamedTuple):
         return self
 
 
+MOST_FACTORS = 8
+"""The highest power of the error that kernels compute as a product."""
+
+
+class KernelOptions(NamedTuple):
+    """The options of a reduced loss on a device, in the form of arguments of a kernel."""
+
+    alpha: Tensor | float | None  # float32 and contiguous if a tensor
+    gamma: float
+    ignore_index: int
+
+    @classmethod
+    def of(cls, options: Options) -> KernelOptions:
+        """Convert options of the loss."""
+        alpha = options.alpha
+        if isinstance(alpha, Tensor):
+            alpha = alpha.float().contiguous()
+        return cls(alpha, float(options.gamma), int(options.ignore_index))
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """The weights of positives by class, which replace `weights`, if there are any."""
+        return self.alpha if isinstance(self.alpha, Tensor) else None
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """The weights of positives and of background."""
+        if self.alpha is None or isinstance(self.alpha, Tensor):
+            return 1.0, 1.0
+        return float(self.alpha), 1.0 - float(self.alpha)
+
+    @property
+    def whole(self) -> int:
+        """The number of factors ``p`` of ``p ** gamma`` that are multiplied."""
+        return min(math.floor(self.gamma), MOST_FACTORS)
+
+    @property
+    def rest(self) -> float:
+        """The remaining exponent."""
+        return self.gamma - self.whole
+
+
 def check_gamma(gamma: float) -> None:
     """Raise unless ``gamma`` is a finite number >= 0."""
     check_number("gamma", gamma)

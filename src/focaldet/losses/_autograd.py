@@ -59,7 +59,7 @@ class TotalLoss(torch.autograd.Function):
         _, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(ctx.kernel.formula, tensors, wanted, upstream)
+            return None, None, *differentiable(ctx.kernel.formula, tensors, wanted, upstream)
         factor = upstream.item()
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
@@ -118,11 +118,11 @@ class EntryLosses(torch.autograd.Function):
         """Compute the gradient."""
         _, x = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(ctx.kernel.formula, [x], [True], upstream)
+            return None, None, *differentiable(ctx.kernel.formula, [x], [True], upstream)
         return None, None, ctx.kernel.entries_gradient(x, upstream)
 
 
-def _differentiable(
+def differentiable(
     formula: Any, tensors: Sequence[Tensor], wanted: Sequence[bool], upstream: Tensor
 ) -> Gradients:
     """Return gradients that can be differentiated again."""

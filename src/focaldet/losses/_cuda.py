@@ -1,124 +1,234 @@
-"""The sigmoid focal loss on CUDA devices: when the Triton kernels are used, and their autograd.
+"""The sigmoid focal loss on CUDA devices without the memory of PyTorch operations.
 
-Triton is optional. It is imported only when a CUDA tensor arrives that its kernels support.
+Triton kernels compute it. Triton is optional, and is imported only when a CUDA tensor arrives that
+its kernels support. Without it, losses in half precision are computed piece by piece.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-import warnings
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from focaldet.losses import _arguments as arguments
-from focaldet.losses._formula import sigmoid_focal_entries
-from focaldet.losses._reduction import count_positives, divisor
+from focaldet.losses import _pieces
+from focaldet.losses._arguments import KernelOptions
+from focaldet.losses._autograd import differentiable
+from focaldet.losses._layout import Level, by_plane
+from focaldet.losses._reduction import reduce_images
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
     from focaldet.losses._arguments import Options
 
+    Formula = Callable[[Sequence[Tensor]], Tensor]
+
+MOST_PLANES = 65_535
+"""Largest number of images, and of planes of all images: a limit of the axes of CUDA's grids."""
 MOST_ENTRIES = 2**31 - 2**16
-"""Largest number of entries: indices are int32, and those of the last program may exceed it."""
+"""Largest number of entries in a plane: offsets there are int32, and may exceed it by a tile."""
+
+_logger = logging.getLogger(__name__)
+_probed: dict[torch.device, ModuleType | None] = {}
+_reported: set[torch.device] = set()
 
 
-def applies(logits: Tensor, targets: Tensor, options: Options, *, device: str = "cuda") -> bool:
-    """Return whether to use the Triton kernels: for plain tensors on a device where they work."""
-    return (
-        logits.device.type == device
-        and suits(logits, targets, options)
-        and arguments.plain(device, logits, targets)
-        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
-        and kernels(logits.device) is not None
-    )
+def applies(
+    tensors: Sequence[Tensor],
+    targets: Tensor,
+    options: Options,
+    num_classes: int,
+    *,
+    device: str = "cuda",
+) -> bool:
+    """Return whether `reduced_loss` can be used: for plain tensors, and if `_module` has a module.
 
-
-def suits(logits: Tensor, targets: Tensor, options: Options) -> bool:
-    """Return whether the kernels support this: a reduced loss of rows with class indices."""
-    return (
-        options.reduction != "none"
-        and not isinstance(options.alpha, Tensor)
-        and logits.ndim == 2
-        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and targets.dtype in (torch.int64, torch.int32)
-        and 0 < logits.numel() <= MOST_ENTRIES
-        and logits.layout == torch.strided
-        and logits.is_contiguous()
-        and targets.is_contiguous()
-    )
-
-
-@functools.cache
-def kernels(device: torch.device) -> ModuleType | None:
-    """Return the module of the kernels, or None if Triton is missing or fails on this device.
-
-    A loss of one entry is computed as a test, because Triton depends on compilers that it calls
-    only then. Without them, the loss must still work.
+    Only the logits may be differentiated, and a tensor ``normalizer``.
     """
-    try:
-        module = importlib.import_module("focaldet.losses._triton")
-    except ImportError:
-        return None
-    try:
-        x, targets = torch.zeros(1, 1, device=device), torch.zeros(1, device=device).long()
-        module.total(x, targets, alpha=None, gamma=2.0, ignore_index=-100)
-    except Exception as error:  # noqa: BLE001 (compilers and drivers may raise anything)
-        warnings.warn(
-            f"Triton is installed but does not work on {device}, so the focal loss uses "
-            f"PyTorch operations there. Fix or uninstall Triton to remove this warning: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    alpha = options.alpha
+    others = [alpha] if isinstance(alpha, Tensor) else []
+    return (
+        tensors[0].device.type == device
+        and suits(tensors, targets, options, num_classes)
+        and arguments.plain(device, *tensors, targets, *others)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
+        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
+        and _module(tensors[0]) is not None
+    )
+
+
+def _module(x: Tensor) -> ModuleType | None:
+    """Return the module that computes the loss of these logits, or None for plain operations."""
+    module = kernels(x.device)
+    if module is None and x.dtype in (torch.bfloat16, torch.float16):
+        return _pieces
     return module
 
 
-def rows_loss(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
-    """Compute the reduced loss where `applies` is true, without waiting for the device."""
-    alpha, gamma, reduction, normalizer, ignore_index = options
-    total: Tensor = _RowsTotal.apply(logits, targets, alpha, gamma, ignore_index)
-    if normalizer is not None:
-        total = total / divisor(normalizer, lambda: count_positives(targets, ignore_index))
-    if reduction == "mean":
-        count = (targets != ignore_index).sum() * logits.shape[1]
-        total = total / count.clamp(min=1)
-    return total.view(())
+def suits(tensors: Sequence[Tensor], targets: Tensor, options: Options, num_classes: int) -> bool:
+    """Return whether the modules support this: a reduced loss with class indices."""
+    return (
+        options.reduction != "none"
+        and targets.dtype in (torch.int64, torch.int32)
+        and -(2**31) <= options.ignore_index < 2**31
+        and sum(x.numel() for x in tensors) > 0
+        and all(_suits(x, num_classes) for x in tensors)
+    )
 
 
-class _RowsTotal(torch.autograd.Function):
-    """The sum of the losses, which saves logits and targets only and recomputes in backward."""
+def _suits(x: Tensor, num_classes: int) -> bool:
+    return (
+        x.ndim >= 2
+        and num_classes > 0
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.layout == torch.strided
+        and (x.ndim == 2 or x.shape[:2].numel() // num_classes <= MOST_PLANES)
+        and (x.ndim == 2 or x.shape[1:].numel() <= MOST_ENTRIES)
+    )
+
+
+def kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of the kernels, or None if they cannot be used on this device now.
+
+    A loss of one entry is computed as a test, because Triton depends on compilers that it calls
+    only then. Without them, the loss must still work. A failure that can pass, such as one for want
+    of memory, is not remembered.
+    """
+    if device in _probed:
+        return _probed[device]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _report(device, "the first loss there was computed during the capture of a CUDA graph")
+        return None
+    module = None
+    try:
+        module = importlib.import_module("focaldet.losses._triton")
+    except ImportError:
+        _report(device, "Triton is not installed", logging.INFO)
+    else:
+        try:
+            _probe(module, device)
+        except Exception as error:  # noqa: BLE001 (compilers and drivers may raise anything)
+            _report(device, f"Triton does not work on it: {error}")
+            if _may_pass(error):
+                return None
+            module = None
+    _probed[device] = module
+    return module
+
+
+def _probe(module: ModuleType, device: torch.device) -> None:
+    x, targets = torch.zeros(1, 1, device=device), torch.zeros(1, 1, device=device).long()
+    level, options = Level(num_classes=1, images=1, places=1), KernelOptions(None, 2.0, -100)
+    module.image_totals([x], [level], [targets], options)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the device failed, not a compiler: a later attempt may then succeed."""
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("CUDA error" in message or "[CUDA]" in message)
+    )
+
+
+def _report(device: torch.device, reason: str, level: int = logging.WARNING) -> None:
+    """Log once per device why PyTorch operations are used."""
+    if device not in _reported:
+        _reported.add(device)
+        _logger.log(
+            level, "The focal loss on %s uses PyTorch operations, because %s.", device, reason
+        )
+
+
+def reduced_loss(
+    tensors: Sequence[Tensor],
+    levels: Sequence[Level],
+    targets: Tensor,
+    options: Options,
+    formula: Formula,
+) -> Tensor:
+    """Compute the reduced loss where `applies` is true, without waiting for the device.
+
+    Args:
+        tensors: Dense logits per level.
+        levels: How each of them is stored.
+        targets: Class indices ``[B, R]`` of all levels, in the order of memory or, for several
+            planes, in the order of `by_plane`.
+        options: Options of the loss.
+        formula: Computes the sums of the losses of each image, ``[B]``, with operations that
+            autograd can differentiate, from ``tensors``.
+    """
+    totals: Tensor = _ImageTotals.apply(levels, targets, options, formula, *tensors)
+    return reduce_images(totals, targets, options, levels[0].num_classes)
+
+
+class _ImageTotals(torch.autograd.Function):
+    """The sums of the losses of each image, ``[B]``.
+
+    Backward recomputes everything from the logits, so nothing of their size is saved.
+    """
 
     @staticmethod
-    def forward(  # noqa: PLR0917 (autograd passes arguments by position)
+    def forward(
         ctx: Any,
-        logits: Tensor,
+        levels: Sequence[Level],
         targets: Tensor,
-        alpha: float | None,
-        gamma: float,
-        ignore_index: int,
+        options: Options,
+        formula: Formula,
+        *tensors: Tensor,
     ) -> Tensor:
-        """Compute the loss."""
-        ctx.save_for_backward(logits, targets)
-        ctx.options = {"alpha": alpha, "gamma": gamma, "ignore_index": ignore_index}
-        return _loaded(logits).total(logits, targets, **ctx.options)  # type: ignore[no-any-return]
+        """Compute the sums."""
+        module = _module(tensors[0])
+        assert module is not None  # noqa: S101 (`applies` has checked)
+        targets = targets.contiguous()
+        planes = _in_planes(levels, targets)
+        ctx.save_for_backward(targets, planes, *tensors)
+        ctx.module, ctx.levels, ctx.formula = module, levels, formula
+        ctx.options = KernelOptions.of(options)
+        chosen = _chosen(levels, targets, planes)
+        return module.image_totals(tensors, levels, chosen, ctx.options)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient, with the formula if it will be differentiated again."""
-        logits, targets = ctx.saved_tensors
+        targets, planes, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            total = sigmoid_focal_entries(logits.float(), targets, dim=1, **ctx.options).sum()
-            (gradient,) = torch.autograd.grad(total, logits, upstream, create_graph=True)
-        else:
-            gradient = _loaded(logits).gradient(logits, targets, upstream, **ctx.options)
-        return gradient, None, None, None, None
+            gradients = differentiable(ctx.formula, tensors, wanted, upstream)
+            return None, None, None, None, *gradients
+        upstream = upstream.contiguous()
+        chosen = _chosen(ctx.levels, targets, planes)
+        return (
+            None,
+            None,
+            None,
+            None,
+            *(
+                ctx.module.gradient(x, level, target, upstream, ctx.options) if want else None
+                for x, level, target, want in zip(tensors, ctx.levels, chosen, wanted, strict=True)
+            ),
+        )
 
 
-def _loaded(x: Tensor) -> ModuleType:
-    module = kernels(x.device)
-    assert module is not None  # noqa: S101 (`applies` has checked)
-    return module
+def _in_planes(levels: Sequence[Level], targets: Tensor) -> Tensor | None:
+    """Copy the targets of levels with several planes, as int32 ``[planes, positions]``.
+
+    The kernels then read neighbouring targets of a plane together. Other levels are left unset.
+    """
+    if all(level.planes <= 1 for level in levels):
+        return None
+    out = torch.empty_like(targets, dtype=torch.int32)
+    for level in levels:
+        if level.planes > 1:
+            part = out[:, level.start : level.start + level.places]
+            part.view(level.images, level.planes, level.positions).copy_(by_plane(targets, level))
+    return out
+
+
+def _chosen(levels: Sequence[Level], targets: Tensor, planes: Tensor | None) -> list[Tensor]:
+    """Return the tensor of targets that is in the order of each level."""
+    return [planes if level.planes > 1 and planes is not None else targets for level in levels]

@@ -43,6 +43,22 @@ def focal(z: Tensor, gamma: float) -> Tensor:
     return loss
 
 
+def focal_derivative(z: Tensor, gamma: float) -> Tensor:
+    """Compute ``f'(z) = p^gamma (gamma q s + p)`` with p = sigmoid(z), q = 1 - p, s = softplus(z).
+
+    Autograd derives the same from `focal`, but keeps more tensors.
+    """
+    whole = math.floor(gamma)
+    p = torch.sigmoid(z)
+    # q is 0 where s is infinite, and their product would be NaN.
+    out = softplus(z).clamp_(max=1e30).mul_(torch.sigmoid(-z)).mul_(gamma).add_(p)
+    if whole > 0:
+        out *= p.pow_(whole)
+    if gamma > whole:
+        out *= F.logsigmoid(z).mul_(gamma - whole).exp_()
+    return out
+
+
 def soft_focal(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Compute the focal loss of logits ``x`` for ``targets`` in [0, 1], not weighted by alpha.
 
@@ -50,7 +66,8 @@ def soft_focal(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
     ``m = t sigmoid(-x) + (1 - t) sigmoid(x)``; at t = 0 and t = 1 that is `focal`.
     """
     # The side with weight 0 is evaluated at 0, since 0 * inf is NaN.
-    negative, positive = x.where(targets < 1, 0.0), x.where(targets > 0, 0.0)
+    negative = x.masked_fill((targets < 1).logical_not(), 0.0)
+    positive = x.masked_fill((targets > 0).logical_not(), 0.0)
     loss = targets * softplus(-positive) + (1 - targets) * softplus(negative)
     whole = math.floor(gamma)
     if whole > 0:

@@ -19,7 +19,7 @@ import torch
 from focaldet.losses._arguments import check_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -151,3 +151,66 @@ def in_memory_order(values: Tensor, like: Tensor) -> Tensor:
     if like.is_contiguous() or not like.movedim(1, -1).is_contiguous():
         return values.reshape(-1)
     return values.movedim(1, -1).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How the logits of one level are stored on a device, and where its targets are.
+
+    Planes are ``[images * planes, K, positions]``, and rows are ``[images * places, K]``.
+    """
+
+    num_classes: int
+    images: int
+    places: int  # of one image
+    start: int = 0  # of its targets among those of all levels of an image
+    planes: int = 0  # of one image; 0 for rows
+
+    @property
+    def positions(self) -> int:
+        """The number of positions in a plane."""
+        return self.places // self.planes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The memory as ``[blocks, K, inner]``, where each image has the same number of blocks."""
+        if not self.planes:
+            return self.images * self.places, self.num_classes, 1
+        return self.images * self.planes, self.num_classes, self.positions
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return ``[N, C, ...]`` itself if it is contiguous or channels_last, or a contiguous copy."""
+    return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
+
+
+def stored(x: Tensor) -> Tensor:
+    """View `dense` logits as flat memory."""
+    return x.view(-1) if x.is_contiguous() else x.movedim(1, -1).view(-1)
+
+
+def levels_of_maps(maps: Sequence[Tensor], num_classes: int) -> list[Level]:
+    """Describe `dense` maps ``[B, A*K, H, W]``, whose targets are ``[B, R]``."""
+    levels, start = [], 0
+    for m in maps:
+        B, C, H, W = m.shape
+        anchors = C // num_classes
+        places = anchors * H * W
+        levels.append(Level(num_classes, B, places, start, anchors if m.is_contiguous() else 0))
+        start += places
+    return levels
+
+
+def level_of(logits: Tensor) -> Level:
+    """Describe `dense` logits ``[N, K, ...]``, whose targets in memory order are ``[images, R]``."""
+    N, K, *rest = logits.shape
+    positions = math.prod(rest)
+    if positions == 1 or not logits.is_contiguous():
+        return Level(K, 1, N * positions)
+    return Level(K, N, positions, planes=1)
+
+
+def by_plane(targets: Tensor, level: Level) -> Tensor:
+    """View a level of targets ``[B, R]``, ordered by position and plane, as ``[B, planes, HW]``."""
+    part = targets[:, level.start : level.start + level.places]
+    return part.reshape(level.images, level.positions, level.planes).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from focaldet._checks import check_range, shortened
 from focaldet.losses import _arguments as arguments
+from focaldet.losses import _cuda
 from focaldet.losses._arguments import Options
 from focaldet.losses._autograd import TotalLoss
 from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import sigmoid_focal_entries
-from focaldet.losses._layout import Layout, Special, find_special
+from focaldet.losses._layout import Layout, Special, dense, find_special, levels_of_maps
 from focaldet.losses._reduction import count_positives, divisor
 from focaldet.losses._sigmoid import kernels_apply, sigmoid_focal_loss
 
@@ -58,6 +59,9 @@ def sigmoid_focal_loss_maps(
         The loss. For reduction "none", a tensor ``[B, R, K]`` in the order of ``targets``, for
         which the maps are permuted and concatenated.
 
+    Notes:
+        On CUDA devices, Triton kernels are used as for `sigmoid_focal_loss`.
+
     Raises:
         TypeError: If an argument has an unsupported type or dtype.
         ValueError: If an option or a target is out of range, or if shapes do not match.
@@ -87,8 +91,17 @@ def sigmoid_focal_loss_maps(
     def formula(tensors: Sequence[Tensor]) -> Tensor:
         return _formula(tensors, targets, num_classes, options)
 
+    def image_totals(tensors: Sequence[Tensor]) -> Tensor:
+        losses = _entries(tensors, targets, num_classes, options)
+        return torch.stack([level.flatten(1).sum(1) for level in losses]).sum(0)
+
     if reduction == "none":
         return _each(maps, targets, num_classes, options)
+    if _cuda.applies(maps, targets, options, num_classes):
+        maps = [dense(m) for m in maps]
+        return _cuda.reduced_loss(
+            maps, levels_of_maps(maps, num_classes), targets, options, image_totals
+        )
     if not all(kernels_apply(m, targets, alpha, normalizer) for m in maps):
         arguments.check_indices(targets, num_classes, ignore_index)
         return formula(maps)
@@ -148,26 +161,36 @@ def _keys(keys: Tensor, rows: int, places: int, layout: Layout) -> tuple[Tensor,
 
 
 def _formula(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:
-    """Compute the loss level by level, with operations that autograd can differentiate."""
-    alpha, gamma, reduction, normalizer, ignore_index = options
-    divided = divisor(normalizer, lambda: count_positives(targets, ignore_index))
+    """Compute the loss with operations that autograd can differentiate."""
+    divided = divisor(options.normalizer, lambda: count_positives(targets, options.ignore_index))
     if isinstance(divided, Tensor) and divided.ndim:
         divided = divided.view(-1, 1, 1, 1, 1)
-    totals, start = [], 0
+    levels = _entries(maps, targets, num_classes, options)
+    total = torch.stack([(losses / divided).sum() for losses in levels]).sum()
+    if options.reduction == "mean":
+        total = total / ((targets != options.ignore_index).sum() * num_classes).clamp(min=1)
+    return total
+
+
+def _entries(
+    maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options
+) -> Iterator[Tensor]:
+    """Compute the losses of all entries level by level, ``[B, A, K, H, W]``."""
+    alpha, start = options.alpha, 0
     for m in maps:
         x = _by_anchor(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m, num_classes)
         B, A, _, H, W = x.shape
         level = targets[:, start : start + H * W * A].reshape(B, H, W, A).permute(0, 3, 1, 2)
         weights = alpha.to(x.dtype).view(-1, 1, 1) if isinstance(alpha, Tensor) else alpha
-        losses = sigmoid_focal_entries(
-            x, level, alpha=weights, gamma=gamma, ignore_index=ignore_index, dim=2
+        yield sigmoid_focal_entries(
+            x,
+            level,
+            alpha=weights,
+            gamma=options.gamma,
+            ignore_index=options.ignore_index,
+            dim=2,
         )
-        totals.append((losses / divided).sum())
         start += H * W * A
-    total = torch.stack(totals).sum()
-    if reduction == "mean":
-        total = total / ((targets != ignore_index).sum() * num_classes).clamp(min=1)
-    return total
 
 
 def _each(maps: Sequence[Tensor], targets: Tensor, num_classes: int, options: Options) -> Tensor:

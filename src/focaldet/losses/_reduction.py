@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from focaldet.losses._arguments import Normalizer, Reduction
+    from focaldet.losses._arguments import Normalizer, Options, Reduction
 
 
 def count_positives(targets: Tensor, ignore_index: int = -1) -> Tensor:
@@ -51,3 +51,23 @@ def reduce(losses: Tensor, reduction: Reduction, count: Tensor | int, dtype: tor
     if reduction == "sum":
         return total
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+
+
+def reduce_images(totals: Tensor, targets: Tensor, options: Options, num_classes: int) -> Tensor:
+    """Divide the sums of the losses of each image, ``[B]``, and add them up.
+
+    Args:
+        totals: The sums.
+        targets: All class indices.
+        options: A normalizer with several elements has one per image. The reduction is "mean" or
+            "sum".
+        num_classes: Entries per class index.
+    """
+    ignored = options.ignore_index
+    divided = divisor(options.normalizer, lambda: count_positives(targets, ignored))
+    if isinstance(divided, Tensor) and divided.ndim:
+        divided = divided.to(totals.dtype).view(-1)
+    total = (totals / divided).sum()
+    if options.reduction == "mean":
+        total = total / ((targets != ignored).sum() * num_classes).clamp(min=1)
+    return total

@@ -14,11 +14,11 @@ from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
 from focaldet.losses._cpu_dense import FEW, DenseLoss
 from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
-from focaldet.losses._layout import Special, find_keys, find_special
+from focaldet.losses._layout import Special, dense, find_keys, find_special, level_of
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from focaldet.losses._arguments import Normalizer, Reduction
 
@@ -87,11 +87,13 @@ def sigmoid_focal_loss(
     Notes:
         For plain float32, bfloat16 and float16 tensors on a CPU, kernels compute the gradient
         together with the loss, in pieces that fit in the cache. On CUDA devices, Triton kernels are
-        used if Triton is installed, the logits are contiguous rows ``[N, K]`` of these dtypes with
-        class indices, ``alpha`` is not a tensor and the reduction is not "none". Everything else
-        uses the same formula with PyTorch operations: float64, `torch.compile`, `torch.func`,
-        forward-mode differentiation, second derivatives, differentiable targets or options, and
-        other devices. None of these returns NaN gradients for gamma in (0, 1).
+        used for logits ``[N, K, ...]`` of these dtypes with class indices, if Triton is installed
+        and the reduction is not "none". Without Triton, such losses in half precision are computed
+        piece by piece. Both read contiguous and channels_last logits as they are stored, copy
+        others to contiguous ones, save nothing else for the backward pass, and recompute there.
+        Everything else uses the same formula with PyTorch operations: float64, `torch.compile`,
+        `torch.func`, forward-mode differentiation, second derivatives, differentiable targets or
+        options, and other devices. None of these returns NaN gradients for gamma in (0, 1).
 
     Examples:
         >>> logits = torch.tensor([[0.0, -4.0], [-3.0, -5.0], [9.0, 9.0]])
@@ -112,8 +114,8 @@ def sigmoid_focal_loss(
     inplace = inplace_gradient and logits.requires_grad and torch.is_grad_enabled()
     if inplace:
         _check_overwritable(logits, reduction)
-    if _cuda.applies(logits, targets, options):
-        return _cuda.rows_loss(logits, targets, options)
+    if _cuda.applies([logits], targets, options, arguments.count_classes(logits)):
+        return _on_cuda(logits, targets, options)
     if not kernels_apply(logits, targets, alpha, normalizer):
         return _formula(logits, targets, options)
     shape = logits.shape
@@ -207,6 +209,28 @@ def _kernel(
     if special is not None:
         return SparseLoss([special], alpha, gamma, [scale], lambda xs: formula(xs[0]))
     return DenseLoss(targets, mask, alpha, gamma, scale, lambda xs: formula(xs[0]))
+
+
+def _on_cuda(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
+    """Compute the reduced loss for class indices where `_cuda.applies`."""
+    logits = dense(logits)
+    level = level_of(logits)
+
+    def image_totals(tensors: Sequence[Tensor]) -> Tensor:
+        x = tensors[0].float()
+        losses = sigmoid_focal_entries(
+            x,
+            targets,
+            alpha=arguments.align_alpha(options.alpha, x),
+            gamma=options.gamma,
+            ignore_index=options.ignore_index,
+            dim=1,
+        )
+        return losses.flatten(1).sum(1) if level.planes else losses.sum().view(1)
+
+    return _cuda.reduced_loss(
+        [logits], [level], targets.reshape(level.images, -1), options, image_totals
+    )
 
 
 def _formula(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
