@@ -236,9 +236,7 @@ def _assumed(name: str, args: Any, rows: int) -> Any:
     count = _assumed_rows(first.numel(), rows)
     indices = torch.empty(count, dtype=torch.int64, device=first.device)
     if name in ("_local_scalar_dense", "equal"):
-        return (
-            torch.zeros((), dtype=first.dtype, device="cpu").tolist() if name != "equal" else False
-        )
+        return False if name == "equal" else _zero(first.dtype)
     results: dict[str, Callable[[], Any]] = {
         "nonzero": lambda: indices[:, None].expand(-1, first.ndim).clone(),
         "repeat_interleave": lambda: indices,
@@ -261,6 +259,10 @@ def _assumed_index(first: Tensor, indices: Any, rows: int) -> Tensor:
     return torch.empty(shape, dtype=first.dtype, device=first.device)
 
 
+def _zero(dtype: torch.dtype) -> float | bool:
+    return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+
+
 def _assumed_rows(elements: int, rows: int) -> int:
     return rows if elements > rows else min(elements, max(1, elements // 5))
 
@@ -274,7 +276,10 @@ def _one_wait_per_list(counts: Counts) -> Iterator[None]:
         if self.device.type != "cuda":
             return original(self)
         counts.waits["tolist", _place()] += 1
-        return torch.zeros(self.shape, dtype=self.dtype, device="cpu").tolist()
+        values: Any = _zero(self.dtype)
+        for size in reversed(self.shape):
+            values = [values] * size
+        return values
 
     FakeTensor.tolist = tolist  # type: ignore[method-assign, assignment]
     try:
