@@ -1,0 +1,285 @@
+"""What a GPU would wait for in a training step, counted without a GPU, and the same results as a CPU's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from focaldet import AnchorGenerator, RetinaNet, matching
+from focaldet import criterion as criterion_module
+from focaldet.anchor_grid import AnchorGrid, grid_of
+from focaldet.box_coder import BoxCoder, CornerBoxCoder
+from focaldet.criterion import FocalMapLoss, RetinaNetCriterion, SoftmaxFocalMapLoss
+from focaldet.matching import BACKGROUND, ATSSAssigner, Matcher
+from focaldet.structures import check_targets, pad_targets
+from focaldet.transforms import Preprocess
+from tests.helpers.fake_cuda import fake_cuda
+from tests.helpers.tiny_model import TINY_CONFIG, TinyBackbone
+
+if TYPE_CHECKING:
+    from focaldet.structures import Target
+
+FEATURES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+CLASSES = 3
+
+
+def tiny_model() -> RetinaNet:
+    return RetinaNet.from_config(TINY_CONFIG, backbone=TinyBackbone()).train()
+
+
+def targets_of(
+    counts: list[int], side: float = 60.0, *, dtype: Any = torch.float32
+) -> list[Target]:
+    targets: list[Target] = []
+    for count in counts:
+        corner = torch.rand(count, 2, dtype=dtype) * side * 0.7
+        size = (0.1 + torch.rand(count, 2, dtype=dtype) * 0.9) * (side - corner)
+        boxes = torch.cat((corner, corner + size), dim=1)
+        targets.append({"boxes": boxes, "labels": torch.randint(CLASSES, (count,))})
+    return targets
+
+
+def head_outputs(batch: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
+    logits = [torch.randn(batch, 9 * CLASSES, *size, dtype=dtype) for size in FEATURES]
+    deltas = [torch.randn(batch, 36, *size, dtype=dtype) * 0.2 for size in FEATURES]
+    return logits, deltas
+
+
+def losses_and_gradients(module: RetinaNetCriterion, logits: Any, deltas: Any, *others: Any) -> Any:
+    maps = [level.clone().requires_grad_() for level in (*logits, *deltas)]
+    losses = module(maps[: len(logits)], maps[len(logits) :], *others)
+    return losses, torch.autograd.grad(sum(losses.values()), maps)
+
+
+def first_anchors(boxes: torch.Tensor, grid: AnchorGrid) -> torch.Tensor:
+    """Assign the first anchors, one per box, which is no RetinaNet rule."""
+    matched_idxs = torch.full((len(grid.anchors),), BACKGROUND)
+    matched_idxs[: len(boxes)] = torch.arange(len(boxes))
+    return matched_idxs
+
+
+class FirstAnchors(Matcher):
+    def __call__(self, boxes: torch.Tensor, anchors: Any) -> torch.Tensor:
+        return first_anchors(boxes, anchors)
+
+
+CRITERIA: dict[str, dict[str, Any]] = {
+    **{
+        box_loss: {"box_loss": box_loss} for box_loss in ("l1", "smooth_l1", "giou", "diou", "ciou")
+    },
+    **{normalizer: {"normalizer": normalizer} for normalizer in ("image", "ema")},
+    "weight": {"box_loss_weight": 3.0, "box_loss": "giou"},
+    "softmax": {"classification_loss": SoftmaxFocalMapLoss()},
+    "options": {"classification_loss": FocalMapLoss(None, 1.5)},
+    "no forced matches": {"assigner": Matcher(0.6, 0.3, force_match_floor=None)},
+    "ATSS": {"assigner": ATSSAssigner()},
+    "a function": {"assigner": first_anchors},
+    "a subclass": {"assigner": FirstAnchors()},
+    "corners": {"box_coder": CornerBoxCoder((5, 5, 5, 5))},
+    "weights": {"box_coder": BoxCoder((10, 10, 5, 5)), "box_loss": "ciou"},
+}
+
+
+@pytest.mark.parametrize("counts", [[0, 3, 9], [0, 0], [2]], ids=str)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_losses_without_waits_are_those_of_a_cpu(
+    name: str, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"assigner": Matcher(), "box_coder": BoxCoder(), **CRITERIA[name]}
+    logits, deltas = head_outputs(len(counts))
+    others = (AnchorGenerator()(FEATURES, dtype=torch.float64), targets_of(counts))
+    expected = losses_and_gradients(RetinaNetCriterion(**options), logits, deltas, *others)
+    monkeypatch.setattr(criterion_module, "runs_on_cpu", lambda _: False)
+    monkeypatch.setattr(matching, "runs_on_cpu", lambda _: False)
+    module = RetinaNetCriterion(**options)
+    monkeypatch.setattr(module, "_losses_of_positives", None)
+    found = losses_and_gradients(module, logits, deltas, *others)
+    assert_close(found[0], expected[0], rtol=1e-12, atol=0)
+    assert_close(found[1], expected[1], rtol=1e-7, atol=1e-12)
+    if name == "ema":
+        assert module.positives_average != 100
+    # In float32, with boxes and anchors of float32:
+    single = [[level.float() for level in maps] for maps in (logits, deltas)]
+    others = (AnchorGenerator()(FEATURES), others[1])
+    found = losses_and_gradients(RetinaNetCriterion(**options), *single, *others)
+    monkeypatch.undo()
+    expected = losses_and_gradients(RetinaNetCriterion(**options), *single, *others)
+    assert_close(found[0], expected[0], rtol=1e-6, atol=1e-7)
+    assert_close(found[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_padding_and_background_stay_without_gradient_for_anchors_without_area(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(criterion_module, "runs_on_cpu", lambda _: False)
+    anchors = [torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9]])]
+    target: Target = {"boxes": torch.tensor([[0.0, 0, 9, 10]]), "labels": torch.tensor([0])}
+    for box_loss in ("smooth_l1", "ciou"):
+        module = RetinaNetCriterion(Matcher(), BoxCoder(), box_loss=box_loss)  # type: ignore[arg-type]
+        deltas = torch.full((1, 8, 1, 1), 0.1)
+        deltas[0, 4:] = torch.inf
+        deltas.requires_grad_()
+        losses = module([torch.zeros(1, 2, 1, 1)], [deltas], anchors, [target])
+        [gradient] = torch.autograd.grad(losses["box_regression"], deltas)
+        assert gradient.isfinite().all()
+        assert gradient[0, :4].any()
+        assert not gradient[0, 4:].any()
+
+
+@pytest.mark.parametrize("floor", [None, 0.0, 0.3])
+@pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.5, 0.0), (0.3, 0.3)])
+def test_matches_of_a_batch_are_those_of_each_image(
+    floor: float | None, thresholds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_IOUS_AT_ONCE", 3 * 4 * 774)  # blocks of three boxes
+    matcher = Matcher(*thresholds, force_match_floor=floor)
+    grid = AnchorGrid(AnchorGenerator()(FEATURES), FEATURES)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        targets = targets_of([0, 1, 7, 13])
+        for target in targets:
+            target["boxes"].div_(4).round_().mul_(4)  # equal IoUs are common
+        padded = pad_targets(targets, grid.anchors)
+        assert padded.boxes.shape == (4, 13, 4)
+        assert padded.counts == padded.valid.sum(dim=1).tolist() == [0, 1, 7, 13]
+        found = matcher.match_batch(padded.boxes, padded.valid, grid)
+        expected = torch.stack([matcher(target["boxes"], grid) for target in targets])
+        assert_close(found, expected, rtol=0, atol=0)
+        assert int((found >= 0).sum()) > 5
+
+
+def count_step(batch: int, boxes: int, device: str, *, strict: bool = False) -> tuple[int, Any]:
+    """Return the waits of a step after the first, and its uploads by kind."""
+    with fake_cuda(strict=strict) as counts:
+        with torch.device("cuda:0"):
+            model = tiny_model()
+            images = [torch.rand(3, 64, 64) for _ in range(batch)]
+        targets: list[Target] = [
+            {
+                "boxes": torch.zeros(boxes, 4, device=device),
+                "labels": torch.zeros(boxes, dtype=torch.int64, device=device),
+            }
+            for _ in range(batch)
+        ]
+        if not strict:
+            model(images, targets, validate=False)
+        counts.clear()
+        losses = model(images, targets, validate=False).losses
+        assert all(loss.device.type == "cuda" for loss in losses.values())
+        assert all(loss.shape == () for loss in losses.values())
+    return counts.num_waits, sorted(kind for kind, _ in counts.uploads.elements())
+
+
+@pytest.mark.parametrize("boxes", [0, 20, 300])
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_a_step_has_no_waits_and_at_most_one_upload(batch: int, boxes: int) -> None:
+    assert count_step(batch, boxes, "cpu") == (0, ["pinned"])
+    assert count_step(batch, boxes, "cuda:0") == (0, [])
+
+
+@pytest.mark.parametrize("assigner", [Matcher(), ATSSAssigner()], ids=repr)
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou", "diou", "ciou"])
+def test_the_criterion_reads_no_value(assigner: Any, box_loss: Any) -> None:
+    with fake_cuda(strict=True):
+        logits, deltas = head_outputs(2, torch.float32)
+        logits, deltas = (
+            [level.to("cuda:0", non_blocking=True) for level in maps] for maps in (logits, deltas)
+        )
+        sizes = [9 * height * width for height, width in FEATURES]
+        anchors = [torch.zeros(size, 4, device="cuda:0") for size in sizes]
+        coder = BoxCoder((1, 1, 1, 1))
+        coder._constants._tensors[coder.weights, torch.float32, torch.device("cuda:0")] = (
+            torch.ones(4, device="cuda:0")
+        )  # as after the first step
+        module = RetinaNetCriterion(assigner, coder, box_loss=box_loss)
+        losses = module(logits, deltas, anchors, targets_of([3, 0]))
+    assert set(losses) == {"classification", "box_regression"}
+
+
+def test_checks_of_values_wait_once() -> None:
+    with fake_cuda() as counts:
+        with torch.device("cuda:0"):
+            images = [torch.rand(3, 64, 64) for _ in range(5)]
+            targets = targets_of([3, 0, 1, 2, 4])
+        preprocess = Preprocess(min_size=64, max_size=64)
+        preprocess(images, validate=True)
+        assert counts.num_waits == 1, counts.report()
+        counts.clear()
+        check_targets(targets, [(64, 64)] * 5, CLASSES)
+        assert [kind for kind, _ in counts.waits] == ["_local_scalar_dense"]
+
+
+def test_the_flag_of_targets_on_a_device_is_that_of_the_checks_on_a_cpu() -> None:
+    from focaldet.structures import _any_fault
+
+    box, nan = [0.0, 0.0, 5.0, 7.0], float("nan")
+    good = [[box, [1.0, 2.0, 3.0, 4.0]], []]
+    bad = [
+        [box, [nan, 0, 1, 1]],
+        [[3.0, 0, 3, 1]],
+        [[0, 0, 5.5, 1]],
+        [[-1.0, 0, 5, 1]],
+        [[0, 0, 1, 8]],
+    ]
+    for boxes in good + bad:
+        labels = torch.zeros(len(boxes), dtype=torch.int64)
+        target: Target = {"boxes": torch.tensor(boxes).view(-1, 4), "labels": labels}
+        assert bool(_any_fault(target, (7, 5), 1)) == (boxes in bad)
+    for label in (-1, 1):
+        target = {"boxes": torch.tensor([box]), "labels": torch.tensor([label])}
+        assert bool(_any_fault(target, (7, 5), 1))
+
+
+def test_constants_are_uploaded_once() -> None:
+    with fake_cuda() as counts:
+        preprocess = Preprocess(min_size=64, max_size=64)
+        images = [torch.rand(3, 64, 64, device="cuda:0") for _ in range(4)]
+        preprocess(images, validate=False)
+        assert counts.num_uploads == 2  # mean and std
+        preprocess(images, validate=False)
+        assert counts.num_uploads == 2
+        preprocess.mean = (0.5, 0.5, 0.5)
+        preprocess(images, validate=False)
+        assert counts.num_uploads == 3
+    assert not preprocess.state_dict()
+
+
+def test_a_grid_is_built_once_for_the_anchors_of_a_generator() -> None:
+    generator = AnchorGenerator()
+    grid = grid_of(generator(FEATURES), FEATURES)
+    assert grid_of(generator(FEATURES), FEATURES) is grid
+    other = [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
+    assert grid_of(generator(other), other) is not grid
+    changed = generator(FEATURES)
+    assert grid_of([*changed[:-1], changed[-1].clone()], FEATURES) is not grid
+    changed[1].add_(1)
+    moved = grid_of(changed, FEATURES)
+    assert moved is not grid
+    assert_close(moved.anchors, torch.cat(changed))
+
+
+def test_a_grid_that_was_built_in_inference_mode_can_be_trained_with() -> None:
+    generator = AnchorGenerator()
+    with torch.inference_mode():
+        inferred = grid_of(generator(FEATURES), FEATURES)
+        assert inferred.strides.shape == (5, 2)
+    grid = grid_of(generator(FEATURES), FEATURES)
+    assert grid is inferred
+    assert not grid.anchors.is_inference()
+    assert not grid.strides.is_inference()
+
+
+@pytest.mark.parametrize(("batch", "boxes"), [(2, 20), (16, 20), (16, 300)])
+def test_the_memory_of_the_matcher_does_not_grow_with_the_boxes(batch: int, boxes: int) -> None:
+    sizes = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    with fake_cuda(strict=True) as counts, torch.device("cuda:0"):
+        levels = [torch.zeros(9 * height * width, 4) for height, width in sizes]
+        grid = AnchorGrid(levels, sizes)
+        padded = torch.zeros(batch, boxes, 4), torch.ones(batch, boxes, dtype=torch.bool)
+        before = counts.live
+        counts.clear()
+        Matcher().match_batch(*padded, grid)
+    assert counts.peak - before < 350 * 2**20, counts.report()
