@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from focaldet.box_coder import BoxCoder, CornerBoxCoder
 from focaldet.criterion import FocalMapLoss, RetinaNetCriterion, SoftmaxFocalMapLoss
 from focaldet.matching import BACKGROUND, ATSSAssigner, Matcher
 from focaldet.structures import check_targets, pad_targets
+from focaldet.training import AverageWeights, DetectionDataModule, RetinaNetModule, TrainingOptions
 from focaldet.transforms import Preprocess
 from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.tiny_model import TINY_CONFIG, TinyBackbone
@@ -176,6 +178,36 @@ def test_a_step_has_no_waits_and_at_most_one_upload() -> None:
                 counts.report(),
             )
             assert all(loss.device.type == "cuda" and loss.shape == () for loss in losses.values())
+
+
+def test_a_whole_training_step_has_no_waits_and_one_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, Any] = {}
+    with fake_cuda() as counts:
+        with torch.device("cuda:0"):
+            module = RetinaNetModule(tiny_model(), TrainingOptions())
+        average = AverageWeights()
+        with torch.device("cuda:0"):
+            copy: Any = RetinaNetModule(tiny_model(), TrainingOptions())
+        average._average_model = SimpleNamespace(module=copy, n_averaged=torch.tensor(1))  # type: ignore[assignment]
+        module_of_data = object.__new__(DetectionDataModule)
+        monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+        monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+        monkeypatch.setattr(module, "_lr", lambda: 0.5)
+        for step in (1, 2, 3):
+            counts.clear()
+            batch = [torch.rand(3, 64, 64).pin_memory() for _ in range(2)], targets_of([3, 1])
+            images, targets = DetectionDataModule.transfer_batch_to_device(
+                module_of_data, batch, torch.device("cuda:0"), 0
+            )
+            assert {image.device.type for image in images} == {"cuda"}
+            module.training_step((images, targets), 0)
+            trainer: Any = SimpleNamespace(global_step=step)
+            average.on_train_batch_end(trainer, module, None, None, 0)
+        assert counts.num_waits == 0, counts.report()
+        assert counts.num_blocking_uploads == 0, counts.report()
+        assert counts.num_uploads == 3  # two images and the targets
+        assert logged.pop("train/lr").device.type == "cpu"
+        assert {value.device.type for value in logged.values()} == {"cuda"}
 
 
 @pytest.mark.parametrize("assigner", [Matcher(), ATSSAssigner()], ids=repr)
