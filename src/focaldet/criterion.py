@@ -398,14 +398,11 @@ class RetinaNetCriterion(nn.Module):
         count = _Count(positive_BR, self.normalizer)
         # While ranks add up their counts:
         object_BR = matched_idxs_BR.clamp(min=0)
-        others_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED)
-        class_targets_BR = torch.where(positive_BR, padded.labels.gather(1, object_BR), others_BR)
-        # Anchors without an object learn nothing from a unit box, whose losses and gradients are finite.
-        positive_BR1 = positive_BR[..., None]
-        unit_4 = (torch.arange(4, device=positive_BR.device) >= 2).to(grid.anchors)
-        boxes_BR4 = padded.boxes.gather(1, object_BR[..., None].expand(-1, -1, 4))
-        boxes_BR4 = torch.where(positive_BR1, boxes_BR4, unit_4)
-        anchors_BR4 = torch.where(positive_BR1, grid.anchors, unit_4)
+        class_targets_BR = torch.where(
+            positive_BR,
+            padded.labels.gather(1, object_BR),
+            matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED),
+        )
         divisor_B = self._divisors(count)
         classification = self.classification_loss(
             logits,
@@ -413,6 +410,12 @@ class RetinaNetCriterion(nn.Module):
             num_classes=logits[0].shape[1] // num_anchors,
             divisor=divisor_B,
         )
+        # Anchors without an object learn nothing from a unit box, whose losses and gradients are finite.
+        positive_BR1 = positive_BR[..., None]
+        unit_4 = (torch.arange(4, device=positive_BR.device) >= 2).to(grid.anchors)
+        boxes_BR4 = padded.boxes.gather(1, object_BR[..., None].expand(-1, -1, 4))
+        boxes_BR4 = torch.where(positive_BR1, boxes_BR4, unit_4)
+        anchors_BR4 = torch.where(positive_BR1, grid.anchors, unit_4)
         deltas_BR4 = torch.where(positive_BR1, flatten_maps(box_deltas, num_anchors), 0.0)
         box_losses = self._box_losses(
             deltas_BR4.flatten(0, 1), anchors_BR4.flatten(0, 1), boxes_BR4.flatten(0, 1)

@@ -115,7 +115,9 @@ class Counts:
 
 
 @contextlib.contextmanager
-def fake_cuda(*, strict: bool = False, rows: int = 60) -> Iterator[Counts]:
+def fake_cuda(
+    *, strict: bool = False, rows: int = 60, masked_rows: int | None = None
+) -> Iterator[Counts]:
     """Run code with fake CUDA tensors on ``cuda:0`` and count what a GPU would wait for.
 
     Args:
@@ -126,11 +128,12 @@ def fake_cuda(*, strict: bool = False, rows: int = 60) -> Iterator[Counts]:
         rows: Number of rows that an operation returns if it depends on values. An input of at most as
             many elements is taken for rows that were chosen before, and gives a fifth of them, as if
             they were spread over five levels.
+        masked_rows: Number of rows that a Boolean index chooses, at most all. None uses ``rows``.
     """
     counts = Counts()
     with (
         FakeTensorMode(),
-        _Counting(counts, strict=strict, rows=rows),
+        _Counting(counts, strict=strict, rows=rows, masked_rows=masked_rows),
         contextlib.ExitStack() as stack,
     ):
         if not strict:
@@ -141,9 +144,10 @@ def fake_cuda(*, strict: bool = False, rows: int = 60) -> Iterator[Counts]:
 class _Counting(TorchDispatchMode):
     """Intercept operations on top of ``FakeTensorMode``."""
 
-    def __init__(self, counts: Counts, *, strict: bool, rows: int) -> None:
+    def __init__(self, counts: Counts, *, strict: bool, rows: int, masked_rows: int | None) -> None:
         super().__init__()
         self.counts, self.strict, self.rows = counts, strict, rows
+        self.masked_rows = masked_rows
         self.seen: set[int] = set()
         self.pinned: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -168,7 +172,7 @@ class _Counting(TorchDispatchMode):
                 raise
             if on_cuda:
                 self._wait(name)
-            result = _assumed(name, args, self.rows)
+            result = _assumed(name, args, self.rows, self.masked_rows)
         for tensor in _tensors(result):
             if tensor.device.type == "cuda":
                 self.counts._add(tensor, self.seen)
@@ -230,7 +234,7 @@ def _hidden_wait(name: str, args: Any) -> str | None:
     return None
 
 
-def _assumed(name: str, args: Any, rows: int) -> Any:
+def _assumed(name: str, args: Any, rows: int, masked_rows: int | None) -> Any:
     """Return a result of an operation that depends on values."""
     first = args[0]
     count = _assumed_rows(first.numel(), rows)
@@ -241,8 +245,8 @@ def _assumed(name: str, args: Any, rows: int) -> Any:
         "nonzero": lambda: indices[:, None].expand(-1, first.ndim).clone(),
         "repeat_interleave": lambda: indices,
         "nms": lambda: indices,
+        "index": lambda: _assumed_index(first, args[1], rows, masked_rows),
         "masked_select": first.flatten()[:count].clone,
-        "index": lambda: _assumed_index(first, args[1], rows),
     }
     for unique in ("_unique2", "unique_consecutive", "unique_dim"):
         results[unique] = lambda: (first.flatten()[:count].clone(), first.long(), indices)
@@ -251,10 +255,12 @@ def _assumed(name: str, args: Any, rows: int) -> Any:
     return results[name]()
 
 
-def _assumed_index(first: Tensor, indices: Any, rows: int) -> Tensor:
+def _assumed_index(first: Tensor, indices: Any, rows: int, masked_rows: int | None) -> Tensor:
     at = next(i for i, index in enumerate(indices) if index is not None)
     mask = indices[at]
     count = _assumed_rows(mask.numel(), rows)
+    if masked_rows is not None:
+        count = min(masked_rows, mask.numel())
     shape = [*first.shape[:at], count, *first.shape[at + mask.ndim :]]
     return torch.empty(shape, dtype=first.dtype, device=first.device)
 
