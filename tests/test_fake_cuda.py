@@ -23,7 +23,7 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "a mask as index, rows": lambda x: x[x[:, 0] > 0],
     "a mask as target": lambda x: x.__setitem__(x > 0, x[0, 0]),
     "masked_select": lambda x: x.masked_select(x > 0),
-    "unique": lambda x: x.unique(),
+    "unique": lambda x: x.unique(),  # type: ignore[no-untyped-call]
     "repeat_interleave": lambda x: torch.repeat_interleave(x[0].long()),
     "equal": lambda x: torch.equal(x, x),
     "an index on the host": lambda x: x[torch.tensor([0, 1])],

@@ -122,7 +122,7 @@ def test_padding_and_background_stay_without_gradient_for_anchors_without_area(
     anchors = [torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9]])]
     target: Target = {"boxes": torch.tensor([[0.0, 0, 9, 10]]), "labels": torch.tensor([0])}
     for box_loss in ("smooth_l1", "ciou"):
-        module = RetinaNetCriterion(Matcher(), BoxCoder(), box_loss=box_loss)  # type: ignore[arg-type]
+        module = RetinaNetCriterion(Matcher(), BoxCoder(), box_loss=box_loss)
         deltas = torch.full((1, 8, 1, 1), 0.1)
         deltas[0, 4:] = torch.inf
         deltas.requires_grad_()
@@ -272,8 +272,8 @@ def test_the_flag_of_targets_on_a_device_is_that_of_the_checks_on_a_cpu() -> Non
     from focaldet.structures import _any_fault
 
     box, nan = [0.0, 0.0, 5.0, 7.0], float("nan")
-    good = [[box, [1.0, 2.0, 3.0, 4.0]], []]
-    bad = [
+    good: list[list[list[float]]] = [[box, [1.0, 2.0, 3.0, 4.0]], []]
+    bad: list[list[list[float]]] = [
         [box, [nan, 0, 1, 1]],
         [[3.0, 0, 3, 1]],
         [[0, 0, 5.5, 1]],

@@ -35,7 +35,7 @@ def grid_of(anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]]) ->
     """
     if torch.compiler.is_compiling() or not anchors or any(a.is_inference() for a in anchors):
         return AnchorGrid(anchors, grid_sizes)
-    cached: _CachedGrid | None = _GRIDS.get(anchors[0])
+    cached: _CachedGrid | None = _GRIDS.get(anchors[0])  # type: ignore[no-untyped-call]
     if (
         cached is not None
         and cached.grid.grid_sizes == tuple(grid_sizes)
@@ -150,7 +150,7 @@ class AnchorGrid:
         grid = self._layout
         from_first_GN2 = _centres(as_xyxy(boxes))[:, None] - _centres(grid.corners)
         cells_GN2 = (from_first_GN2 / grid.strides).round_().nan_to_num_(nan=0.0)
-        return grid.index(_clamp(cells_GN2, grid.sizes - 1))
+        return grid.index_of(_clamp(cells_GN2, grid.sizes - 1))
 
     def windows(self, boxes: Tensor, iou_G: Tensor) -> Windows:
         """Return the cells of all anchors whose IoU with a box is positive and at least ``iou_G``.
@@ -176,7 +176,7 @@ class AnchorGrid:
         first_GN2 = _clamp(first_GN2, grid.sizes)
         counts_GN2 = (_clamp(last_GN2 + 1, grid.sizes) - first_GN2).clamp_(min=0)
         counts_GN2[need_GN2.isinf()] = 0
-        return Windows(grid.index(first_GN2), counts_GN2, grid.steps)
+        return Windows(grid.index_of(first_GN2), counts_GN2, grid.steps)
 
     def _needed_overlap(self, boxes: Tensor, iou_G: Tensor, slack_GN1: Tensor) -> Tensor:
         """Return the smallest overlap in x and y that an IoU of ``iou_G`` needs, or infinity.
@@ -218,7 +218,7 @@ class _Layout(NamedTuple):
     def strides(self) -> Tensor:
         return self.spacing.nan_to_num(nan=1.0)
 
-    def index(self, cells_GN2: Tensor) -> Tensor:
+    def index_of(self, cells_GN2: Tensor) -> Tensor:
         return self.first + (cells_GN2 * self.steps).sum(dim=-1)
 
 

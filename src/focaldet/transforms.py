@@ -256,7 +256,7 @@ class Preprocess(nn.Module):
         for index, image in enumerate(images):
             check_image(f"images[{index}]", image, channels=self.in_channels, values=False)
         if validate:
-            check_image_values("images", images)
+            check_image_values("images", list(images))
         prepared = [self._prepared(_floating(image), resize=resize) for image in images]
         sizes = [_size(image) for image in prepared]
         return ImageBatch(self._pad(prepared), sizes, [_size(image) for image in images])

@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 __all__ = ["Counts", "WouldWaitError", "fake_cuda"]
 
@@ -141,11 +142,11 @@ def fake_cuda(
         yield counts
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Intercept operations on top of ``FakeTensorMode``."""
 
     def __init__(self, counts: Counts, *, strict: bool, rows: int, masked_rows: int | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts, self.strict, self.rows = counts, strict, rows
         self.masked_rows = masked_rows
         self.seen: set[int] = set()
@@ -276,7 +277,7 @@ def _assumed_rows(elements: int, rows: int) -> int:
 @contextlib.contextmanager
 def _one_wait_per_list(counts: Counts) -> Iterator[None]:
     """Count ``tolist`` as one wait. ``FakeTensor.tolist`` reads the values one by one."""
-    original: Callable[[FakeTensor], Any] = FakeTensor.tolist
+    original: Any = FakeTensor.tolist
 
     def tolist(self: FakeTensor) -> Any:
         if self.device.type != "cuda":
@@ -287,7 +288,7 @@ def _one_wait_per_list(counts: Counts) -> Iterator[None]:
             values = [values] * size
         return values
 
-    FakeTensor.tolist = tolist  # type: ignore[method-assign, assignment]
+    FakeTensor.tolist = tolist  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -307,7 +308,7 @@ def _place() -> str:
 
     In the latter case the caller in focaldet follows, if there is one.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     other = ""
     while frame is not None:
         name = frame.f_code.co_filename.replace("\\", "/")
@@ -316,5 +317,5 @@ def _place() -> str:
             if "/focaldet/" in name:
                 return f"{other} from {place}" if other else place
             other = other or place
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return other or "?"

@@ -124,7 +124,7 @@ class _PendingLoss:
         self.loss, self.batch = loss.detach(), batch
         # A non-blocking copy to the host goes to pinned memory, and is valid after the event.
         self._finite = torch.isfinite(self.loss).to("cpu", non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
 
     def is_finite(self) -> bool:
