@@ -94,7 +94,7 @@ class AnchorGrid:
                 f"grid_sizes must have one (height, width) per level of anchors, but there are "
                 f"{len(grid_sizes)} sizes and {len(anchors)} levels."
             )
-        anchors = [as_xyxy(level.detach(), f"anchors[{i}]") for i, level in enumerate(anchors)]
+        anchors = [as_xyxy(level, f"anchors[{i}]").detach() for i, level in enumerate(anchors)]
         for i, (level, (height, width)) in enumerate(zip(anchors, grid_sizes, strict=True)):
             check_boxes(f"anchors[{i}]", level)
             if height < 1 or width < 1:
