@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from focaldet._checks import shortened
-from focaldet.backbones._norms import FrozenBatchNorm2d
+from focaldet.backbones import FrozenBatchNorm2d
 from focaldet.criterion import RetinaNetCriterion
 
 if TYPE_CHECKING:
