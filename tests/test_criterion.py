@@ -163,7 +163,8 @@ def test_the_number_of_positives_is_averaged_over_ranks(monkeypatch: pytest.Monk
     case = example()
     alone = criterion()(*case)["classification"]
 
-    def other_rank_found_twice_as_many(count: torch.Tensor) -> None:
+    def other_rank_found_twice_as_many(count: torch.Tensor, *, async_op: bool) -> None:
+        assert async_op
         count *= 3
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from focaldet import Detections
+from focaldet import Detections, RetinaNet
 from focaldet.datasets import DetectionDataset
 from focaldet.training import (
     AverageWeights,
@@ -29,8 +30,10 @@ from focaldet.training import (
 )
 from focaldet.training._data_module import _Loader
 from focaldet.training._failures import explain_failures
+from focaldet.training._freezing import has_same_buffers
 from focaldet.training._optimisation import build_optimizer, choose_lr
-from tests.helpers.tiny_training import darken, read_data, write_data
+from tests.helpers.tiny_model import TINY_CONFIG, TinyBackbone
+from tests.helpers.tiny_training import darken, read_data, tiny_detector, write_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +111,44 @@ def test_the_weight_average_follows_fast_at_first_and_slowly_later() -> None:
     assert average.average(torch.tensor(3), torch.tensor(5), 7) == 5  # a counter
     with pytest.raises(ValueError, match=r"decay.*\[0, 1\].*2"):
         AverageWeights(2)
+
+
+def test_all_tensors_are_averaged_as_each_alone() -> None:
+    torch.manual_seed(0)
+    module: Any = pl.LightningModule()
+    module.layers = nn.ModuleList([nn.Conv2d(1, 2, 3), nn.Linear(2, 2).double()])
+    module.norm = nn.BatchNorm2d(2)
+    callback = AverageWeights(0.2)
+    callback.setup(SimpleNamespace(), module, "fit")  # type: ignore[arg-type]
+    average: Any = callback._average_model
+    assert average.n_averaged.device.type == "cpu"
+    expected = None
+    for step in range(1, 5):
+        with torch.no_grad():
+            for value in (*module.parameters(), module.norm.running_mean):
+                value.normal_()
+            module.norm.num_batches_tracked.fill_(step)
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        if expected is None:
+            expected = state
+        else:
+            expected = {
+                name: callback.average(expected[name], value, step - 1)
+                for name, value in state.items()
+            }
+        trainer: Any = SimpleNamespace(global_step=step)
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+        callback.on_train_batch_end(trainer, module, None, None, 1)  # accumulated; no update
+        assert_close(average.module.state_dict(), expected, rtol=0, atol=0)
+    assert average.n_averaged == 4
+
+
+def test_buffers_are_the_same_on_all_ranks_if_all_norms_are_frozen() -> None:
+    frozen = RetinaNet.from_config(TINY_CONFIG.replace(normalizer="ema"), backbone=TinyBackbone())
+    assert has_same_buffers(frozen)
+    assert not has_same_buffers(tiny_detector())
+    frozen.backbone.register_buffer("own", torch.zeros(1))
+    assert not has_same_buffers(frozen)
 
 
 def test_checkpoints_are_at_least_one_update_apart(tmp_path: Path) -> None:

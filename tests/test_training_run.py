@@ -27,6 +27,7 @@ from focaldet.training import (
     RetinaNetModule,
     TrainingError,
     _before_training,
+    _nonfinite,
     draw_curves,
     train,
 )
@@ -222,6 +223,37 @@ def test_a_nonfinite_loss_stops_the_run_and_saves_the_batch(
     assert losses is not None
     assert not torch.isfinite(torch.stack(list(losses.values())).sum())
     assert len(kept["image_ids"]) == 4
+
+
+class FakeEvent:
+    """An event of a GPU that is always ready."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_nonfinite_loss_on_a_gpu_stops_the_run_before_the_weights_change(
+    accumulate: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(module: RetinaNetModule) -> None:
+        with torch.no_grad():
+            module.model.head.class_logits.weight.fill_(1e38)
+
+    # As on a GPU, the loss is read after the backward pass.
+    monkeypatch.setattr(_nonfinite, "_is_on_gpu", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    break_at(monkeypatch, 1, explode)
+    with pytest.raises(
+        TrainingError, match=r"training loss is (nan|inf) in step 1 .*weights are fin"
+    ):
+        tiny_training.run(data, tmp_path / "run", accumulate=accumulate, batch_size=2)
+    kept = torch.load(tmp_path / "run" / "nonfinite_step_1.pt", weights_only=True)
+    assert len(kept["images"]) == 2
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 def test_nonfinite_weights_are_detected_and_never_saved(

@@ -20,6 +20,7 @@ __all__ = [
     "check_boxes",
     "check_choice",
     "check_image",
+    "check_image_values",
     "check_integer",
     "check_levels",
     "check_maps",
@@ -261,7 +262,7 @@ def check_image(
     if 0 in shape:
         raise ValueError(f"{name} has no pixels: its shape is {shape}.")
     if values and image.is_floating_point():
-        _check_image_values(name, image)
+        _check_extremes(name, *_extremes(image).tolist())
 
 
 def _shape_remedy(shape: list[int], channels: int | None) -> str:
@@ -278,8 +279,24 @@ def _shape_remedy(shape: list[int], channels: int | None) -> str:
     return ""
 
 
-def _check_image_values(name: str, image: Tensor) -> None:
-    low, high = (float(bound) for bound in torch.aminmax(image.detach()))
+def check_image_values(name: str, images: Sequence[Tensor]) -> None:
+    """Raise unless the values of floating-point images are in [0, 1], with one wait for a GPU."""
+    checked = {i: image for i, image in enumerate(images) if image.is_floating_point()}
+    if not checked:
+        return
+    extremes = [_extremes(image) for image in checked.values()]
+    device = extremes[0].device
+    rows = torch.stack([each.to(device) for each in extremes]).tolist()
+    for i, (low, high) in zip(checked, rows, strict=True):
+        _check_extremes(f"{name}[{i}]", low, high)
+
+
+def _extremes(image: Tensor) -> Tensor:
+    """Return the lowest and highest value of an image, ``[2]``."""
+    return torch.stack(torch.aminmax(image.detach())).float()
+
+
+def _check_extremes(name: str, low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} contains NaN or infinity.")
     if low < -_OVERSHOOT:

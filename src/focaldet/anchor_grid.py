@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from focaldet._checks import check_boxes
 from focaldet.boxes import as_xyxy
@@ -15,6 +18,39 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["AnchorGrid", "Windows"]
+
+# By the anchors of the first level; an entry disappears with them.
+_GRIDS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class _CachedGrid(NamedTuple):
+    grid: AnchorGrid
+    levels: list[tuple[weakref.ref[Tensor], int]]  # with the version, which counts changes in place
+
+
+def grid_of(anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]]) -> AnchorGrid:
+    """Return the grid of some anchors, built once for as long as these tensors are the same.
+
+    The tensors that an ``AnchorGenerator`` keeps for images of one size have one grid.
+    """
+    if torch.compiler.is_compiling() or not anchors or any(a.is_inference() for a in anchors):
+        return AnchorGrid(anchors, grid_sizes)
+    cached: _CachedGrid | None = _GRIDS.get(anchors[0])  # type: ignore[no-untyped-call]
+    if (
+        cached is not None
+        and cached.grid.grid_sizes == tuple(grid_sizes)
+        and len(cached.levels) == len(anchors)
+        and all(
+            level() is given and version == given._version  # noqa: SLF001 (no public equivalent)
+            for given, (level, version) in zip(anchors, cached.levels, strict=True)
+        )
+    ):
+        return cached.grid
+    with torch.inference_mode(mode=False):  # for a later training step
+        grid = AnchorGrid(anchors, grid_sizes)
+    levels = [(weakref.ref(level), level._version) for level in anchors]  # noqa: SLF001
+    _GRIDS[anchors[0]] = _CachedGrid(grid, levels)
+    return grid
 
 
 class AnchorGrid:
@@ -50,7 +86,6 @@ class AnchorGrid:
 
     # In the shapes below, N is the sum of A over the levels: one row per anchor of a cell.
 
-    @torch.no_grad()
     def __init__(self, anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]]) -> None:
         if not anchors:
             raise ValueError("anchors is empty; pass one tensor per pyramid level.")
@@ -59,9 +94,7 @@ class AnchorGrid:
                 f"grid_sizes must have one (height, width) per level of anchors, but there are "
                 f"{len(grid_sizes)} sizes and {len(anchors)} levels."
             )
-        levels = []
-        start = 0
-        anchors = [as_xyxy(level, f"anchors[{i}]") for i, level in enumerate(anchors)]
+        anchors = [as_xyxy(level, f"anchors[{i}]").detach() for i, level in enumerate(anchors)]
         for i, (level, (height, width)) in enumerate(zip(anchors, grid_sizes, strict=True)):
             check_boxes(f"anchors[{i}]", level)
             if height < 1 or width < 1:
@@ -72,15 +105,23 @@ class AnchorGrid:
                     f"{height}x{width} grid (shape [{height * width} * A, 4]), got "
                     f"{list(level.shape)}."
                 )
-            levels.append(_lay_out(level, height, width, start))
-            start += len(level)
         self.anchors = torch.cat(anchors)
         self.grid_sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
         self.num_anchors = tuple(map(len, anchors))
-        columns = [torch.cat(column) for column in zip(*levels, strict=True)]
-        self._corners_N4, self._spacing_N2, self._slack_N1 = columns[:3]
-        self._sizes_N2, self._first_N, self._steps_N2 = columns[3:]
-        self._strides_N2 = self._spacing_N2.nan_to_num(nan=1.0)
+
+    @functools.cached_property
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _layout(self) -> _Layout:
+        """The cells, which are measured when they are first needed."""
+        levels = []
+        start = 0
+        for level, size in zip(
+            torch.split(self.anchors, list(self.num_anchors)), self.grid_sizes, strict=True
+        ):
+            levels.append(_lay_out(level, *size, start))
+            start += len(level)
+        return _Layout(*(torch.cat(column) for column in zip(*levels, strict=True)))
 
     @property
     def strides(self) -> Tensor:
@@ -95,7 +136,7 @@ class AnchorGrid:
             count // (height * width)
             for count, (height, width) in zip(self.num_anchors, self.grid_sizes, strict=True)
         )
-        levels = torch.split(self._spacing_N2, list(per_cell))
+        levels = torch.split(self._layout.spacing, list(per_cell))
         return torch.stack([level[0] for level in levels])
 
     def nearest(self, boxes: Tensor) -> Tensor:
@@ -106,12 +147,10 @@ class AnchorGrid:
         Args:
             boxes: ``[G, 4]``, xyxy.
         """
-        from_first_GN2 = _centres(as_xyxy(boxes))[:, None] - _centres(self._corners_N4)
-        cells_GN2 = (from_first_GN2 / self._strides_N2).round_().nan_to_num_(nan=0.0)
-        return self._index(_clamp(cells_GN2, self._sizes_N2 - 1))
-
-    def _index(self, cells_GN2: Tensor) -> Tensor:
-        return self._first_N + (cells_GN2 * self._steps_N2).sum(dim=-1)
+        grid = self._layout
+        from_first_GN2 = _centres(as_xyxy(boxes))[:, None] - _centres(grid.corners)
+        cells_GN2 = (from_first_GN2 / grid.strides).round_().nan_to_num_(nan=0.0)
+        return grid.index_of(_clamp(cells_GN2, grid.sizes - 1))
 
     def windows(self, boxes: Tensor, iou_G: Tensor) -> Windows:
         """Return the cells of all anchors whose IoU with a box is positive and at least ``iou_G``.
@@ -124,20 +163,20 @@ class AnchorGrid:
             boxes: ``[G, 4]``, xyxy.
             iou_G: ``[G]`` in [0, 1], in the rounding of ``box_iou``.
         """
-        boxes, corners_N4 = as_xyxy(boxes), self._corners_N4
-        box_G4 = boxes.to(torch.promote_types(boxes.dtype, corners_N4.dtype))
+        boxes, grid = as_xyxy(boxes), self._layout
+        box_G4 = boxes.to(torch.promote_types(boxes.dtype, grid.corners.dtype))
         unit = torch.finfo(box_G4.dtype).eps
-        slack_GN1 = self._slack_N1 + (16 * unit * box_G4.abs().amax(dim=1))[:, None, None]
+        slack_GN1 = grid.slack + (16 * unit * box_G4.abs().amax(dim=1))[:, None, None]
         need_GN2 = self._needed_overlap(boxes, iou_G.to(box_G4.dtype), slack_GN1)
-        low_GN2 = box_G4[:, None, :2] + need_GN2 - corners_N4[:, 2:] - slack_GN1
-        high_GN2 = box_G4[:, None, 2:] - need_GN2 - corners_N4[:, :2] + slack_GN1
+        low_GN2 = box_G4[:, None, :2] + need_GN2 - grid.corners[:, 2:] - slack_GN1
+        high_GN2 = box_G4[:, None, 2:] - need_GN2 - grid.corners[:, :2] + slack_GN1
         # NaN comes from anchors without a grid. It widens a range to the whole level.
-        first_GN2 = (low_GN2 / self._strides_N2).ceil_().nan_to_num_(nan=0.0)
-        last_GN2 = (high_GN2 / self._strides_N2).floor_().nan_to_num_(nan=torch.inf)
-        first_GN2 = _clamp(first_GN2, self._sizes_N2)
-        counts_GN2 = (_clamp(last_GN2 + 1, self._sizes_N2) - first_GN2).clamp_(min=0)
+        first_GN2 = (low_GN2 / grid.strides).ceil_().nan_to_num_(nan=0.0)
+        last_GN2 = (high_GN2 / grid.strides).floor_().nan_to_num_(nan=torch.inf)
+        first_GN2 = _clamp(first_GN2, grid.sizes)
+        counts_GN2 = (_clamp(last_GN2 + 1, grid.sizes) - first_GN2).clamp_(min=0)
         counts_GN2[need_GN2.isinf()] = 0
-        return Windows(self._index(first_GN2), counts_GN2, self._steps_N2)
+        return Windows(grid.index_of(first_GN2), counts_GN2, grid.steps)
 
     def _needed_overlap(self, boxes: Tensor, iou_G: Tensor, slack_GN1: Tensor) -> Tensor:
         """Return the smallest overlap in x and y that an IoU of ``iou_G`` needs, or infinity.
@@ -153,7 +192,8 @@ class AnchorGrid:
         area_G = size_G2.prod(dim=1)
         iou_G = iou_G * (1 - 64 * unit)
         iou_G = torch.where((iou_G > tiny) & (iou_G * area_G > tiny), iou_G, 0.0)
-        size_N2 = self._corners_N4[:, 2:] - self._corners_N4[:, :2]
+        corners_N4 = self._layout.corners
+        size_N2 = corners_N4[:, 2:] - corners_N4[:, :2]
         area_GN = (size_N2 - 2 * slack_GN1).clamp_(min=0).prod(dim=-1)
         common_GN2 = torch.minimum(size_G2[:, None], size_N2 + 2 * slack_GN1)
         need_GN = (iou_G / (1 + iou_G))[:, None] * (area_G[:, None] + area_GN)
@@ -162,6 +202,24 @@ class AnchorGrid:
         return torch.where(
             never_GN[:, :, None], torch.inf, need_GN[:, :, None] / common_GN2.flip(-1)
         )
+
+
+class _Layout(NamedTuple):
+    """The cells of an :class:`AnchorGrid`, one row per anchor of a cell."""
+
+    corners: Tensor  # the anchors of the first cell of each level
+    spacing: Tensor  # between cells, NaN where there is only one
+    slack: Tensor  # distance of the anchors from the grid, at most
+    sizes: Tensor  # number of columns and rows
+    first: Tensor  # index of the first anchor
+    steps: Tensor  # difference in index to the next column and row
+
+    @property
+    def strides(self) -> Tensor:
+        return self.spacing.nan_to_num(nan=1.0)
+
+    def index_of(self, cells_GN2: Tensor) -> Tensor:
+        return self.first + (cells_GN2 * self.steps).sum(dim=-1)
 
 
 class Windows(NamedTuple):

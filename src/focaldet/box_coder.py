@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from focaldet._checks import check_range
+from focaldet._constants import Constants
 from focaldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class BoxCoder:
         check_range("min_log_scale", min_log_scale, -math.inf, 0)
         self.max_log_scale = max_log_scale
         self.min_log_scale = min_log_scale
+        self._constants = Constants()
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Encode boxes as deltas relative to anchors.
@@ -76,7 +78,7 @@ class BoxCoder:
         box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
         shift = (box[:, :2] - anchor[:, :2]) / anchor[:, 2:]
         log_scale = (box[:, 2:] / anchor[:, 2:]).log()
-        return torch.cat((shift, log_scale), dim=1) * boxes.new_tensor(self.weights)
+        return torch.cat((shift, log_scale), dim=1) * self._constants(self.weights, boxes)
 
     def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
         """Decode deltas relative to anchors to boxes.
@@ -88,7 +90,7 @@ class BoxCoder:
         Returns:
             ``[N, 4]``, xyxy, not clipped to any image.
         """
-        deltas = box_deltas / box_deltas.new_tensor(self.weights)
+        deltas = box_deltas / self._constants(self.weights, box_deltas)
         anchor = xyxy_to_cxcywh(anchors)
         centre = deltas[:, :2] * anchor[:, 2:] + anchor[:, :2]
         log_scale = deltas[:, 2:].clamp(self.min_log_scale, self.max_log_scale)
@@ -137,6 +139,7 @@ class CornerBoxCoder:
 
     def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> None:
         self.weights = _checked_weights(weights, "dx1, dy1, dx2 and dy2")
+        self._constants = Constants()
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Encode boxes as deltas relative to anchors.
@@ -149,7 +152,7 @@ class CornerBoxCoder:
             ``[N, 4]``: dx1, dy1, dx2 and dy2.
         """
         deltas = (boxes - anchors) / _sides(anchors)
-        return deltas * boxes.new_tensor(self.weights)
+        return deltas * self._constants(self.weights, boxes)
 
     def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
         """Decode deltas relative to anchors to boxes.
@@ -161,7 +164,7 @@ class CornerBoxCoder:
         Returns:
             ``[N, 4]``, xyxy with x1 <= x2 and y1 <= y2, not clipped to any image.
         """
-        deltas = box_deltas / box_deltas.new_tensor(self.weights)
+        deltas = box_deltas / self._constants(self.weights, box_deltas)
         corners = anchors + deltas * _sides(anchors)
         first, last = corners[:, :2], corners[:, 2:]
         return torch.cat((torch.minimum(first, last), torch.maximum(first, last)), dim=1)

@@ -18,18 +18,20 @@ from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_levels, check_number, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
-from focaldet.anchor_grid import AnchorGrid
+from focaldet.anchor_grid import grid_of
 from focaldet.boxes import as_xyxy, complete_box_iou, distance_box_iou, generalized_box_iou
-from focaldet.heads import gather_from_map
+from focaldet.heads import flatten_maps, gather_from_map
 from focaldet.losses import sigmoid_focal_loss_maps, softmax_focal_loss
-from focaldet.matching import BACKGROUND, BETWEEN
+from focaldet.matching import BACKGROUND, BETWEEN, matches_batches, runs_on_cpu
+from focaldet.structures import pad_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from focaldet.anchor_grid import AnchorGrid
     from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.matching import Assigner
-    from focaldet.structures import Target
+    from focaldet.structures import PaddedTargets, Target
 
 __all__ = [
     "IGNORED",
@@ -226,7 +228,8 @@ class RetinaNetCriterion(nn.Module):
     """Classification loss of all anchors and box loss of the positive ones.
 
     Args:
-        assigner: Assigns anchors to ground truths, such as a :class:`~focaldet.matching.Matcher`.
+        assigner: Assigns anchors to ground truths, such as a :class:`~focaldet.matching.Matcher`. On a
+            GPU, a :class:`~focaldet.matching.BatchAssigner` matches all images at once.
         box_coder: Encodes boxes relative to anchors.
         classification_loss: Loss of the class logits. None uses
             ``FocalMapLoss(focal_alpha, focal_gamma)``.
@@ -242,6 +245,10 @@ class RetinaNetCriterion(nn.Module):
             "ema" is an exponential average of the batch's positives, as in Detectron2; it changes in
             training mode only and is kept in ``state_dict`` and, unlike there, averaged over ranks.
             Numbers are at least 1, so an image without objects trains as background.
+
+    On a CPU, the box loss is computed for the positive anchors alone. On other devices and in compiled
+    graphs, all anchors are computed and masked, so that the host never waits for the device. The results
+    are equal except for rounding.
 
     Deviation: the paper says "standard smooth L1" without a beta; 0.11 is from the authors' code.
 
@@ -335,13 +342,25 @@ class RetinaNetCriterion(nn.Module):
                 f"targets must have one target per image, got {len(targets)} for a batch of "
                 f"{len(logits[0])}."
             )
+        grid = grid_of(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
+        # A CPU skips what is empty. A GPU would have to wait to know what is.
+        losses = self._losses_of_positives if runs_on_cpu(grid.anchors) else self._losses_of_all
+        return losses(logits, box_deltas, grid, targets)
+
+    def _losses_of_positives(
+        self,
+        logits: Sequence[Tensor],
+        box_deltas: Sequence[Tensor],
+        grid: AnchorGrid,
+        targets: Sequence[Target],
+    ) -> dict[str, Tensor]:
+        """Compute the losses with the positive anchors alone, whose number the host must know."""
         num_anchors = box_deltas[0].shape[1] // 4
-        grid = AnchorGrid(anchors, [(level.shape[2], level.shape[3]) for level in box_deltas])
         boxes_of = [as_xyxy(target["boxes"]).to(grid.anchors) for target in targets]
         labels = torch.cat([target["labels"].to(grid.anchors.device) for target in targets])
         matched_idxs_BR = torch.stack([self._match(boxes, grid) for boxes in boxes_of])
         positive_BR = matched_idxs_BR >= 0
-        divisor_B = self._divisors(positive_BR.sum(dim=1))
+        divisor_B = self._divisors(_Count(positive_BR, self.normalizer))
         images, positives = positive_BR.nonzero(as_tuple=True)
         # Boxes and labels of all images are concatenated; these are the first rows of each image.
         firsts = list(accumulate((len(boxes) for boxes in boxes_of[:-1]), initial=0))
@@ -360,29 +379,83 @@ class RetinaNetCriterion(nn.Module):
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
-    def _match(self, boxes: Tensor, grid: AnchorGrid) -> Tensor:
-        matched_idxs = self.assigner(boxes, grid)
-        if matched_idxs.shape != grid.anchors.shape[:1]:
-            raise ValueError(
-                f"The assigner must return one match per anchor, of shape [{len(grid.anchors)}], but "
-                f"{self.assigner!r} returned shape {list(matched_idxs.shape)}."
-            )
+    def _losses_of_all(
+        self,
+        logits: Sequence[Tensor],
+        box_deltas: Sequence[Tensor],
+        grid: AnchorGrid,
+        targets: Sequence[Target],
+    ) -> dict[str, Tensor]:
+        """Compute the losses with all anchors, masked, so that no shape depends on a value.
+
+        There is no safe bound on the number of positives that would be much smaller: it depends on the
+        boxes, the thresholds and the assigner.
+        """
+        num_anchors = box_deltas[0].shape[1] // 4
+        padded = pad_targets(targets, grid.anchors)
+        matched_idxs_BR = self._match_images(padded, grid)
+        positive_BR = matched_idxs_BR >= 0
+        count = _Count(positive_BR, self.normalizer)
+        # While ranks add up their counts:
+        object_BR = matched_idxs_BR.clamp(min=0)
+        class_targets_BR = torch.where(
+            positive_BR,
+            padded.labels.gather(1, object_BR),
+            matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED),
+        )
+        divisor_B = self._divisors(count)
+        classification = self.classification_loss(
+            logits,
+            class_targets_BR,
+            num_classes=logits[0].shape[1] // num_anchors,
+            divisor=divisor_B,
+        )
+        # Anchors without an object learn nothing from a unit box, whose losses and gradients are finite.
+        positive_BR1 = positive_BR[..., None]
+        unit_4 = (torch.arange(4, device=positive_BR.device) >= 2).to(grid.anchors)
+        boxes_BR4 = padded.boxes.gather(1, object_BR[..., None].expand(-1, -1, 4))
+        boxes_BR4 = torch.where(positive_BR1, boxes_BR4, unit_4)
+        anchors_BR4 = torch.where(positive_BR1, grid.anchors, unit_4)
+        deltas_BR4 = torch.where(positive_BR1, flatten_maps(box_deltas, num_anchors), 0.0)
+        box_losses = self._box_losses(
+            deltas_BR4.flatten(0, 1), anchors_BR4.flatten(0, 1), boxes_BR4.flatten(0, 1)
+        )
+        box_losses_BR = box_losses.sum(dim=1).view_as(positive_BR)
+        box_losses_B = torch.where(positive_BR, box_losses_BR, 0.0).sum(dim=1)
+        box_regression = (box_losses_B / divisor_B).sum() * self.box_loss_weight
+        return {"classification": classification, "box_regression": box_regression}
+
+    def _match_images(self, padded: PaddedTargets, grid: AnchorGrid) -> Tensor:
+        """Return the matches of all images, ``[B, R]``."""
+        if not matches_batches(self.assigner):
+            images = zip(padded.boxes, padded.counts, strict=True)
+            return torch.stack([self._match(boxes[:count], grid) for boxes, count in images])
+        matched_idxs = self.assigner.match_batch(padded.boxes, padded.valid, grid)
+        self._check_matches(matched_idxs, [len(padded.counts), len(grid.anchors)])
         return matched_idxs
 
-    def _divisors(self, positives_B: Tensor) -> Tensor:
+    def _match(self, boxes: Tensor, grid: AnchorGrid) -> Tensor:
+        matched_idxs = self.assigner(boxes, grid)
+        self._check_matches(matched_idxs, [len(grid.anchors)])
+        return matched_idxs
+
+    def _check_matches(self, matched_idxs: Tensor, shape: list[int]) -> None:
+        if list(matched_idxs.shape) != shape:
+            raise ValueError(
+                f"The assigner must return one match per anchor, of shape {shape}, but "
+                f"{self.assigner!r} returned shape {list(matched_idxs.shape)}."
+            )
+
+    def _divisors(self, count: _Count) -> Tensor:
         """Return the number to divide the losses of each image by, ``[B]``."""
-        counts = positives_B.float()
         if self.normalizer == "image":
-            return counts.clamp(min=1) * len(counts)
-        count = counts.sum()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count = count / dist.get_world_size()
+            return count.of_images.clamp(min=1) * len(count.of_images)
+        mean = count.mean_of_ranks()
         if self.normalizer == "ema":
             if self.training:
-                self.positives_average.lerp_(count.to(self.positives_average), 1 - _EMA_MOMENTUM)
-            count = self.positives_average.float()
-        return count.clamp(min=1).expand(len(counts))
+                self.positives_average.lerp_(mean.to(self.positives_average), 1 - _EMA_MOMENTUM)
+            mean = self.positives_average.float()
+        return mean.clamp(min=1).expand(len(count.of_images))
 
     def _box_losses(self, box_deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Return the box loss of each positive anchor, ``[P, 4]`` or ``[P, 1]``."""
@@ -437,6 +510,31 @@ class RetinaNetCriterion(nn.Module):
             f"box_loss={self.box_loss!r}, smooth_l1_beta={self.smooth_l1_beta}, "
             f"box_loss_weight={self.box_loss_weight}, normalizer={self.normalizer!r}"
         )
+
+
+class _Count:
+    """Numbers of positives, of each image and of the batch averaged over ranks.
+
+    Adding them up over ranks starts here and takes place while the host continues.
+
+    Args:
+        positive_BR: Which anchors are positive.
+        normalizer: That of the criterion.
+    """
+
+    def __init__(self, positive_BR: Tensor, normalizer: str) -> None:
+        self.of_images = positive_BR.sum(dim=1).float()
+        self._total = self.of_images.sum()
+        self._ranks = 1
+        self._work: dist.Work | None = None
+        if normalizer != "image" and dist.is_available() and dist.is_initialized():
+            self._work = dist.all_reduce(self._total, async_op=True)
+            self._ranks = dist.get_world_size()
+
+    def mean_of_ranks(self) -> Tensor:
+        if self._work is not None:
+            self._work.wait()
+        return self._total / self._ranks
 
 
 def _gather_deltas(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import ReadOnly, TypedDict
 
 from focaldet._checks import check_boxes, shortened
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["ImageBatch", "Target", "check_targets"]
+
+_PADDING = -(2**63)  # a label that no class has
 
 
 class Target(TypedDict):
@@ -57,6 +61,55 @@ class ImageBatch(NamedTuple):
         ]
 
 
+class PaddedTargets(NamedTuple):
+    """The targets of a batch in one tensor each, for devices that compute all images at once.
+
+    Attributes:
+        boxes: ``[B, G, 4]``, xyxy, padded with zeros. G is at least 1.
+        labels: ``[B, G]`` int64.
+        valid: ``[B, G]`` bool, False for padding.
+        counts: The number of objects in each image.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    counts: list[int]
+
+
+def pad_targets(targets: Sequence[Target], like: Tensor) -> PaddedTargets:
+    """Pad the targets of a batch to the same number of objects, without reading a value.
+
+    Targets on the host are copied to an accelerator in one piece, without waiting.
+
+    Args:
+        targets: One :class:`Target` per image.
+        like: A tensor whose floating-point dtype and device the result has.
+    """
+    boxes = [as_xyxy(target["boxes"]).to(like.dtype) for target in targets]
+    labels = [target["labels"].long() for target in targets]
+    on_host = all(part.device.type == "cpu" for part in (*boxes, *labels))
+    if not on_host:
+        boxes = [part.to(like.device, non_blocking=True) for part in boxes]
+        labels = [part.to(like.device, non_blocking=True) for part in labels]
+    counts = [len(part) for part in boxes]
+    boxes_BG4 = pad_sequence(boxes, batch_first=True)
+    labels_BG = pad_sequence(labels, batch_first=True, padding_value=_PADDING)
+    if not max(counts):
+        boxes_BG4, labels_BG = (
+            F.pad(boxes_BG4, (0, 0, 0, 1)),
+            F.pad(labels_BG, (0, 1), value=_PADDING),
+        )
+    if on_host and like.device.type != "cpu":
+        # The bits of a label are one or two floating-point numbers.
+        packed = torch.cat((boxes_BG4, labels_BG[..., None].view(like.dtype)), dim=-1)
+        if like.device.type == "cuda":
+            packed = packed.pin_memory()
+        packed = packed.to(like.device, non_blocking=True)
+        boxes_BG4, labels_BG = packed[..., :4], packed[..., 4:].view(torch.int64)[..., 0]
+    return PaddedTargets(boxes_BG4, labels_BG, labels_BG != _PADDING, counts)
+
+
 def check_targets(
     targets: Sequence[Target], sizes: Sequence[tuple[int, int]], num_classes: int
 ) -> None:
@@ -81,9 +134,14 @@ def check_targets(
             f"There must be one target per image, but targets has {len(targets)} for {len(sizes)} "
             f"{'image' if len(sizes) == 1 else 'images'}."
         )
+    for index, target in enumerate(targets):
+        _check_target_types(f"targets[{index}]", target)
+    if not all(target["boxes"].device.type == "cpu" for target in targets):
+        faults = [_any_fault(*pair, num_classes) for pair in zip(targets, sizes, strict=True)]
+        if not bool(torch.stack([fault.to(faults[0].device) for fault in faults]).any()):
+            return  # after one wait
     for index, (target, size) in enumerate(zip(targets, sizes, strict=True)):
         name = f"targets[{index}]"
-        _check_target_types(name, target)
         _check_target_boxes(f"{name}['boxes']", as_xyxy(target["boxes"]), size)
         labels = target["labels"]
         wrong = (labels < 0) | (labels >= num_classes)
@@ -114,6 +172,16 @@ def _check_target_types(name: str, target: Any) -> None:
             f"{name}['labels'] must have shape [{len(boxes)}], one label per box, got "
             f"{list(labels.shape)}."
         )
+
+
+def _any_fault(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
+    """Return whether :func:`check_targets` would raise for the values of a target, a bool scalar."""
+    boxes = as_xyxy(target["boxes"])
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    inside = (x1 >= 0) & (y1 >= 0) & (x2 <= size[1]) & (y2 <= size[0])
+    boxes_right = (inside & (x1 < x2) & (y1 < y2) & boxes.isfinite().all(-1)).all()
+    labels = target["labels"].to(boxes.device)
+    return ~(boxes_right & ((labels >= 0) & (labels < num_classes)).all())
 
 
 def _check_target_boxes(name: str, boxes: Tensor, size: tuple[int, int]) -> None:

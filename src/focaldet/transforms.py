@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focaldet._checks import check_choice, check_image, check_range, check_size
+from focaldet._checks import (
+    check_choice,
+    check_image,
+    check_image_values,
+    check_range,
+    check_size,
+)
+from focaldet._constants import Constants
 from focaldet._opencv_resizing import resize_as_opencv
 from focaldet._pillow_resizing import resize_as_pillow
 from focaldet.structures import ImageBatch
@@ -214,6 +221,7 @@ class Preprocess(nn.Module):
         self.round_pixels = round_pixels
         self.always_pad = always_pad
         self.resize_by = resize_by
+        self._constants = Constants()
 
     @property
     def in_channels(self) -> int:
@@ -236,7 +244,7 @@ class Preprocess(nn.Module):
                     uint8 is accepted and divided by 255, in torch's default dtype.
             resize: Whether to resize the images. False is for training on images that a transform has
                 already resized.
-            validate: Whether to check the images' values too, which synchronises a GPU.
+            validate: Whether to check the images' values too, for which the host waits for a GPU once.
 
         Raises:
             TypeError: If an image is not a floating-point or uint8 tensor.
@@ -246,12 +254,9 @@ class Preprocess(nn.Module):
         if not len(images):
             raise ValueError("images is empty; pass at least one image.")
         for index, image in enumerate(images):
-            check_image(
-                f"images[{index}]",
-                image,
-                channels=self.in_channels,
-                values=validate,
-            )
+            check_image(f"images[{index}]", image, channels=self.in_channels, values=False)
+        if validate:
+            check_image_values("images", list(images))
         prepared = [self._prepared(_floating(image), resize=resize) for image in images]
         sizes = [_size(image) for image in prepared]
         return ImageBatch(self._pad(prepared), sizes, [_size(image) for image in images])
@@ -264,7 +269,7 @@ class Preprocess(nn.Module):
         return self._resize(self._normalize(image))
 
     def _normalize(self, image: Tensor) -> Tensor:
-        mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
+        mean, std = self._constants(self.mean, image), self._constants(self.std, image)
         return (image - mean[:, None, None]) / std[:, None, None]
 
     def _new_size(self, image: Tensor) -> tuple[int, int]:

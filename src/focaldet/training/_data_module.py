@@ -186,6 +186,13 @@ class DetectionDataModule(pl.LightningDataModule):
             self._skipped["train"].restore_pass(self._position.get("skipped", ()))
         return self._train_loader
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move the images to a device. Targets stay on the host, where the criterion collects them."""
+        images, targets = batch
+        return super().transfer_batch_to_device(images, device, dataloader_idx), targets
+
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return batches that are not shuffled."""
         return [] if self.val_data is None else self._loader(self.val_data, shuffle=False)

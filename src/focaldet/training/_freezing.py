@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from focaldet._checks import shortened
+from focaldet.backbones import FrozenBatchNorm2d
+from focaldet.criterion import RetinaNetCriterion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["freeze_parts", "restored_gradients"]
+__all__ = ["freeze_parts", "has_same_buffers", "restored_gradients"]
 
 
 def freeze_parts(model: nn.Module, freeze: Sequence[str] | int) -> list[nn.Module]:
@@ -43,6 +45,19 @@ def freeze_parts(model: nn.Module, freeze: Sequence[str] | int) -> list[nn.Modul
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze={shortened(freeze)} leaves no parameter to train; freeze less.")
     return modules
+
+
+def has_same_buffers(model: nn.Module) -> bool:
+    """Return whether the buffers of a model are the same on all ranks without being sent to them.
+
+    Frozen norms do not change, and the criterion averages over ranks. The statistics of other norms
+    depend on the images of the rank, and those of your own modules are unknown.
+    """
+    return all(
+        isinstance(module, FrozenBatchNorm2d | RetinaNetCriterion)
+        for module in model.modules()
+        if any(True for _ in module.buffers(recurse=False))
+    )
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ class RetinaNetModule(pl.LightningModule):
         each = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(each, batch_size=len(images))
         self.log("train/loss", loss.detach(), batch_size=len(images), prog_bar=True)
-        self.log("train/lr", self._lr())
+        self.log("train/lr", torch.tensor(self._lr()))  # a float would be copied to the device
         self.log(
             "train/loss_epoch",
             loss.detach(),

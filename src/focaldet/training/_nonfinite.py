@@ -22,10 +22,10 @@ __all__ = ["NonFiniteGuard"]
 class NonFiniteGuard(pl.Callback):
     """Stop a run whose loss is NaN or infinite before the weights are updated.
 
-    The loss is checked once per step, before the backward pass. On a GPU this adds one
-    synchronisation after a forward pass that has already synchronised for matching. Gradients are
-    not checked: if only they are not finite, the next loss will not be finite either, and weights
-    that are not finite are never written to a checkpoint.
+    The loss is checked once per batch: on a CPU before the backward pass, on a GPU after it has been
+    queued and before the weights are updated, so that the GPU is never idle. Gradients are not checked:
+    if only they are not finite, the next loss will not be finite either, and weights that are not finite
+    are never written to a checkpoint.
 
     The batch, the losses and the weights are saved to ``nonfinite_step_N.pt`` (with the rank in its
     name, in distributed training), to be read with ``torch.load``. Its "images" and "targets" can be
@@ -42,6 +42,7 @@ class NonFiniteGuard(pl.Callback):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._batch: Any = None
+        self._pending: _PendingLoss | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
@@ -51,10 +52,22 @@ class NonFiniteGuard(pl.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
-        """Check the training loss."""
-        if not bool(torch.isfinite(loss)):
+        """Check the training loss, or begin to on a GPU."""
+        self._check_pending(trainer, module)  # of the batch before, if gradients are accumulated
+        if _is_on_gpu(loss):
+            self._pending = _PendingLoss(loss, self._batch)
+        elif not bool(torch.isfinite(loss)):
             self._stop(trainer, module, "training loss", loss, self._batch)
         self._batch = None
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        """Check the training loss on a GPU, whose backward pass has been queued."""
+        self._check_pending(trainer, module)
+
+    def _check_pending(self, trainer: pl.Trainer, module: Any) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None and not pending.is_finite():
+            self._stop(trainer, module, "training loss", pending.loss, pending.batch)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
@@ -102,6 +115,25 @@ class NonFiniteGuard(pl.Callback):
             f"{', '.join(map(str, ids))}). {_diagnosis(content, module, trainer)} "
             f"The batch and the weights were saved to {str(path)!r}."
         )
+
+
+class _PendingLoss:
+    """A loss on a GPU, checked without waiting for what is queued after it."""
+
+    def __init__(self, loss: Tensor, batch: Any) -> None:
+        self.loss, self.batch = loss.detach(), batch
+        # A non-blocking copy to the host goes to pinned memory, and is valid after the event.
+        self._finite = torch.isfinite(self.loss).to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def is_finite(self) -> bool:
+        self._event.synchronize()
+        return bool(self._finite)
+
+
+def _is_on_gpu(loss: Tensor) -> bool:
+    return loss.device.type == "cuda"
 
 
 def _diagnosis(content: dict[str, Any], module: Any, trainer: pl.Trainer) -> str:

@@ -33,7 +33,16 @@ def on_terminal() -> bool:
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's progress bar, with epochs counted as in the log and without a version number."""
+    """Lightning's progress bar, with epochs counted as in the log and without a version number.
+
+    On a GPU, it is refreshed as often as losses are logged, because showing a loss waits for the GPU.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Choose how often the bar is refreshed."""
+        super().on_train_start(trainer, *_)
+        if trainer.strategy.root_device.type != "cpu":
+            self._refresh_rate = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         """Return the values shown. The version of a logger's files is not one that a run changes."""

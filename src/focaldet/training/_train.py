@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 
 from focaldet._checks import shortened
 from focaldet.pretrained import Checkpoint as Weights
@@ -27,7 +28,7 @@ from focaldet.training._curves import Curves
 from focaldet.training._data_module import DetectionDataModule
 from focaldet.training._early_stopping import StopEarly
 from focaldet.training._failures import CurrentBatch, explain_failures
-from focaldet.training._freezing import restored_gradients
+from focaldet.training._freezing import has_same_buffers, restored_gradients
 from focaldet.training._lightning_module import RetinaNetModule
 from focaldet.training._lock import locked_folder
 from focaldet.training._logging import LOG, hide_lightning_messages, log_on_rank_zero, show_log
@@ -205,6 +206,7 @@ def train(
                     *loggers,
                 ],
                 validates=val_data is not None,
+                same_buffers=has_same_buffers(model),
             )
             outcome.follow(lambda: _result(trainer, best))
             _log_hyperparameters(trainer, loggers, model, options)
@@ -258,10 +260,14 @@ def _trainer(
     callbacks: list[pl.Callback],
     loggers: list[Logger],
     validates: bool,
+    same_buffers: bool,
 ) -> pl.Trainer:
     own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     bar = on_terminal() and not own_bar
-    devices, nodes, strategy = _devices(options)
+    devices, nodes, several = _devices(options)
+    strategy: str | DDPStrategy = "auto"
+    if several:
+        strategy = DDPStrategy(broadcast_buffers=not same_buffers, gradient_as_bucket_view=True)
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=devices,
@@ -333,15 +339,15 @@ def _memory_to_lower(model: RetinaNet, options: TrainingOptions) -> str:
     return text
 
 
-def _devices(options: TrainingOptions) -> tuple[int | str, int, str]:
-    """Return devices, nodes and strategy, those of torchrun if it started this process."""
+def _devices(options: TrainingOptions) -> tuple[int | str, int, bool]:
+    """Return devices, nodes and whether there are several processes, as torchrun started them."""
     devices: int | str = options.devices
     nodes = options.nodes
     here = os.environ.get("LOCAL_WORLD_SIZE")
     if here is not None and "TORCHELASTIC_RUN_ID" in os.environ:
         devices, nodes = int(here), int(os.environ["WORLD_SIZE"]) // int(here)
     several = nodes > 1 or (isinstance(devices, int) and devices > 1)
-    return devices, nodes, "ddp" if several else "auto"
+    return devices, nodes, several
 
 
 def _check_classes(model: RetinaNet, data: DetectionDataset) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
@@ -10,6 +10,10 @@ from torch import Tensor
 
 from focaldet._checks import check_range
 from focaldet.training._resuming import check_count
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import nn
 
 __all__ = ["AverageWeights"]
 
@@ -43,10 +47,48 @@ class AverageWeights(WeightAveraging):
         check_count("latest_update_step", state_dict["latest_update_step"])
         super().load_state_dict(state_dict)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average, whose updates are counted on the host."""
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Update the average after each update of the weights."""
+        if trainer.global_step > self._latest_update_step:
+            self._update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, module: nn.Module) -> None:
+        """Update the average with one operation for all tensors, without reading a value on a device."""
+        average: Any = self._average_model
+        old = [*average.module.parameters(), *average.module.buffers()]
+        new = [
+            value.detach().to(before.device)
+            for value, before in zip([*module.parameters(), *module.buffers()], old, strict=True)
+        ]
+        if not average.n_averaged:
+            torch._foreach_copy_(old, new)
+        else:
+            floats = [i for i, before in enumerate(old) if before.is_floating_point()]
+            torch._foreach_lerp_(
+                [old[i] for i in floats], [new[i] for i in floats], self._weight(average.n_averaged)
+            )
+            for before, value in zip(old, new, strict=True):
+                if not before.is_floating_point():  # BatchNorm's batch counter
+                    before.copy_(value)
+        average.n_averaged += 1
+
+    def _weight(self, updates: Tensor | int) -> float:
+        """Return the weight of the current tensors, rounded to float32."""
+        count = torch.as_tensor(updates, device="cpu")
+        return float(1 - torch.clamp((1 + count) / (10 + count), max=self.decay))
+
     def average(self, averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         """Return the new average of one tensor."""
-        count = torch.as_tensor(updates, device=averaged.device)
-        decay = torch.clamp((1 + count) / (10 + count), max=self.decay)
         if not averaged.is_floating_point():  # BatchNorm's batch counter
             return current
-        return averaged.lerp(current, (1 - decay).to(averaged))
+        return averaged.lerp(current, self._weight(updates))
