@@ -192,6 +192,8 @@ def test_images_without_detections_give_empty_results() -> None:
     maps = make_maps()
     for level in maps.logits:
         level[2] = -20.0
+    found, _ = found_by(PostProcess(BoxCoder()), maps, labels=[])
+    assert [len(one) for one in found] == [0] * IMAGES
     found, again = found_by(PostProcess(BoxCoder()), maps)
     assert [len(one) > 0 for one in found] == [True, True, False, True]
     assert again == 0

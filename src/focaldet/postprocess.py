@@ -245,13 +245,14 @@ class PostProcess(nn.Module):
             max_detections,
             class_names,
         )
-        if self._prefers_fixed_shape(logits[0].device):
+        has_candidates = len(sizes) > 0 and (wanted is None or len(wanted) > 0)
+        if has_candidates and self._prefers_fixed_shape(logits[0].device):
             return self._detect_batch(batch, device or logits[0].device)
         found = [self._detect_image(batch, image) for image in range(len(sizes))]
         return found if device is None else [one.to(device) for one in found]
 
     def _prefers_fixed_shape(self, device: torch.device) -> bool:
-        """Return whether to use the formulation for accelerators, which has not all options."""
+        """Return whether to use the formulation for accelerators, if it supports the options."""
         return device.type != "cpu" and self._has_fixed_shape()
 
     def _has_fixed_shape(self) -> bool:
@@ -259,7 +260,7 @@ class PostProcess(nn.Module):
         return not by_anchor and self.pre_nms_top_k_per_class is None
 
     def _detect_image(self, batch: _Batch, image: int) -> Detections:
-        """Return the detections of one image, with tensors of as many rows as candidates."""
+        """Return the detections of one image. Predictions that score too low are skipped."""
         levels = [
             self._level_candidates(*maps, image=image, threshold=threshold, wanted=batch.wanted)
             for *maps, threshold in zip(
