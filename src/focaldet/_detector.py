@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,7 @@ class RetinaNetDetector(Predictor, nn.Module):
         score_threshold: float | None = None,
         labels: Sequence[int] | None = None,
         max_detections: int | None = None,
+        device: torch.device | str | None = None,
     ) -> list[Detections]:
         """Convert the output of a forward pass to detections.
 
@@ -93,6 +94,10 @@ class RetinaNetDetector(Predictor, nn.Module):
 
                 .. versionadded:: 0.3.0
             max_detections: Number of detections to keep per image. None uses the config's.
+
+                .. versionadded:: 0.3.0
+            device: Device of the detections. None uses that of the model. For a model on a GPU, "cpu"
+                costs no additional wait, unlike :meth:`focaldet.Detections.to`.
 
                 .. versionadded:: 0.3.0
 
@@ -109,6 +114,7 @@ class RetinaNetDetector(Predictor, nn.Module):
             class_names=self.config.class_names,
             labels=labels,
             max_detections=max_detections,
+            device=device,
         )
         return found
 
@@ -141,3 +147,8 @@ class RetinaNetDetector(Predictor, nn.Module):
     ) -> tuple[RetinaNetDetector, int]:
         del score_threshold, max_detections  # all valid values are supported
         return self, 1 if batch_size is None else batch_size
+
+    def _detection_options(self) -> dict[str, Any]:
+        # A subclass may define `detections` without this option.
+        own = type(self).detections is RetinaNetDetector.detections
+        return {"device": "cpu"} if own and weight_of_head(self).device.type != "cpu" else {}

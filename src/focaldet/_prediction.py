@@ -380,7 +380,7 @@ class Predictor(ABC):
             check_range("max_detections", max_detections, 1)
         tile = check_tile(tile, overlap)
         model, batch_size = self._choose_model(batch_size, score_threshold, max_detections)
-        options: dict[str, Any] = {"score_threshold": score_threshold}
+        options: dict[str, Any] = {"score_threshold": score_threshold, **self._detection_options()}
         if classes is not None:
             options["labels"] = _labels_of(classes, model.config)
         if max_detections is not None:
@@ -423,6 +423,10 @@ class Predictor(ABC):
         Raises:
             ValueError: If the model does not support these values.
         """
+
+    def _detection_options(self) -> dict[str, Any]:  # subclasses use self
+        """Return additional arguments for the model's ``detections``."""
+        return {}
 
 
 def _labels_of(classes: Sequence[int | str], config: RetinaNetConfig) -> list[int]:

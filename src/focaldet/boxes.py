@@ -98,6 +98,8 @@ _FORMATS = {
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Return floating-point values in a dtype that is precise enough for geometry."""
+    if values.dtype in (torch.float32, torch.float64):
+        return values  # without an operation in a traced graph
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import operator
 import os
@@ -99,12 +100,21 @@ class Detections:
         if self.class_names is not None:
             names = check_names("class_names", self.class_names)
             object.__setattr__(self, "class_names", names)
-        if self.source is not None:
-            if not isinstance(self.source, str | os.PathLike):
-                raise TypeError(f"source must be a path or None, got {shortened(self.source)}.")
-            object.__setattr__(self, "source", os.fspath(self.source))
+        object.__setattr__(self, "source", _checked_source(self.source))
 
     def _check_values(self) -> None:
+        """Check the values. If they are on a GPU and valid, the host waits once."""
+        if not self.boxes.device == self.scores.device == self.labels.device:
+            self._check_each_value()
+            return
+        known = self.labels >= 0
+        if self.class_names is not None:
+            known &= self.labels < len(self.class_names)
+        in_range = (self.scores >= 0) & (self.scores <= 1)
+        if not (self.boxes.isfinite().all(dim=1) & in_range & known).all():
+            self._check_each_value()
+
+    def _check_each_value(self) -> None:
         if not self.boxes.isfinite().all():
             row = int((~self.boxes.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(f"boxes[{row}] is not finite: {self.boxes[row].tolist()}.")
@@ -263,15 +273,14 @@ class Detections:
 
     def with_source(self, source: str | None) -> Detections:
         """Return a copy with another ``source``."""
-        return replace(self, source=source)
+        copied = copy.copy(self)
+        object.__setattr__(copied, "source", _checked_source(source))
+        return copied
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with the tensors on a device."""
-        return replace(
-            self,
-            boxes=self.boxes.to(device),
-            scores=self.scores.to(device),
-            labels=self.labels.to(device),
+        return with_tensors(
+            self, self.boxes.to(device), self.scores.to(device), self.labels.to(device)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -627,6 +636,26 @@ class Detections:
 
 
 _CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def with_tensors(found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+    """Return a copy with the same tensors on a different device, without checking them again.
+
+    Checking values would wait for a GPU.
+    """
+    copied = copy.copy(found)
+    for name, value in (("boxes", boxes), ("scores", scores), ("labels", labels)):
+        object.__setattr__(copied, name, value)
+    return copied
+
+
+def _checked_source(source: Any) -> str | None:
+    if source is None:
+        return None
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source must be a path or None, got {shortened(source)}.")
+    path: str = os.fspath(source)
+    return path
 
 
 def _build(

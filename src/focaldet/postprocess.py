@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_levels, check_range, check_size
+from focaldet._fixed_shape import (
+    AnchorsAt,
+    FixedShapeDetections,
+    Places,
+    fixed_shape_detections,
+    to_device,
+)
 from focaldet._torchvision import torchvision
 from focaldet.boxes import at_least_float32, box_iou, clip_boxes, scale_boxes
-from focaldet.detections import Detections
+from focaldet.detections import Detections, with_tensors
 from focaldet.heads import gather_from_map
 from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
     from focaldet.box_coder import BoxCoder, CornerBoxCoder
     from focaldet.transforms import SizeRounding
 
-__all__ = ["PostProcess", "soft_nms"]
+__all__ = ["AnchorsAt", "FixedShapeDetections", "Places", "PostProcess", "soft_nms"]
 
 _SUPPRESSION = ("hard", "linear", "gaussian")
 _CLIP_TO = ("image", "batch", "image_after_nms", "original", "last_pixel", None)
@@ -193,6 +201,7 @@ class PostProcess(nn.Module):
         class_names: tuple[str, ...] | None = None,
         labels: Sequence[int] | None = None,
         max_detections: int | None = None,
+        device: torch.device | str | None = None,
     ) -> list[Detections]:
         """Return the detections of every image.
 
@@ -214,6 +223,10 @@ class PostProcess(nn.Module):
 
                 .. versionadded:: 0.3.0
             max_detections: Used instead of the module's limit. None uses the module's.
+
+                .. versionadded:: 0.3.0
+            device: Device of the detections. None uses that of the maps. If the maps are on a GPU,
+                "cpu" costs no additional wait, unlike :meth:`focaldet.Detections.to`.
 
                 .. versionadded:: 0.3.0
 
@@ -240,33 +253,201 @@ class PostProcess(nn.Module):
         _check_sizes("sizes", sizes, len(logits[0]))
         if original_sizes is not None:
             _check_sizes("original_sizes", original_sizes, len(logits[0]))
-        found = []
-        for image, size in enumerate(sizes):
-            levels = [
-                self._level_candidates(*maps, image=image, threshold=threshold, wanted=wanted)
-                for *maps, threshold in zip(logits, box_deltas, anchors, thresholds, strict=True)
-            ]
-            boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            original = size if original_sizes is None else original_sizes[image]
-            rescaling = None if original_sizes is None else (size, original)
-            canvas = size
-            if self.clip_to == "batch":
-                height, width = logits[0].shape[-2:]
-                canvas = (height * self.first_stride, width * self.first_stride)
-            elif self.clip_to == "original":
-                canvas = original
-                if rescaling is not None:
-                    boxes = self.scale_to_original(boxes, *rescaling)
-                    rescaling = None
-            boxes, scores, classes = self._choose(
-                *(boxes, scores, classes, canvas, rescaling),
-                max_detections=max_detections,
-                score_threshold=min(thresholds),
+        batch = _Batch(
+            logits,
+            box_deltas,
+            anchors,
+            sizes,
+            original_sizes,
+            thresholds,
+            wanted,
+            max_detections,
+            class_names,
+        )
+        has_candidates = len(sizes) > 0 and (wanted is None or len(wanted) > 0)
+        if has_candidates and self._prefers_fixed_shape(logits[0].device):
+            return self._detect_batch(batch, device or logits[0].device)
+        found = [self._detect_image(batch, image) for image in range(len(sizes))]
+        return found if device is None else [one.to(device) for one in found]
+
+    def _prefers_fixed_shape(self, device: torch.device) -> bool:
+        """Return whether to use the formulation for accelerators, if it supports the options."""
+        return device.type != "cpu" and self._has_fixed_shape()
+
+    def _has_fixed_shape(self) -> bool:
+        by_anchor = self.pre_nms_top_k_of == "anchors" and self.pre_nms_top_k is not None
+        hard = self.suppression == "hard"
+        return hard and not by_anchor and self.pre_nms_top_k_per_class is None
+
+    def _detect_image(self, batch: _Batch, image: int) -> Detections:
+        """Return the detections of one image. Predictions that score too low are skipped."""
+        levels = [
+            self._level_candidates(*maps, image=image, threshold=threshold, wanted=batch.wanted)
+            for *maps, threshold in zip(
+                batch.logits, batch.box_deltas, batch.anchors, batch.thresholds, strict=True
             )
+        ]
+        boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        size, original = batch.sizes[image], batch.original_size(image)
+        rescaling = None if batch.original_sizes is None else (size, original)
+        canvas = size
+        if self.clip_to == "batch":
+            height, width = batch.logits[0].shape[-2:]
+            canvas = (height * self.first_stride, width * self.first_stride)
+        elif self.clip_to == "original":
+            canvas = original
             if rescaling is not None:
                 boxes = self.scale_to_original(boxes, *rescaling)
-            found.append(Detections(boxes, scores, classes, original, class_names=class_names))
-        return found
+                rescaling = None
+        boxes, scores, classes = self._choose(
+            *(boxes, scores, classes, canvas, rescaling),
+            max_detections=batch.max_detections,
+            score_threshold=min(batch.thresholds),
+        )
+        if rescaling is not None:
+            boxes = self.scale_to_original(boxes, *rescaling)
+        return Detections(boxes, scores, classes, original, class_names=batch.class_names)
+
+    def _detect_batch(self, batch: _Batch, device: torch.device | str) -> list[Detections]:
+        """Return the detections of all images.
+
+        The host waits for a GPU twice: for suppression, and for one copy of everything.
+        """
+        maps = batch.logits[0]
+        dtype = torch.promote_types(maps.dtype, torch.float32)
+        canvas = batch.sizes if self.clip_to != "original" else batch.all_original_sizes
+        numbers = [
+            [*size, *self._factors(batch.sizes[image], batch.original_size(image))]
+            for image, size in enumerate(canvas)
+        ]
+        numbers_B4 = to_device(numbers, dtype, maps.device)
+        scale = None
+        if batch.original_sizes is not None:
+            scale = partial(self._scale_batch, factors_BYX=numbers_B4[:, 2:])
+        found, incomplete = fixed_shape_detections(
+            self,
+            batch.logits,
+            batch.box_deltas,
+            batch.anchors,
+            numbers_B4[:, :2],
+            thresholds=batch.thresholds,
+            max_detections=batch.max_detections,
+            labels=batch.wanted,
+            scale=scale,
+            find_incomplete=True,
+        )
+        return [
+            self._detect_image(batch, image).to(device) if one is None else one
+            for image, one in enumerate(_to_detections(found, incomplete, batch, device))
+        ]
+
+    def _factors(
+        self, size: tuple[int, int], original_size: tuple[int, int]
+    ) -> tuple[float, float]:
+        """Return what the ``(y, x)`` of an image are multiplied by, or divided with ``resize_limits``."""
+        if self.resize_limits is None:
+            return original_size[0] / size[0], original_size[1] / size[1]
+        factor = resize_factor(original_size, *self.resize_limits, rounding=self.size_rounding)
+        return factor, factor
+
+    def _scale_batch(self, boxes: Tensor, *, factors_BYX: Tensor) -> Tensor:
+        """Scale ``[B, N, 4]`` as :meth:`scale_to_original` scales the boxes of one image."""
+        factors = factors_BYX.flip(1).repeat(1, 2)[:, None]
+        last_pixel = (torch.arange(4, device=boxes.device) > 1) * int(self.inclusive_corners)
+        boxes = boxes - last_pixel
+        return (boxes * factors if self.resize_limits is None else boxes / factors) + last_pixel
+
+    def fixed_shape(
+        self,
+        logits: Sequence[Tensor],
+        box_deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor] | AnchorsAt,
+        sizes: Tensor,
+        *,
+        score_threshold: float | Tensor | None = None,
+        labels: Tensor | None = None,
+        max_detections: int | None = None,
+        min_cells: Sequence[int] | None = None,
+    ) -> FixedShapeDetections:
+        """Return the detections of a batch in tensors whose shapes do not depend on their values.
+
+        ``torch.export`` and ``torch.compile(fullgraph=True)`` can trace this, and only non-maximum
+        suppression makes the host wait for a GPU. The module itself works like this on accelerators.
+        The detections are the same except for rounding and the order of equal scores, and boxes are not
+        scaled to the input images.
+
+        Deviation:
+            The module suppresses each class on its own, or offsets the classes along a line. Here a
+            single suppression handles the whole batch: the boxes of each class and image are moved to
+            their own cell of a nearly square grid, which keeps offsets small enough for float32. It
+            takes memory that is quadratic in the number of candidates of the batch, so that in a large
+            batch only the best candidates of each image take part: ``46340 // B`` of them, for 256 MiB.
+            This may miss detections if the candidates overlap each other so much that fewer than
+            ``max_detections`` of these are kept. The module processes such images again.
+
+        Args:
+            logits: ``[B, A * K, H, W]`` per level, contiguous or channels_last.
+            box_deltas: ``[B, A * 4, H, W]`` per level.
+            anchors: ``[H * W * A, 4]`` per level, or a function that computes them where they are
+                needed, for sizes that are dynamic.
+            sizes: ``[B, 2]``, the (height, width) of each image in the batch, without padding.
+            score_threshold: Used instead of the module's thresholds, for all levels, or ``[L]`` for
+                each level.
+            labels: ``[K']``, int64, the labels to keep. None keeps all.
+            max_detections: Number of rows per image, D. None uses the module's, or if that is None too,
+                the number of candidates. There are fewer if there are not as many candidates.
+            min_cells: The minimum number of cells of each level if sizes are dynamic. A level that may
+                have fewer values than ``pre_nms_top_k`` is padded. None assumes one cell.
+
+        Returns:
+            Boxes in pixels of the batch, scores, labels, and the number of filled rows.
+
+        Raises:
+            ValueError: If ``suppression`` is not "hard", or if ``pre_nms_top_k`` counts anchors or
+                ``pre_nms_top_k_per_class`` is set, for which the number of candidates has no useful
+                bound.
+
+        .. versionadded:: 0.3.0
+
+        >>> from focaldet.box_coder import BoxCoder
+        >>> anchors = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])]
+        >>> logits = [
+        ...     torch.tensor([-9.0, 2.0]).view(1, 2, 1, 1)
+        ... ]  # one cell, one anchor, two classes
+        >>> found = PostProcess(BoxCoder()).fixed_shape(
+        ...     logits, [torch.zeros(1, 4, 1, 1)], anchors, torch.tensor([[6, 9]])
+        ... )
+        >>> found.scores, found.labels, found.counts
+        (tensor([[0.8808, 0.0000]]), tensor([[ 1, -1]]), tensor([1]))
+        """
+        if self.suppression != "hard":
+            raise ValueError(
+                f"fixed_shape does not support suppression={self.suppression!r}, which decides box by "
+                "box. Use suppression='hard'."
+            )
+        if not self._has_fixed_shape():
+            raise ValueError(
+                "fixed_shape does not support pre_nms_top_k_of='anchors' or a pre_nms_top_k_per_class, "
+                "because each anchor would be a candidate for every class. Use pre_nms_top_k_of='pairs' "
+                "and pre_nms_top_k_per_class=None."
+            )
+        thresholds: Sequence[float] | Tensor = self.level_thresholds(len(logits))
+        if isinstance(score_threshold, Tensor):
+            thresholds = score_threshold.expand(len(logits))
+        elif score_threshold is not None:
+            check_range("score_threshold", score_threshold, 0, 1)
+            thresholds = [score_threshold] * len(logits)
+        return fixed_shape_detections(
+            self,
+            logits,
+            box_deltas,
+            anchors,
+            sizes,
+            thresholds=thresholds,
+            max_detections=self.max_detections if max_detections is None else max_detections,
+            labels=labels,
+            min_cells=min_cells,
+        )[0]
 
     def level_thresholds(self, num_levels: int) -> list[float]:
         """Return the score threshold of each level.
@@ -444,6 +625,67 @@ class PostProcess(nn.Module):
         )
 
 
+class _Batch(NamedTuple):
+    """What post-processing is called with."""
+
+    logits: Sequence[Tensor]
+    box_deltas: Sequence[Tensor]
+    anchors: Sequence[Tensor]
+    sizes: Sequence[tuple[int, int]]
+    original_sizes: Sequence[tuple[int, int]] | None
+    thresholds: Sequence[float]
+    wanted: Tensor | None
+    max_detections: int | None
+    class_names: tuple[str, ...] | None
+
+    @property
+    def all_original_sizes(self) -> Sequence[tuple[int, int]]:
+        """The sizes that boxes are scaled to."""
+        return self.sizes if self.original_sizes is None else self.original_sizes
+
+    def original_size(self, image: int) -> tuple[int, int]:
+        return self.all_original_sizes[image]
+
+
+def _to_detections(
+    found: FixedShapeDetections,
+    incomplete: Tensor | None,
+    batch: _Batch,
+    device: torch.device | str,
+) -> list[Detections | None]:
+    """Return the detections of each image, or None if it is incomplete.
+
+    One copy brings everything to the host, where the values are checked.
+    """
+    boxes, scores, labels, counts = found
+    assert incomplete is not None  # noqa: S101  # it was asked for
+    flags = torch.stack((counts, incomplete), dim=1).to(scores)
+    rows = torch.cat((boxes, scores[..., None], labels[..., None].to(scores)), dim=2)
+    host = torch.cat((flags, rows.flatten(1)), dim=1).cpu()
+    numbers = host[:, 0].int().tolist()
+    is_incomplete = host[:, 1].bool().tolist()
+    host_rows = host[:, 2:].view(rows.shape)
+    results: list[Detections | None] = []
+    for image, number in enumerate(numbers):
+        if is_incomplete[image]:
+            results.append(None)
+            continue
+        here = host_rows[image, :number]
+        one = Detections(
+            here[:, :4],
+            here[:, 4],
+            here[:, 5].long(),
+            batch.original_size(image),
+            class_names=batch.class_names,
+        )
+        if torch.device(device).type != "cpu":
+            one = with_tensors(
+                one, boxes[image, :number], scores[image, :number], labels[image, :number]
+            )
+        results.append(one)
+    return results
+
+
 def _check_sizes(name: str, sizes: Sequence[tuple[int, int]], count: int) -> None:
     """Raise unless there is one size per image, and none of them is 0."""
     if len(sizes) != count:
@@ -464,7 +706,7 @@ def _channels_of(labels: Sequence[int], logits_BCHW: Tensor, anchors: Tensor) ->
             raise ValueError(
                 f"labels contains {label}, but the maps have labels 0 to {num_classes - 1}."
             )
-    return torch.tensor(sorted(set(labels)), dtype=torch.int64, device=logits_BCHW.device)
+    return to_device(sorted(set(labels)), torch.int64, logits_BCHW.device)
 
 
 def _best_of_map(

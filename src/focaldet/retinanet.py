@@ -396,8 +396,10 @@ class RetinaNet(RetinaNetDetector):
 
         BatchNorm is folded into the convolutions (a custom backbone that cannot be traced keeps its
         norms, with a warning) and the network uses the channels_last memory format. In float32, boxes
-        move by less than 0.05 pixels and scores by less than 1e-4. Box geometry is always computed in
-        float32 or better.
+        move by less than 0.05 pixels and scores by less than 1e-4. On a GPU this holds only with
+        ``torch.backends.cudnn.allow_tf32 = False``: by default, cuDNN computes float32 convolutions in
+        TF32, which is faster but less exact, for the copy and the original alike. Box geometry is always
+        computed in float32 or better.
 
         Args:
             dtype: torch.bfloat16 or torch.float16 is faster but less exact. None keeps the model's
