@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-import focaldet._tiles._tiff
+import focaldet.images
 from tests.helpers.bright_shapes import ShapeFinder
 from tests.helpers.tiff_files import write_tiff
 
@@ -85,7 +85,7 @@ def test_few_tiles_of_a_file_are_in_memory_at_a_time(
     side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = Counter()
-    decode = focaldet._tiles._tiff.decode_image
+    decode = focaldet.images.decode_image
     monkeypatch.setattr("focaldet._tiles._tiff._CACHE", 12 * 48 * 48 * 3)
     monkeypatch.setattr(
         "focaldet._tiles._tiff.decode_image", lambda *args: counter.add(decode(*args))

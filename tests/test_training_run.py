@@ -65,7 +65,10 @@ def test_a_run_writes_everything_to_one_folder(
         data,
         folder,
         model=tiny_detector(),
-        **{"pictures": 2, "ema_decay": 0.5, "accumulate": 2, "precision": "bf16-mixed"},
+        pictures=2,
+        ema_decay=0.5,
+        accumulate=2,
+        precision="bf16-mixed",
     )
     assert {path.name for path in folder.iterdir()} == {
         *("best", "last", "checkpoints", "pictures", "tensorboard"),

@@ -28,7 +28,6 @@ __all__ = [
     "FixedShapeDetections",
     "Places",
     "fixed_shape_detections",
-    "to_device",
 ]
 
 # torchvision's CUDA kernel stores one bit for each pair of boxes.
@@ -402,11 +401,3 @@ def _kept(options: _Options, rows: _Rows, bound: Tensor | None, num_classes: int
     keep = torchvision.ops.nms(separated, flat, options.nms_threshold)
     kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
     return kept[:-2].view(scores.shape)
-
-
-def to_device(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make a tensor from numbers of the host. A GPU is not waited for."""
-    tensor = torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from focaldet._checks import check_range
-from focaldet._constants import Constants
+from focaldet._uploads import Constants
 from focaldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 if TYPE_CHECKING:

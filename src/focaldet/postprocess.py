@@ -15,9 +15,9 @@ from focaldet._fixed_shape import (
     FixedShapeDetections,
     Places,
     fixed_shape_detections,
-    to_device,
 )
 from focaldet._torchvision import torchvision
+from focaldet._uploads import upload
 from focaldet.boxes import at_least_float32, box_iou, clip_boxes, scale_boxes
 from focaldet.detections import Detections, with_tensors
 from focaldet.heads import gather_from_map
@@ -320,7 +320,7 @@ class PostProcess(nn.Module):
             [*size, *self._factors(batch.sizes[image], batch.original_size(image))]
             for image, size in enumerate(canvas)
         ]
-        numbers_B4 = to_device(numbers, dtype, maps.device)
+        numbers_B4 = upload(torch.tensor(numbers, dtype=dtype), maps.device)
         scale = None
         if batch.original_sizes is not None:
             scale = partial(self._scale_batch, factors_BYX=numbers_B4[:, 2:])
@@ -706,7 +706,8 @@ def _channels_of(labels: Sequence[int], logits_BCHW: Tensor, anchors: Tensor) ->
             raise ValueError(
                 f"labels contains {label}, but the maps have labels 0 to {num_classes - 1}."
             )
-    return to_device(sorted(set(labels)), torch.int64, logits_BCHW.device)
+    wanted = torch.tensor(sorted(set(labels)), dtype=torch.int64)
+    return upload(wanted, logits_BCHW.device)
 
 
 def _best_of_map(

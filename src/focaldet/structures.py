@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import ReadOnly, TypedDict
 
 from focaldet._checks import check_boxes, shortened
+from focaldet._uploads import upload
 from focaldet.boxes import as_xyxy, scale_boxes
 
 if TYPE_CHECKING:
@@ -103,9 +104,7 @@ def pad_targets(targets: Sequence[Target], like: Tensor) -> PaddedTargets:
     if on_host and like.device.type != "cpu":
         # The bits of a label are one or two floating-point numbers.
         packed = torch.cat((boxes_BG4, labels_BG[..., None].view(like.dtype)), dim=-1)
-        if like.device.type == "cuda":
-            packed = packed.pin_memory()
-        packed = packed.to(like.device, non_blocking=True)
+        packed = upload(packed, like.device)
         boxes_BG4, labels_BG = packed[..., :4], packed[..., 4:].view(torch.int64)[..., 0]
     return PaddedTargets(boxes_BG4, labels_BG, labels_BG != _PADDING, counts)
 

@@ -16,9 +16,9 @@ from focaldet._checks import (
     check_range,
     check_size,
 )
-from focaldet._constants import Constants
 from focaldet._opencv_resizing import resize_as_opencv
 from focaldet._pillow_resizing import resize_as_pillow
+from focaldet._uploads import Constants
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:

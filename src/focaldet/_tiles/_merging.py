@@ -127,7 +127,7 @@ class _Merger:
         boxes, self.scores, self.labels = found.rows()
         shifted, cuts = [], []
         offset = 0
-        for window, part in zip(self.windows, boxes.split(found.counts), strict=True):
+        for window, part in zip(self.windows, torch.split(boxes, found.counts), strict=True):
             shifted.append(part + part.new_tensor((window.left, window.top) * 2))
             cuts.append(_cut_sides(shifted[-1], window, self.margins))
             self.rows.append(cuts[-1].any(dim=1).nonzero()[:, 0] + offset)
@@ -176,8 +176,9 @@ class _Merger:
             self.kept[best] = True
             open_ends[best] = False
             windows[best] = -1
-        rows = (boxes, self.scores, self.labels, windows, open_ends)
-        return tuple(values[self.kept] for values in rows)  # type: ignore[return-value]
+        kept = self.kept
+        scores, labels = self.scores[kept], self.labels[kept]
+        return boxes[kept], scores, labels, windows[kept], open_ends[kept]
 
     def _matches(self, index: int, other: int) -> Iterator[tuple[int, int]]:
         """Yield pairs of rows of two windows that are parts of the same object."""

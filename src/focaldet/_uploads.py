@@ -1,4 +1,4 @@
-"""Python numbers as tensors, which are copied to an accelerator only once."""
+"""Copies of small tensors to an accelerator for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "upload"]
 
 
 class Constants:
@@ -42,3 +42,10 @@ class Constants:
 
     def __reduce__(self) -> tuple[type[Constants], tuple[()]]:
         return Constants, ()
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device. The host does not wait for a GPU, which reads pinned memory."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
