@@ -52,7 +52,7 @@ class ExportableMaps(nn.Module):
         Args:
             images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them.
         """
-        logits, box_deltas = self.model.forward_maps(images)
+        logits, box_deltas = _float_maps(self.model, images)
         return (*logits, *box_deltas)
 
 
@@ -68,7 +68,7 @@ class ExportableDetector(nn.Module):
         their own cell of a nearly square grid, which keeps offsets small enough for float32.
 
     Args:
-        model: The model, whose modules are shared. Its maps and boxes should be float32.
+        model: The model, whose modules are shared. Its maps are converted to float32.
 
     Raises:
         ValueError: If ``pre_nms_top_k`` is None or counts anchors, or ``pre_nms_top_k_per_class`` is
@@ -140,7 +140,7 @@ class ExportableDetector(nn.Module):
             ``boxes [B, D, 4]`` (xyxy), ``scores [B, D]``, ``labels [B, D]`` (int64; -1 in empty rows,
             whose other values are 0) and ``count [B]`` (int64), the number of filled rows.
         """
-        logits, box_deltas = self.model.forward_maps(images)
+        logits, box_deltas = _float_maps(self.model, images)
         levels = [
             self._level_candidates(level, *maps, image_size=images.shape[-2:])
             for level, maps in enumerate(zip(logits, box_deltas, strict=True))
@@ -266,6 +266,17 @@ class ExportableDetector(nn.Module):
         keep = torchvision.ops.nms(separated, flat, self.model.postprocess.nms_threshold)
         kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
         return scores * kept[:-2].view(scores.shape)
+
+
+def _float_maps(
+    model: RetinaNet | OptimizedRetinaNet, images: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the network in its own dtype on float32 images, and return float32 maps."""
+    dtype = weight_of_head(model).dtype
+    if dtype == images.dtype:
+        return model.forward_maps(images)
+    logits, box_deltas = model.forward_maps(images.to(dtype))
+    return [level.float() for level in logits], [level.float() for level in box_deltas]
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
