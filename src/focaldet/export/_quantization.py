@@ -77,7 +77,7 @@ def quantize(
     network, outputs = _network_of(onnx, whole)
     groups = _groups_of(network)
     onnx.save(network, str(folder / "network.onnx"))
-    with raising_export_errors("Calibrating the INT8 file"), _quiet():
+    with raising_export_errors("Calibrating the INT8 file"), _no_new_handler():
         ranges = _ranges(folder, images)
 
     batches = list(images.batches(_MEASURED_IMAGES))
@@ -86,7 +86,7 @@ def quantize(
 
     def measure(names: Sequence[str]) -> MapError:
         """Return the error of the network with some groups in INT8."""
-        with raising_export_errors("Converting the network to INT8"), _quiet():
+        with raising_export_errors("Converting the network to INT8"), _no_new_handler():
             converted = _converted(
                 network, ranges, [node for name in names for node in groups[name]]
             )
@@ -113,7 +113,7 @@ def quantize(
             )
         )
     chosen, error = _within_budget(found, measure, error_budget)
-    with raising_export_errors("Converting the network to INT8"), _quiet():
+    with raising_export_errors("Converting the network to INT8"), _no_new_handler():
         nodes = [node for name in chosen for node in groups[name]]
         converted = _converted(whole, ranges, nodes)
     _strip(converted)
@@ -299,19 +299,12 @@ def _runner(path: Path, outputs: Sequence[str]) -> Callable[[ImageBatch], list[T
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what onnxruntime's quantisation writes to the root logger about its own internals."""
+def _no_new_handler() -> Iterator[None]:
+    """Stop ``logging.info`` of onnxruntime from adding a handler to a root logger that has none."""
     root = logging.getLogger()
-
-    def is_foreign(record: logging.LogRecord) -> bool:
-        return "onnxruntime" not in record.pathname
-
-    root.addFilter(is_foreign)
-    # Without a handler, logging.info would add one for the whole program.
-    placeholder = logging.NullHandler()
-    root.addHandler(placeholder)
+    handler = logging.NullHandler()
+    root.addHandler(handler)
     try:
         yield
     finally:
-        root.removeFilter(is_foreign)
-        root.removeHandler(placeholder)
+        root.removeHandler(handler)
