@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from focaldet import Detections, RetinaNet
+from focaldet.box_coder import BoxCoder
 from focaldet.cli import main
 from focaldet.errors import CheckpointError
 from focaldet.export import (
@@ -26,6 +27,7 @@ from focaldet.export import (
 from focaldet.export._agreement import agreement_of
 from focaldet.export._candidates import map_error
 from focaldet.export._processor import missing_units
+from focaldet.postprocess import PostProcess
 from tests.helpers.tiny_export import make_model, photo
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.xdist_group("export_precision")  # its files take long to export
 
 # Weights drawn at random lose more in INT8 than trained ones.
-_BUDGET = 0.06
+_BUDGET = 0.04
 _TOLERANCES = Tolerances(unmatched=0.3, scores=0.1, boxes=0.2)
 
 
@@ -87,7 +89,7 @@ def test_an_int8_file_finds_nearly_what_the_model_finds(
     path, _ = exported
     pictures = [photo(90, 70, 100 + index) for index in range(3)]  # not those of the calibration
     found = OnnxDetector(path, threads=1).predict(pictures)
-    agreement = agreement_of(model.predict(pictures), found)
+    agreement = agreement_of(model.predict(pictures), found, model.postprocess)
     assert agreement.detections > 100
     assert agreement.within(_TOLERANCES), agreement
     assert agreement.scores > 0  # it is not the float file
@@ -108,7 +110,7 @@ def test_the_report_lists_groups_size_and_agreement(
     assert names[0] == "stem"
     assert {"backbone.c4", "fpn", "head.class_logits", "head.box_tower"} <= set(names)
     assert max(calibration.score_error, calibration.box_error) <= _BUDGET
-    assert size[0] == path.stat().st_size < 0.3 * size[1]
+    assert size[0] == path.stat().st_size < 0.7 * size[1]  # smaller if all groups are in INT8
     assert report.agreement is not None
     assert report.agreement.images == 8
     for text in ("int8", "head.box_tower: 5 convolutions", "calibrated on 16 images", "in float32"):
@@ -183,7 +185,7 @@ def test_openvino_runs_the_same_file(model: RetinaNet, exported: tuple[Path, Exp
     pytest.importorskip("openvino")
     pictures = [photo(80, 70, 200)]
     found = OnnxDetector(exported[0], runtime="openvino", threads=1).predict(pictures)
-    assert agreement_of(model.predict(pictures), found).within(_TOLERANCES)
+    assert agreement_of(model.predict(pictures), found, model.postprocess).within(_TOLERANCES)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -201,7 +203,7 @@ def test_openvino_computes_float_files_in_other_precisions(
     assert (f"no {precision} kernels" in caplog.text) == (name not in capabilities)
     pictures = [photo(80, 70, 200)]
     found = detector.predict(pictures)
-    assert agreement_of(model.predict(pictures), found).within(_TOLERANCES)
+    assert agreement_of(model.predict(pictures), found, model.postprocess).within(_TOLERANCES)
 
 
 def test_the_precision_of_onnxruntime_is_that_of_the_file(
@@ -278,7 +280,7 @@ def test_the_command_exports_float16_and_evaluates_it(
     assert weights
     assert {weight.data_type for weight in weights} == {onnx.TensorProto.FLOAT16}
     [expected], [found] = model.predict(image), OnnxDetector(path, threads=1).predict(image)
-    agreement = agreement_of([expected], [found])
+    agreement = agreement_of([expected], [found], model.postprocess)
     assert agreement.unmatched < 0.03
     assert agreement.scores < 1e-3
 
@@ -334,26 +336,38 @@ def test_tolerances_must_be_shares() -> None:
 
 def detections(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
     return Detections(
-        torch.tensor(boxes).view(-1, 4), torch.tensor(scores), torch.tensor(labels), (100, 100)
+        torch.tensor(boxes).float().view(-1, 4),
+        torch.tensor(scores).float(),
+        torch.tensor(labels).long(),
+        (100, 100),
     )
 
 
 def test_agreement_weighs_detections_by_their_scores() -> None:
     expected = detections([[0, 0, 10, 10], [50, 50, 60, 60]], [0.75, 0.25], [0, 0])
     found = detections([[0, 0, 10, 8], [50, 50, 60, 60]], [0.5, 0.25], [0, 1])
-    agreement = agreement_of([expected], [found])
+    agreement = agreement_of([expected], [found], PostProcess(BoxCoder(), score_threshold=0.05))
     # The first box matches; the second has another class, and is missing on both sides.
     assert agreement.detections == 2
-    assert agreement.unmatched == pytest.approx(0.5 / 1.75)
+    assert agreement.unmatched == pytest.approx(2 * (0.25 - 0.05) / 1.75)
     assert agreement.scores == pytest.approx(0.25)
     assert agreement.boxes == pytest.approx(0.2)
     assert not agreement.within(Tolerances(unmatched=0.2, scores=1, boxes=1))
     assert agreement.within(Tolerances(unmatched=0.3, scores=0.3, boxes=0.3))
 
 
+def test_a_detection_that_the_other_side_had_no_room_for_hardly_counts() -> None:
+    expected = detections([[0, 0, 10, 10], [50, 50, 60, 60]], [0.75, 0.5], [0, 0])
+    found = detections([[0, 0, 10, 10], [30, 0, 40, 10]], [0.75, 0.5625], [0, 0])
+    full = PostProcess(BoxCoder(), score_threshold=0.05, max_detections=2)
+    agreement = agreement_of([expected], [found], full)
+    assert agreement.unmatched == pytest.approx((0.5625 - 0.5) / 2.5625)
+
+
 def test_images_without_detections_are_reported_as_such() -> None:
     nothing = detections([], [], [])
-    assert "no detections to compare" in str(agreement_of([nothing], [nothing]))
+    agreement = agreement_of([nothing], [nothing], PostProcess(BoxCoder()))
+    assert "no detections to compare" in str(agreement)
 
 
 def test_the_loss_of_ap_counts_against_its_tolerance(tmp_path: Path) -> None:
@@ -373,7 +387,9 @@ def test_map_errors_are_measured_where_either_side_finds_objects() -> None:
     with torch.no_grad():
         logits, deltas = model.forward_maps(torch.randn(1, 3, 64, 64))
     expected = [level.clone() for level in (*logits, *deltas)]
-    assert map_error(model, expected, expected, (64, 64)) == (0.0, pytest.approx(0.0, abs=1e-5))
+    error = map_error(model, expected, expected, (64, 64))
+    assert error.scores == 0
+    assert error.boxes == pytest.approx(0.0, abs=1e-5)
     worse = [level.clone() for level in expected]
     worse[0][0, 0, 0, 0] = 20.0  # a new object
     assert map_error(model, expected, worse, (64, 64)).scores > 0.005

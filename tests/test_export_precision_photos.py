@@ -91,6 +91,6 @@ def test_an_int8_file_runs_on_photos_of_any_size(exported: Exported, runtime: Ru
         assert one.image_size == read_image_size(photo)
         assert one.boxes.shape == (len(one), 4)
         assert one.boxes.isfinite().all()
-    agreement = agreement_of(exported.model.predict(photos), found)
+    agreement = agreement_of(exported.model.predict(photos), found, exported.model.postprocess)
     assert agreement.detections > len(photos)
     assert agreement.within(_TOLERANCES), agreement

@@ -49,7 +49,7 @@ from tests.benchmarks.peer import (
 
 if TYPE_CHECKING:
     from focaldet import RetinaNet
-    from focaldet.export._sessions import RuntimeName
+    from focaldet.export._sessions import RunPrecision, RuntimeName
 
 TARGET = 1.4
 # By runtime and precision, for a processor with AMX or VNNI: the ratios that are required at least.
@@ -117,7 +117,7 @@ def measure(size: tuple[int, int], options: argparse.Namespace) -> bool:
         path = Path(folder) / "model.onnx"
         model = ours_of(peer, size)
         export(model, path, precision, options.calibration)
-        hint = "bfloat16" if precision == "bfloat16" else "float32"
+        hint: RunPrecision = "bfloat16" if precision == "bfloat16" else "float32"
         detector = OnnxDetector(path, runtime=runtime, threads=options.threads, precision=hint)
         found = detector.predict(images, batch_size=batch)
         share, boxes, scores = differences(found, peer(images))

@@ -97,7 +97,7 @@ def measure(variants: dict[str, Any], annotations: Path, photos: dict[int, Path]
     rows = {}
     for name, by_id in found.items():
         stats = evaluate_coco(annotations, by_id).stats
-        rows[name] = Row(*stats[:3], 1e3 * statistics.median(times[name]))
+        rows[name] = Row(stats[0], stats[1], stats[2], 1e3 * statistics.median(times[name]))
     return rows
 
 

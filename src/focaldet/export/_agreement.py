@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from focaldet.detections import Detections
+    from focaldet.postprocess import PostProcess
 
 __all__ = ["DEFAULT_TOLERANCES", "Agreement", "Tolerances", "agreement_of"]
 
@@ -60,12 +61,13 @@ class Agreement:
     """How the detections of a file of reduced precision compare with its model's.
 
     Detections of the two sides match if they have the same class and an IoU of at least 0.5. Each
-    detection counts by its score, so that likely objects weigh more than unlikely ones.
+    detection counts by its score, so that likely objects weigh more than unlikely ones. One without a
+    match counts by how far it is above the score from which the other side would have kept it.
 
     Attributes:
         images: Number of images.
         detections: Number of the model's detections.
-        unmatched: Share of detections that only one side finds.
+        unmatched: Share of detections that only one side finds, by their scores.
         scores: Mean difference of the scores of matched detections.
         boxes: Mean of 1 - IoU of matched detections.
 
@@ -96,9 +98,18 @@ class Agreement:
         )
 
 
-def agreement_of(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
+def agreement_of(
+    expected: Sequence[Detections], found: Sequence[Detections], postprocess: PostProcess
+) -> Agreement:
     """Compare the detections of a model and of its file in the same images.
 
+    Args:
+        expected: The model's detections.
+        found: The file's detections.
+        postprocess: Tells how many detections are kept, and above which score.
+
+    >>> from focaldet.box_coder import BoxCoder
+    >>> from focaldet.postprocess import PostProcess
     >>> import torch
     >>> from focaldet import Detections
     >>> box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
@@ -106,7 +117,7 @@ def agreement_of(expected: Sequence[Detections], found: Sequence[Detections]) ->
     ...     Detections(box, torch.tensor([score]), torch.tensor([0]), (20, 20))
     ...     for score in (0.9, 0.8)
     ... )
-    >>> round(agreement_of([one], [other]).scores, 3)
+    >>> round(agreement_of([one], [other], PostProcess(BoxCoder())).scores, 3)
     0.1
     """
     lone = total = matched = scores = boxes = 0.0
@@ -119,15 +130,27 @@ def agreement_of(expected: Sequence[Detections], found: Sequence[Detections]) ->
             matched += weight
             scores += weight * abs(first - second)
             boxes += weight * (1 - iou)
-        lone += float(ours.scores.sum()) - sum(float(ours.scores[row]) for row, _, _ in pairs)
-        lone += float(theirs.scores.sum()) - sum(float(theirs.scores[row]) for _, row, _ in pairs)
+        lone += _lone(ours, [row for row, _, _ in pairs], theirs, postprocess)
+        lone += _lone(theirs, [row for _, row, _ in pairs], ours, postprocess)
     return Agreement(
         images=len(expected),
         detections=sum(map(len, expected)),
-        unmatched=max(0.0, lone) / total if total else 0.0,
+        unmatched=lone / total if total else 0.0,
         scores=scores / matched if matched else 0.0,
         boxes=boxes / matched if matched else 0.0,
     )
+
+
+def _lone(
+    side: Detections, matched: list[int], other: Detections, postprocess: PostProcess
+) -> float:
+    """Sum how far detections without a match are above what the other side would have kept."""
+    lowest = postprocess.score_threshold
+    if len(other) and len(other) == postprocess.max_detections:
+        lowest = float(other.scores.min())
+    above = (side.scores - lowest).clamp(min=0)
+    above[matched] = 0
+    return float(above.sum())
 
 
 def _pairs(ours: Detections, theirs: Detections) -> list[tuple[int, int, float]]:

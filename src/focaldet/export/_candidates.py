@@ -72,7 +72,7 @@ def map_error(
     anchors = torch.cat(model.anchor_generator(sizes, image_size))
     count = min(_CANDIDATES, logits.numel())
     best = torch.cat([side.flatten().topk(count).indices for side in (logits, other_logits)])
-    best = best.unique()
+    best = torch.tensor(sorted(set(best.tolist())))
     scores, other_scores = (side.flatten()[best].sigmoid() for side in (logits, other_logits))
     weights = torch.maximum(scores, other_scores)
     weights = weights / weights.sum().clamp(min=1e-12)

@@ -254,7 +254,9 @@ def _check_reduced(
     """Load a file of reduced precision in onnxruntime and compare what it finds with its model."""
     detector = _opened(path)
     agreement = agreement_of(
-        model.predict(pictures, progress=False), detector.predict(pictures, progress=False)
+        model.predict(pictures, progress=False),
+        detector.predict(pictures, progress=False),
+        model.postprocess,
     )
     return ExportReport(
         path,
