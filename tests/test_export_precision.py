@@ -64,6 +64,7 @@ def exported(
     report = export_onnx(
         model,
         path,
+        postprocess=False,  # which takes half a minute; the slow tests export it, too
         precision="int8",
         calibration=photos,
         error_budget=_BUDGET,

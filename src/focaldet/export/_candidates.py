@@ -78,16 +78,9 @@ def map_error(
     weights = weights / weights.sum().clamp(min=1e-12)
     anchor = best // num_classes
     decode = model.postprocess.box_coder.decode
-    ious = torch.cat(
-        [
-            box_iou(one[None], other[None])[0]
-            for one, other in zip(
-                decode(deltas[anchor], anchors[anchor]),
-                decode(other_deltas[anchor], anchors[anchor]),
-                strict=True,
-            )
-        ]
-    )
+    ious = box_iou(
+        decode(deltas[anchor], anchors[anchor]), decode(other_deltas[anchor], anchors[anchor])
+    ).diagonal()
     return MapError(
         float((weights * (scores - other_scores).abs()).sum()),
         float((weights * (1 - ious)).sum()),
