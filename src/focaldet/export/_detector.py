@@ -81,7 +81,7 @@ class OnnxDetector(Predictor):
                 "again."
             ) from error
         if self.metadata.precision == "int8" and providers is None:
-            log_missing_units("int8", "INT8 files run correctly, but gain little over float32.")
+            log_missing_units("int8", "INT8 files run correctly, but gain less than with them.")
 
     @property
     def config(self) -> RetinaNetConfig:

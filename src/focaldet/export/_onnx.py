@@ -82,10 +82,10 @@ def export_onnx(
             - "float32" gives the model's results, except for rounding.
             - "float16" halves the file. It is for GPUs and processors with float16 units; others
               convert back to float32.
-            - "int8" quarters the file. It is for processors with VNNI or AMX, and requires
-              ``calibration``. Convolutions have INT8 weights with a scale per output channel. Those
-              that would cost too much accuracy stay in float32: groups of them are measured on the
-              calibration images, and the report lists them.
+            - "int8" quarters the file, is faster on any recent processor, most of all with VNNI or AMX,
+              and requires ``calibration``. Convolutions have INT8 weights with a scale per output
+              channel. Those that would cost too much accuracy stay in float32: groups of them are
+              measured on the calibration images, and the report lists them.
 
             A file in bfloat16 is not supported; run a float32 file with
             ``OnnxDetector(path, runtime="openvino", precision="bfloat16")`` instead.
