@@ -106,8 +106,11 @@ class Calibration:
             errors = [found.score_error, found.box_error]
             for group in groups:
                 errors += [group.score_error, group.box_error, group.convolutions]
-            damaged = not all(map(is_number, [found.images, *errors])) or any(
-                group.precision not in ("int8", "float32") for group in groups
+            texts = [found.method, *(group.name for group in groups)]
+            damaged = (
+                not all(map(is_number, [found.images, *errors]))
+                or not all(isinstance(text, str) for text in texts)
+                or any(group.precision not in ("int8", "float32") for group in groups)
             )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"calibration is damaged ({error})") from error

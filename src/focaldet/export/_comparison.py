@@ -127,7 +127,7 @@ class ExportReport:
         file_result: Average precision of the file on the annotations. None without annotations.
 
             .. versionadded:: 0.3.0
-        size: Size of the file in bytes, and that of the same file in float32. None for a file in float32.
+        size: Size of an INT8 file in bytes, and that of the same file in float32. None for other files.
 
             .. versionadded:: 0.3.0
     """
