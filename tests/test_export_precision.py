@@ -320,7 +320,7 @@ def test_a_calibration_folder_without_images_is_an_error(model: RetinaNet, tmp_p
 def test_few_or_similar_calibration_images_are_reported(
     model: RetinaNet, count: int, seeds: int, message: str
 ) -> None:
-    from focaldet.export._calibration import CalibrationImages
+    from focaldet.export._calibration_images import CalibrationImages
 
     metadata = ExportMetadata.of_model(model, "detections", None, 20, "int8")
     images = [photo(40, 30, index % seeds) for index in range(count)]

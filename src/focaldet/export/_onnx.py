@@ -14,7 +14,7 @@ from focaldet._checks import check_choice, check_integer, check_number, check_ra
 from focaldet._extras import import_extra
 from focaldet.errors import ExportError
 from focaldet.export._agreement import DEFAULT_TOLERANCES, Tolerances, agreement_of
-from focaldet.export._calibration import CalibrationImages
+from focaldet.export._calibration_images import CalibrationImages
 from focaldet.export._comparison import ExportReport, compare, noise
 from focaldet.export._detector import OnnxDetector
 from focaldet.export._exporter_calls import exporter_warnings_ignored, raising_export_errors

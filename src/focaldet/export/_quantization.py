@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from focaldet.export._calibration import CalibrationImages
+    from focaldet.export._calibration_images import CalibrationImages
     from focaldet.retinanet import RetinaNet
     from focaldet.structures import ImageBatch
 
