@@ -324,7 +324,9 @@ def test_files_that_were_not_exported_by_focaldet_raise(tmp_path: Path, file: Pa
     with pytest.raises(CheckpointError, match=r"other\.onnx' was not exported by focaldet"):
         OnnxDetector(path)
     rewrite({**ours, "focaldet.format": "99"})
-    with pytest.raises(CheckpointError, match=rf"format '99'.*format '1'.*{focaldet.__version__}"):
+    with pytest.raises(
+        CheckpointError, match=rf"format '99'.*formats '1' and '2'.*{focaldet.__version__}"
+    ):
         OnnxDetector(path)
     rewrite({**ours, "focaldet.config": "{}"})
     with pytest.raises(CheckpointError, match=r"other\.onnx' is damaged"):

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from focaldet.detections import Detections
-    from focaldet.export._metadata import ExportMetadata
+    from focaldet.evaluation import CocoResult
+    from focaldet.export._agreement import Agreement, Tolerances
+    from focaldet.export._calibration import Calibration
+    from focaldet.export._metadata import ExportMetadata, FilePrecision
     from focaldet.images import ImageSource
     from focaldet.retinanet import RetinaNet, RetinaNetOutput
 
@@ -32,6 +35,7 @@ __all__ = [
     "Comparison",
     "ExportReport",
     "compare",
+    "noise",
 ]
 
 BOX_TOLERANCE = 0.02
@@ -106,13 +110,49 @@ class ExportReport:
         path: The file that was written.
         opset: ONNX opset. None for a program of ``torch.export``.
         runtime: The runtime that ran the file, with its version.
-        comparisons: One comparison per batch.
+        comparisons: One comparison per batch. Empty for a file of reduced precision.
+        precision: "float32", "float16" or "int8".
+
+            .. versionadded:: 0.3.0
+        calibration: How an INT8 file was calibrated. None for other files.
+
+            .. versionadded:: 0.3.0
+        agreement: How the detections of a file of reduced precision compare with the model's. None
+            for a file in float32.
+
+            .. versionadded:: 0.3.0
+        model_result: Average precision of the model on the annotations. None without annotations.
+
+            .. versionadded:: 0.3.0
+        file_result: Average precision of the file on the annotations. None without annotations.
+
+            .. versionadded:: 0.3.0
+        size: Size of an INT8 file in bytes, and that of the same file in float32. None for other files.
+
+            .. versionadded:: 0.3.0
     """
 
     path: Path
     opset: int | None
     runtime: str
     comparisons: tuple[Comparison, ...]
+    precision: FilePrecision = "float32"
+    calibration: Calibration | None = None
+    agreement: Agreement | None = None
+    model_result: CocoResult | None = None
+    file_result: CocoResult | None = None
+    size: tuple[int, int] | None = None
+
+    def within(self, tolerances: Tolerances) -> bool:
+        """Return whether a file of reduced precision is within the tolerances.
+
+        .. versionadded:: 0.3.0
+        """
+        loss = 0.0
+        if self.model_result is not None and self.file_result is not None:
+            loss = self.model_result.ap - self.file_result.ap
+        agrees = self.agreement is None or self.agreement.within(tolerances)
+        return agrees and not loss > tolerances.average_precision
 
     def renamed(self, path: Path) -> ExportReport:
         """Return a copy of the report with another path."""
@@ -120,8 +160,21 @@ class ExportReport:
 
     def __str__(self) -> str:
         opset = f"opset {self.opset}, " if self.opset else ""
-        lines = [f"{self.path}: {opset}compared with the model in {self.runtime}"]
-        return "\n".join(lines + [f"  {comparison}" for comparison in self.comparisons])
+        precision = "" if self.precision == "float32" else f"{self.precision}, "
+        lines = [f"{self.path}: {precision}{opset}compared with the model in {self.runtime}"]
+        lines += map(str, self.comparisons)
+        if self.agreement is not None:
+            lines.append(str(self.agreement))
+        if self.size is not None:
+            size, whole = self.size
+            lines.append(
+                f"{size / 1e6:.1f} MB, {size / whole:.2f} of the {whole / 1e6:.1f} MB in float32"
+            )
+        if self.model_result is not None:
+            lines += [f"model: {self.model_result}", f"file:  {self.file_result}"]
+        if self.calibration is not None:
+            lines += str(self.calibration).splitlines()
+        return "\n  ".join(lines)
 
 
 @torch.no_grad()
@@ -141,7 +194,7 @@ def compare(
     """
     channels = metadata.num_channels
     pixels = (
-        _noise(channels) if image is None else load_image(image, "check_image", channels=channels)
+        noise(channels) if image is None else load_image(image, "check_image", channels=channels)
     )
     pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
     found = tuple(
@@ -158,7 +211,7 @@ def compare(
     return found
 
 
-def _noise(num_channels: int) -> Tensor:
+def noise(num_channels: int) -> Tensor:
     """Return an image of coarse and fine noise, in which an untrained network finds objects."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, num_channels, 6, 8, generator=generator)

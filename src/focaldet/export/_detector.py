@@ -13,6 +13,7 @@ from focaldet.errors import CheckpointError
 from focaldet.export._file_model import FileModel
 from focaldet.export._input_checks import check_images, check_sizes
 from focaldet.export._metadata import ExportMetadata
+from focaldet.export._processor import log_missing_units
 from focaldet.export._sessions import open_session
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from focaldet.config import RetinaNetConfig
-    from focaldet.export._sessions import RuntimeName
+    from focaldet.export._sessions import RunPrecision, RuntimeName
 
 __all__ = ["OnnxDetector"]
 
@@ -41,6 +42,11 @@ class OnnxDetector(Predictor):
         providers: Execution providers of onnxruntime in order of preference, such as
             ``["CUDAExecutionProvider"]``. None uses the CPU.
         threads: Number of threads. None lets the runtime choose.
+        precision: "float32", "bfloat16" or "float16": what OpenVINO computes the float32 layers of
+            the file in. The last two require ``runtime="openvino"``. If the processor has no units
+            for them, the log says so and float32 is used.
+
+            .. versionadded:: 0.3.0
 
     Attributes:
         metadata: The metadata of the file.
@@ -61,8 +67,9 @@ class OnnxDetector(Predictor):
         runtime: RuntimeName = "onnxruntime",
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        precision: RunPrecision = "float32",
     ) -> None:
-        self._session = open_session(Path(path), runtime, providers, threads)
+        self._session = open_session(Path(path), runtime, providers, threads, precision)
         self.metadata = ExportMetadata.from_strings(str(path), self._session.metadata)
         self.metadata.check_graph(str(path), self._session.inputs, self._session.outputs)
         self.runtime = self._session.runtime
@@ -73,6 +80,8 @@ class OnnxDetector(Predictor):
                 f"The metadata of {str(path)!r} is damaged: {str(error).rstrip('.')}. Export the model "
                 "again."
             ) from error
+        if self.metadata.precision == "int8" and providers is None:
+            log_missing_units("int8", "INT8 files run correctly, but gain less than with them.")
 
     @property
     def config(self) -> RetinaNetConfig:
@@ -120,9 +129,10 @@ class OnnxDetector(Predictor):
     def __repr__(self) -> str:
         shape = self.metadata.fixed_shape
         accepts = "any shape" if shape is None else f"shape {shape}"
+        precision = "" if self.metadata.precision == "float32" else f"{self.metadata.precision}, "
         return (
             f"OnnxDetector({self.metadata.kind} of {self.config.num_classes} classes, {accepts}, "
-            f"{self.runtime})"
+            f"{precision}{self.runtime})"
         )
 
     def _choose_model(

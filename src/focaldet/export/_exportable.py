@@ -49,7 +49,7 @@ class ExportableMaps(nn.Module):
         Args:
             images: ``[B, C, H, W]``, as the model's ``preprocess`` returns them.
         """
-        logits, box_deltas = self.model.forward_maps(images)
+        logits, box_deltas = _float_maps(self.model, images)
         return (*logits, *box_deltas)
 
 
@@ -61,7 +61,7 @@ class ExportableDetector(nn.Module):
     :meth:`PostProcess.fixed_shape <focaldet.postprocess.PostProcess.fixed_shape>`.
 
     Args:
-        model: The model, whose modules are shared. Its maps and boxes should be float32.
+        model: The model, whose modules are shared. Its maps are converted to float32.
 
     Raises:
         ValueError: If ``pre_nms_top_k`` is None or counts anchors, or ``pre_nms_top_k_per_class`` is
@@ -143,7 +143,7 @@ class ExportableDetector(nn.Module):
             ``boxes [B, D, 4]`` (xyxy), ``scores [B, D]``, ``labels [B, D]`` (int64; -1 in empty rows,
             whose other values are 0) and ``count [B]`` (int64), the number of filled rows.
         """
-        logits, box_deltas = self.model.forward_maps(images)
+        logits, box_deltas = _float_maps(self.model, images)
         found = self.model.postprocess.fixed_shape(
             logits,
             box_deltas,
@@ -185,3 +185,14 @@ def _inferred_strides(image_size: torch.Size, level: Tensor, *, like: Tensor) ->
     height, width = level.shape[2:]
     strides = image_size[1] // width, image_size[0] // height
     return torch.stack([like.new_full((), stride) for stride in strides])
+
+
+def _float_maps(
+    model: RetinaNet | OptimizedRetinaNet, images: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the network in its own dtype on float32 images, and return float32 maps."""
+    dtype = weight_of_head(model).dtype
+    if dtype == images.dtype:
+        return model.forward_maps(images)
+    logits, box_deltas = model.forward_maps(images.to(dtype))
+    return [level.float() for level in logits], [level.float() for level in box_deltas]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from focaldet.export._sessions import Session
     from focaldet.structures import ImageBatch
 
-__all__ = ["FileModel"]
+__all__ = ["FileModel", "fit_to_shape"]
 
 
 class FileModel:
@@ -49,7 +49,7 @@ class FileModel:
         """Run the file on a preprocessed batch; return the batch that it was given and its outputs."""
         batch = batch._replace(tensor=batch.tensor.cpu().float())
         if self._metadata.fixed_shape is not None:
-            batch = self._to_fixed_shape(batch, self._metadata.fixed_shape)
+            batch = fit_to_shape(batch, self._metadata.fixed_shape)
         blank_images = len(batch.tensor) - len(batch.sizes)
         sizes = batch.sizes + [(1, 1)] * blank_images
         inputs = {"images": batch.tensor.contiguous(), "sizes": torch.tensor(sizes)}
@@ -74,21 +74,6 @@ class FileModel:
             self._from_rows(outputs, batch, index, threshold).filter(labels=labels)[:max_detections]
             for index in range(len(batch.sizes))
         ]
-
-    def _to_fixed_shape(self, batch: ImageBatch, shape: Shape) -> ImageBatch:
-        """Pad or cut the padding of a batch to the shape that the file accepts."""
-        count, height, width = shape
-        for size, original in zip(batch.sizes, batch.original_sizes, strict=True):
-            if size[0] > height or size[1] > width:
-                raise ValueError(
-                    f"The file only accepts images of {height}x{width} pixels, but an image of "
-                    f"{original[0]}x{original[1]} is resized to {size[0]}x{size[1]}. Export the model "
-                    "without fixed_shape, or with a larger one."
-                )
-        canvas = batch.tensor.new_zeros(count, self._metadata.num_channels, height, width)
-        kept = batch.tensor[..., :height, :width]
-        canvas[: len(kept), :, : kept.shape[2], : kept.shape[3]] = kept
-        return batch._replace(tensor=canvas)
 
     def _from_maps(
         self,
@@ -133,6 +118,30 @@ class FileModel:
             original_size,
             class_names=self._metadata.config.class_names,
         )
+
+
+def fit_to_shape(batch: ImageBatch, shape: Shape) -> ImageBatch:
+    """Pad or cut the padding of a batch to the shape that a file accepts.
+
+    Args:
+        batch: A preprocessed batch.
+        shape: ``(batch, height, width)``. A smaller batch is filled with blank images.
+
+    Raises:
+        ValueError: If an image is larger.
+    """
+    count, height, width = shape
+    for size, original in zip(batch.sizes, batch.original_sizes, strict=True):
+        if size[0] > height or size[1] > width:
+            raise ValueError(
+                f"The file only accepts images of {height}x{width} pixels, but an image of "
+                f"{original[0]}x{original[1]} is resized to {size[0]}x{size[1]}. Export the model "
+                "without fixed_shape, or with a larger one."
+            )
+    canvas = batch.tensor.new_zeros(count, batch.tensor.shape[1], height, width)
+    kept = batch.tensor[..., :height, :width]
+    canvas[: len(kept), :, : kept.shape[2], : kept.shape[3]] = kept
+    return batch._replace(tensor=canvas)
 
 
 class _Strides(nn.Module):

@@ -13,18 +13,22 @@ from focaldet._checks import check_choice, shortened
 from focaldet._version import __version__
 from focaldet.config import RetinaNetConfig
 from focaldet.errors import CheckpointError
+from focaldet.export._calibration import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from focaldet.retinanet import RetinaNet
 
-__all__ = ["ExportMetadata", "Kind", "Shape"]
+__all__ = ["ExportMetadata", "FilePrecision", "Kind", "Shape"]
 
 _FORMAT = 1  # increased when older versions of focaldet cannot read new files
+# Of files in INT8 and float16: older versions would run them, but not say what they are.
+_REDUCED_FORMAT = 2
 _PREFIX = "focaldet."
 _MAX_INTEGER = 2**31  # larger strides or sides are damage
 
+FilePrecision = Literal["float32", "float16", "int8"]
 Kind = Literal["detections", "maps"]
 Shape = tuple[int, int, int]
 
@@ -41,6 +45,13 @@ class ExportMetadata:
             accepts any.
         opset: ONNX opset. None for a program of ``torch.export``.
         focaldet_version: Version of focaldet that wrote the file.
+        precision: "float32", "float16" or "int8": what the network computes in.
+
+            .. versionadded:: 0.3.0
+        calibration: How an INT8 file was calibrated, with the layers that were left in floating
+            point. None for other files.
+
+            .. versionadded:: 0.3.0
 
     .. versionchanged:: 0.3.0
         Renamed from ``FileFacts``, which still works with a warning. There can be any number of
@@ -53,10 +64,17 @@ class ExportMetadata:
     fixed_shape: Shape | None
     opset: int | None
     focaldet_version: str
+    precision: FilePrecision = "float32"
+    calibration: Calibration | None = None
 
     @classmethod
     def of_model(
-        cls, model: RetinaNet, kind: Kind, fixed_shape: Shape | None, opset: int | None = None
+        cls,
+        model: RetinaNet,
+        kind: Kind,
+        fixed_shape: Shape | None,
+        opset: int | None = None,
+        precision: FilePrecision = "float32",
     ) -> ExportMetadata:
         """Return the metadata of a file exported from a model."""
         config = model.current_config()
@@ -67,6 +85,7 @@ class ExportMetadata:
             fixed_shape=fixed_shape,
             opset=opset,
             focaldet_version=__version__,
+            precision=precision,
         )
 
     @property
@@ -113,7 +132,7 @@ class ExportMetadata:
         """Return the metadata as it is written to the file, under keys that begin with "focaldet."."""
         config = self.config
         values = {
-            "format": str(_FORMAT),
+            "format": str(_FORMAT if self.precision == "float32" else _REDUCED_FORMAT),
             "version": self.focaldet_version,
             "kind": self.kind,
             "config": config.to_json(),
@@ -135,6 +154,10 @@ class ExportMetadata:
             "outputs": json.dumps(self._describe_outputs()),
             "made_with": f"torch {torch.__version__}, Python {platform.python_version()}",
         }
+        if self.precision != "float32":
+            values["precision"] = self.precision
+        if self.calibration is not None:
+            values["calibration"] = self.calibration.to_json()
         return {_PREFIX + key: value for key, value in values.items()}
 
     def _describe_inputs(self) -> dict[str, str]:
@@ -179,10 +202,10 @@ class ExportMetadata:
                 f"{name!r} was not exported by focaldet: it has no metadata that tells how to prepare "
                 "images. Export the model with export_onnx."
             )
-        if found != str(_FORMAT):
+        if found not in (str(_FORMAT), str(_REDUCED_FORMAT)):
             raise CheckpointError(
-                f"{name!r} has format {shortened(found)}, but this version of focaldet reads format "
-                f"{str(_FORMAT)!r}. Export the model again, or use focaldet "
+                f"{name!r} has format {shortened(found)}, but this version of focaldet reads formats "
+                f"'{_FORMAT}' and '{_REDUCED_FORMAT}'. Export the model again, or use focaldet "
                 f"{shortened(values.get(_PREFIX + 'version', '?'))}, which wrote the file."
             )
         try:
@@ -207,6 +230,9 @@ class ExportMetadata:
         opset = _json("opset", values["opset"])
         if opset is not None:
             [opset] = _integers("opset", [opset], count=1)
+        precision: Any = values.get("precision", "float32")
+        check_choice("precision", precision, ("float32", "float16", "int8"))
+        calibration = values.get("calibration")
         return cls(
             config=config,
             kind="maps" if kind == "maps" else "detections",
@@ -214,6 +240,8 @@ class ExportMetadata:
             fixed_shape=shape,
             opset=opset,
             focaldet_version=values["version"],
+            precision=precision,
+            calibration=None if calibration is None else Calibration.from_json(calibration),
         )
 
 

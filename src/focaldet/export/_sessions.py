@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["RuntimeName", "Session", "open_session"]
+__all__ = ["RunPrecision", "RuntimeName", "Session", "open_session"]
 
 RuntimeName = Literal["onnxruntime", "openvino"]
+RunPrecision = Literal["float32", "bfloat16", "float16"]
+
+_LOG = logging.getLogger("focaldet")
 
 _RUNNING = "Running the ONNX file"
 _PURPOSE = "OnnxDetector"
 _EXTRA = "focaldet[export]"
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
 
 
 class Session(Protocol):
@@ -51,7 +57,11 @@ class Session(Protocol):
 
 
 def open_session(
-    path: Path, runtime: RuntimeName, providers: Sequence[str] | None, threads: int | None
+    path: Path,
+    runtime: RuntimeName,
+    providers: Sequence[str] | None,
+    threads: int | None,
+    precision: RunPrecision = "float32",
 ) -> Session:
     """Load an ONNX file.
 
@@ -60,6 +70,7 @@ def open_session(
         runtime: "onnxruntime" or "openvino".
         providers: Execution providers of onnxruntime. None uses the CPU.
         threads: Number of threads. None lets the runtime choose.
+        precision: What OpenVINO computes the file's float32 layers in.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -68,6 +79,12 @@ def open_session(
         ValueError: If an option is invalid.
     """
     check_choice("runtime", runtime, ("onnxruntime", "openvino"))
+    check_choice("precision", precision, tuple(_HINTS))
+    if precision != "float32" and runtime != "openvino":
+        raise ValueError(
+            f"precision={precision!r} requires runtime='openvino'; onnxruntime computes a file in the "
+            "precision that it was exported in."
+        )
     if threads is not None:
         check_integer("threads", threads)
         check_range("threads", threads, 1)
@@ -78,7 +95,7 @@ def open_session(
         raise ValueError(
             f"providers={list(providers)} requires runtime='onnxruntime'; OpenVINO has no providers."
         )
-    return _OpenVino(path, threads)
+    return _OpenVino(path, threads, precision)
 
 
 class _OnnxRuntime:
@@ -111,16 +128,25 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
-    def __init__(self, path: Path, threads: int | None) -> None:
+    def __init__(self, path: Path, threads: int | None, precision: RunPrecision) -> None:
         openvino: Any = import_extra(
             "openvino", purpose="OnnxDetector with OpenVINO", install="openvino"
         )
+        core = openvino.Core()
+        if not _has_kernels(core, precision):
+            _LOG.warning(
+                "OpenVINO has no %s kernels for this processor, so %s runs in float32, at the speed of "
+                "float32.",
+                precision,
+                path,
+            )
+            precision = "float32"
         # By default, OpenVINO uses bfloat16 if the processor supports it.
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            graph = openvino.Core().read_model(path.read_bytes())
+            graph = core.read_model(path.read_bytes())
             self._model = openvino.compile_model(graph, "CPU", options)
         except Exception as error:
             raise _unreadable(path, error) from error
@@ -146,6 +172,12 @@ class _OpenVino:
             return self._idle_requests.pop()
         except IndexError:
             return self._model.create_infer_request()
+
+
+def _has_kernels(core: Any, precision: RunPrecision) -> bool:
+    """Return whether OpenVINO can compute in a precision on this processor."""
+    name = _CAPABILITIES.get(precision)
+    return name is None or name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _metadata_of(path: Path) -> dict[str, str]:

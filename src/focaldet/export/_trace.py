@@ -58,16 +58,20 @@ def copy_for_export(model: RetinaNet) -> RetinaNet:
     if dtypes:
         raise ValueError(
             f"model must be in float32, got {', '.join(sorted(map(str, dtypes)))}. Convert it with "
-            "model.float(); for half precision, convert the exported file with the tools of the "
-            "runtime."
+            "model.float(); for an ONNX file in half precision, pass precision='float16'."
         )
     return copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
 
 
-def fold_model(model: RetinaNet) -> OptimizedRetinaNet:
-    """Return a copy whose norms are folded into its convolutions, if its backbone can be traced."""
+def fold_model(model: RetinaNet, dtype: torch.dtype | None = None) -> OptimizedRetinaNet:
+    """Return a copy whose norms are folded into its convolutions, if its backbone can be traced.
+
+    Args:
+        model: The model.
+        dtype: What the network computes in. None keeps the model's dtype.
+    """
     with exporter_warnings_ignored():
-        return model.optimize_for_inference(winograd=False).to(
+        return model.optimize_for_inference(dtype, winograd=False).to(
             memory_format=torch.contiguous_format
         )
 
