@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import focaldet
 from focaldet import RetinaNet, RetinaNetConfig
 from focaldet.cli import main
 from focaldet.export import (
@@ -163,6 +166,14 @@ def test_a_program_has_metadata(model: RetinaNet, program_file: Path) -> None:
     torch.export.load(program_file, extra_files=found)
     assert ExportMetadata.from_strings("model.pt2", found) == metadata
     assert json.loads(found["focaldet.thresholds"])["nms_threshold"] == 0.45
+
+
+def test_a_program_names_no_folder_of_this_machine(program_file: Path) -> None:
+    with zipfile.ZipFile(program_file) as archive:
+        content = b"".join(map(archive.read, archive.namelist()))
+    assert b"conv2d" in content
+    for module in (focaldet, torch):
+        assert os.fsencode(Path(module.__file__ or "").parent) not in content
 
 
 def test_an_optimised_copy_raises(tmp_path: Path, model: RetinaNet) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +30,6 @@ from tests.helpers.tiny_export import (
 from tests.helpers.tiny_model import MapsBackbone
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from focaldet import Detections
     from focaldet.retinanet import OptimizedRetinaNet
 
@@ -132,6 +132,13 @@ def test_files_of_other_levels_predict_as_the_model(
     for image in (photo(80, 64), photo(50, 90)):
         [found], [expected] = detector.predict(image), model.predict(image)
         assert_same(found, expected)
+
+
+def test_a_file_names_no_folder_of_this_machine(file: Path) -> None:
+    content = file.read_bytes()
+    assert b"Conv" in content
+    for module in (focaldet, torch):
+        assert os.fsencode(Path(module.__file__ or "").parent) not in content
 
 
 def test_a_file_has_metadata(model: RetinaNet, file: Path, maps_file: Path) -> None:

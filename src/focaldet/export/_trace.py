@@ -115,7 +115,17 @@ def trace(
         torch.no_grad(),
         _no_specialisation_of_ones(),
     ):
-        return torch.export.export(module.eval(), example, dynamic_shapes=dynamic)
+        program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic)
+    _remove_stack_traces(program)
+    return program
+
+
+def _remove_stack_traces(program: torch.export.ExportedProgram) -> None:
+    """Remove the paths of this machine's Python files, which would be written with each operation."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def _checked_shape(shape: Shape, divisor: int) -> Shape:
