@@ -44,7 +44,7 @@ class OnnxDetector(Predictor):
         threads: Number of threads. None lets the runtime choose.
         precision: "float32", "bfloat16" or "float16": what OpenVINO computes the float32 layers of
             the file in. The last two require ``runtime="openvino"``. If the processor has no units
-            for them, the log says so and float32 is used.
+            for them, a line in the log names them and float32 is used.
 
             .. versionadded:: 0.3.0
 

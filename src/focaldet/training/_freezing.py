@@ -51,7 +51,7 @@ def has_same_buffers(model: nn.Module) -> bool:
     """Return whether the buffers of a model are the same on all ranks without being sent to them.
 
     Frozen norms do not change, and the criterion averages over ranks. The statistics of other norms
-    depend on the images of the rank, and those of your own modules are unknown.
+    depend on the images of the rank, and those of other modules are unknown.
     """
     return all(
         isinstance(module, FrozenBatchNorm2d | RetinaNetCriterion)
