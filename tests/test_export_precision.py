@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.xdist_group("export_precision")  # its files take long to export
 
 # Weights drawn at random lose more in INT8 than trained ones.
 _BUDGET = 0.04
@@ -114,7 +113,7 @@ def test_the_report_lists_groups_size_and_agreement(
     assert size[0] == path.stat().st_size < 0.7 * size[1]  # smaller if all groups are in INT8
     assert report.agreement is not None
     assert report.agreement.images == 8
-    for text in ("int8", "head.box_tower: 5 convolutions", "calibrated on 16 images", "in float32"):
+    for text in ("int8", "head.box_tower: 3 convolutions", "calibrated on 16 images", "in float32"):
         assert text in str(report)
 
 
@@ -149,6 +148,26 @@ def test_the_metadata_tell_precision_and_calibration(
     assert not any(node.metadata_props for node in onnx.load(str(path)).graph.node)
 
 
+def test_a_file_that_was_not_measured_in_a_runtime_warns_there(
+    exported: tuple[Path, ExportReport], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    path, report = exported
+    assert report.calibration is not None
+    assert report.calibration.runtimes == ("onnxruntime", "openvino")
+    assert "onnxruntime" in report.runtime
+    assert "openvino" in report.runtime.lower()
+    OnnxDetector(path, runtime="openvino", threads=1)  # does not warn
+    content = onnx.load(str(path))
+    for entry in content.metadata_props:
+        if entry.key == "focaldet.calibration":
+            entry.value = json.dumps({**json.loads(entry.value), "runtimes": ["onnxruntime"]})
+    onnx.save(content, str(tmp_path / "changed.onnx"))
+    with pytest.warns(UserWarning, match=r"changed\.onnx' was calibrated without openvino"):
+        OnnxDetector(tmp_path / "changed.onnx", runtime="openvino", threads=1)
+    OnnxDetector(tmp_path / "changed.onnx", threads=1)
+
+
 def test_files_in_float32_keep_their_format(model: RetinaNet) -> None:
     metadata = ExportMetadata.of_model(model, "detections", None, 20)
     values = metadata.to_strings()
@@ -172,7 +191,12 @@ def test_calibrations_survive_json() -> None:
         name="stem", convolutions=1, score_error=0.25, box_error=0.5, precision="float32"
     )
     calibration = Calibration(
-        images=20, method="extremes", groups=(group,), score_error=0.0, box_error=0.125
+        images=20,
+        method="extremes",
+        groups=(group,),
+        score_error=0.0,
+        box_error=0.125,
+        runtimes=("onnxruntime",),
     )
     assert Calibration.from_json(calibration.to_json()) == calibration
     assert calibration.float_groups == ("stem",)

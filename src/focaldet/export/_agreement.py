@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from focaldet._checks import check_number, check_range
@@ -86,6 +86,15 @@ class Agreement:
             self.unmatched <= tolerances.unmatched
             and self.scores <= tolerances.scores
             and self.boxes <= tolerances.boxes
+        )
+
+    def worse(self, other: Agreement) -> Agreement:
+        """Return the larger of each difference, for the same images in another runtime."""
+        return replace(
+            self,
+            unmatched=max(self.unmatched, other.unmatched),
+            scores=max(self.scores, other.scores),
+            boxes=max(self.boxes, other.boxes),
         )
 
     def __str__(self) -> str:

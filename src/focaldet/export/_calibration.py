@@ -54,6 +54,7 @@ class Calibration:
         groups: All groups of convolutions.
         score_error: Error of the scores of the whole file, as in :class:`LayerGroup`.
         box_error: Error of the boxes of the whole file.
+        runtimes: The runtimes in which errors were measured. Each error is the largest of them.
 
     .. versionadded:: 0.3.0
     """
@@ -63,6 +64,7 @@ class Calibration:
     groups: tuple[LayerGroup, ...]
     score_error: float
     box_error: float
+    runtimes: tuple[str, ...]
 
     @property
     def float_groups(self) -> tuple[str, ...]:
@@ -83,11 +85,12 @@ class Calibration:
         try:
             values = json.loads(text)
             groups = tuple(LayerGroup(**group) for group in values.pop("groups"))
-            found = cls(groups=groups, **values)
+            runtimes = tuple(values.pop("runtimes"))
+            found = cls(groups=groups, runtimes=runtimes, **values)
             errors = [found.score_error, found.box_error]
             for group in groups:
                 errors += [group.score_error, group.box_error, group.convolutions]
-            texts = [found.method, *(group.name for group in groups)]
+            texts = [found.method, *runtimes, *(group.name for group in groups)]
             damaged = (
                 not all(map(is_number, [found.images, *errors]))
                 or not all(isinstance(text, str) for text in texts)
@@ -102,7 +105,7 @@ class Calibration:
     def __str__(self) -> str:
         images = "1 image" if self.images == 1 else f"{self.images} images"
         first = (
-            f"calibrated on {images} ({self.method}): scores are off by {self.score_error:.4f} and "
-            f"boxes by {self.box_error:.4f}"
+            f"calibrated on {images} ({self.method}), measured in {' and '.join(self.runtimes)}: scores "
+            f"are off by {self.score_error:.4f} and boxes by {self.box_error:.4f}"
         )
         return "\n".join([first, *(f"  {group}" for group in self.groups)])

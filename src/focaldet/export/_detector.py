@@ -36,6 +36,9 @@ class OnnxDetector(Predictor):
     post-processing runs in PyTorch. Several threads may call :meth:`predict` and :meth:`run` of one
     detector at the same time, with either runtime.
 
+    A file in INT8 warns if it was calibrated without the runtime, because OpenVINO computes some layers
+    of some models wrong, which the calibration finds only where OpenVINO is installed.
+
     Args:
         path: The ONNX file.
         runtime: "onnxruntime", or "openvino", which must be installed.
@@ -82,6 +85,15 @@ class OnnxDetector(Predictor):
             ) from error
         if self.metadata.precision == "int8" and providers is None:
             log_missing_units("int8", "INT8 files run correctly, but gain less than with them.")
+        calibration = self.metadata.calibration
+        if calibration is not None and runtime not in calibration.runtimes:
+            warnings.warn(
+                f"{str(path)!r} was calibrated without {runtime}, which may compute some of its INT8 "
+                f"layers wrong. Export the model again where {runtime} is installed, so that such layers "
+                "are found and stay in float32.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     @property
     def config(self) -> RetinaNetConfig:
