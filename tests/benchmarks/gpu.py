@@ -1,321 +1,73 @@
-"""Speed and memory on a GPU, compared with torchvision, in one run of a few minutes.
+"""Speed, memory and waits on a GPU, compared with torchvision, in one run of at most ten minutes.
 
-Each section prints a table. Two of them need no GPU: the instructions that the Triton kernels
-execute, counted in the code that is compiled for sm_90, and the memory of the loss, counted with
-fake tensors.
+Each section prints a table. A section that takes too long leaves out its last rows, and a row that does
+not fit the memory says so. The exit status is 1 if a row failed. Times are medians; functions that are
+compared in a row take turns, and the ratio is relative to the first one. Three sections need no GPU:
+loss-memory, loss-instructions and, with ``--device cpu``, synchronisations.
 
     python -m tests.benchmarks.gpu                                # everything, on a GPU
     python -m tests.benchmarks.gpu --device cpu --small           # a check that it runs
     python -m tests.benchmarks.gpu --only loss-instructions
 """
 
-# Triton and apex are untyped and optional:
-# mypy: disable-error-code="import-not-found, import-untyped"
-
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import re
-import statistics
-import subprocess
-import tempfile
-import time
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torchvision.ops import sigmoid_focal_loss as torchvision_loss
+import torchvision
 
-from focaldet.losses import _pieces, sigmoid_focal_loss, sigmoid_focal_loss_maps
-from focaldet.losses._arguments import KernelOptions
-from focaldet.losses._layout import levels_of_maps
-from tests.helpers.fake_cuda import fake_cuda
-from tests.helpers.triton_kernels import KernelCase, compile_kernel
+from tests.benchmarks import gpu_detector, gpu_losses
+from tests.benchmarks.gpu_timing import Section, Setting, run_section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from torch import Tensor
-
-    Loss = Callable[[Sequence[Tensor]], Tensor]
-
-CLASSES, ANCHORS = 80, 9
-LEVELS = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]  # of an image of 800x1333 pixels
-SMALL_LEVELS = [(12, 20), (6, 10), (3, 5)]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROUNDS = 20
-
-
-class Setting(NamedTuple):
-    """Where and how much is measured."""
-
-    device: torch.device
-    small: bool
-
-    @property
-    def levels(self) -> list[tuple[int, int]]:
-        return SMALL_LEVELS if self.small else LEVELS
-
-    @property
-    def rounds(self) -> int:
-        return 2 if self.small else ROUNDS
-
-
-class Cost(NamedTuple):
-    """The median time of a call, and its memory beyond what was allocated before."""
-
-    milliseconds: float
-    mebibytes: float  # nan on a CPU
-
-
-def measure(function: Callable[[], object], setting: Setting) -> Cost:
-    """Measure a function, after calls that compile what it needs."""
-    for _ in range(3):
-        function()
-    if setting.device.type != "cuda":
-        times = []
-        for _ in range(setting.rounds):
-            start = time.perf_counter()
-            function()
-            times.append(1000 * (time.perf_counter() - start))
-        return Cost(statistics.median(times), float("nan"))
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(setting.rounds):
-        make: Any = torch.cuda.Event  # untyped
-        first, last = make(enable_timing=True), make(enable_timing=True)
-        first.record()
-        function()
-        last.record()
-        torch.cuda.synchronize()
-        times.append(first.elapsed_time(last))
-    peak = torch.cuda.max_memory_allocated() - before
-    return Cost(statistics.median(times), peak / 2**20)
-
-
-@contextlib.contextmanager
-def no_waits(setting: Setting) -> Iterator[None]:
-    """Raise at any synchronisation with the GPU."""
-    if setting.device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def rows_of(maps: Sequence[Tensor]) -> Tensor:
-    """Permute and concatenate the maps to logits ``[B, R, K]``, as torchvision's head does."""
-    parts = []
-    for m in maps:
-        B, _, H, W = m.shape
-        parts.append(m.view(B, ANCHORS, CLASSES, H, W).permute(0, 3, 4, 1, 2).flatten(1, 3))
-    return torch.cat(parts, 1)
-
-
-def one_hot(targets: Tensor, x: Tensor) -> Tensor:
-    """Build float targets ``[..., K]``, with zeros for background and ignored places."""
-    classes = torch.arange(x.shape[-1], device=x.device)
-    return (targets[..., None] == classes).to(x.dtype)
-
-
-def through_torchvision(maps: Sequence[Tensor], targets: Tensor) -> Tensor:
-    x = rows_of(maps)
-    losses = torchvision_loss(x, one_hot(targets, x), reduction="none")
-    total: Tensor = losses.masked_fill((targets == -100)[..., None], 0.0).sum()
-    return total
-
-
-def losses_of(setting: Setting, targets: Tensor) -> dict[str, Loss]:
-    """Return the losses to compare, by name; all but apex's have the same value."""
-    flat = targets.view(-1)
-
-    def ours(maps: Sequence[Tensor]) -> Tensor:
-        return sigmoid_focal_loss_maps(maps, targets, num_classes=CLASSES, reduction="sum")
-
-    def rows(maps: Sequence[Tensor]) -> Tensor:
-        return sigmoid_focal_loss(rows_of(maps).flatten(0, 1), flat, reduction="sum")
-
-    def theirs(maps: Sequence[Tensor]) -> Tensor:
-        return through_torchvision(maps, targets)
-
-    losses: dict[str, Loss] = {"focaldet, maps": ours, "focaldet, rows": rows}
-    losses["torchvision"] = theirs
-    if setting.device.type == "cuda":
-        losses["torchvision compiled"] = torch.compile(theirs)
-    if setting.device.type == "cuda" and find_spec("apex") is not None:
-        apex = importlib.import_module("apex.contrib.focal_loss.focal_loss")
-        marked = targets.masked_fill(targets == -100, -2)  # its mark of ignored places
-        one = torch.ones(1, device=setting.device)
-
-        def fused(maps: Sequence[Tensor]) -> Tensor:
-            x = rows_of(maps)
-            loss: Tensor = apex.focal_loss(x, marked, one, CLASSES, 0.25, 2.0)
-            return loss.sum()
-
-        losses["apex"] = fused
-    return losses
-
-
-def losses(setting: Setting) -> None:
-    """Print time and memory of loss and gradient of a batch's maps."""
-    print("Focal loss and gradient of the maps of 2 images, 80 classes")
-    places = ANCHORS * sum(h * w for h, w in setting.levels)
-    torch.manual_seed(0)
-    targets = torch.full((2, places), -1, device=setting.device)
-    chance = torch.rand(2, places, device=setting.device)
-    targets = torch.where(chance < 0.0005, 3, targets).where(chance < 0.999, -100)
-    compared = losses_of(setting, targets)
-    for dtype in DTYPES[:1] if setting.small else DTYPES:
-        for layout in (torch.contiguous_format, torch.channels_last):
-            maps = [
-                torch.randn(2, ANCHORS * CLASSES, h, w, device=setting.device, dtype=dtype)
-                .sub_(4)
-                .contiguous(memory_format=layout)
-                .requires_grad_()
-                for h, w in setting.levels
-            ]
-            exact = None
-            for name, loss in compared.items():
-
-                def step(loss: Loss = loss, maps: list[Tensor] = maps) -> Tensor:
-                    value = loss(maps)
-                    torch.autograd.grad(value, maps)
-                    return value
-
-                value = float(step().detach())
-                exact = value if exact is None else exact
-                with no_waits(setting) if name == "focaldet, maps" else contextlib.nullcontext():
-                    step()
-                cost = measure(step, setting)
-                title = f"{str(dtype)[6:]}, {str(layout)[6:]}, {name}"
-                print(
-                    f"{title:52s} {cost.milliseconds:9.3f} ms {cost.mebibytes:8.0f} MiB   "
-                    f"loss off by {abs(value / exact - 1):.1e}",
-                    flush=True,
-                )
-
-
-def loss_memory(setting: Setting) -> None:
-    """Print the memory that the loss of maps needs beyond them, counted with fake tensors."""
-    print("Memory of the focal loss beyond the maps of 2 images, MiB (fake tensors)")
-    for dtype in DTYPES:
-        row = memory_of(dtype, setting.levels)
-        print(f"{str(dtype)[6:]:9s}", *(f"{name} {value:.0f};" for name, value in row.items()))
-
-
-def memory_of(dtype: torch.dtype, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Return peaks in MiB beyond the maps, by name."""
-    with fake_cuda() as counts, torch.device("cuda:0"):
-        maps = [torch.empty(2, ANCHORS * CLASSES, h, w, dtype=dtype) for h, w in sizes]
-        levels, asked = levels_of_maps(maps, CLASSES), KernelOptions(0.25, 2.0, -100)
-        targets = torch.empty(2, ANCHORS * sum(h * w for h, w in sizes), dtype=torch.int64)
-        upstream = torch.empty(2)
-
-        def peak(call: Callable[[], object]) -> float:
-            counts.clear()
-            start = counts.live
-            call()
-            return (counts.peak - start) / 2**20
-
-        def gradients() -> list[Tensor]:
-            pairs = zip(maps, levels, strict=True)
-            return [_pieces.gradient(m, level, targets, upstream, asked) for m, level in pairs]
-
-        every = [targets] * len(maps)
-        result = {
-            "kernels, gradient alone": sum(m.nbytes for m in maps) / 2**20,
-            "pieces, forward": peak(lambda: _pieces.image_totals(maps, levels, every, asked)),
-            "pieces, backward": peak(gradients),
-        }
-        for m in maps:
-            m.requires_grad_()
-        result["formula, forward"] = peak(
-            lambda: sigmoid_focal_loss_maps(maps, targets, num_classes=CLASSES)
-        )
-        result["torchvision, forward"] = peak(lambda: through_torchvision(maps, targets))
-    return result
-
-
-def loss_instructions(_: Setting) -> None:
-    """Print how many instructions per logit the kernels execute on sm_90."""
-    if find_spec("triton") is None:
-        print("Triton is not installed, so no instructions are counted.")
-        return
-    from focaldet.losses import _triton
-
-    print("Instructions per logit on sm_90, 80 classes, gamma 2")
-    for kernel in (
-        _triton.rows_forward_kernel,
-        _triton.rows_backward_kernel,
-        _triton.planes_forward_kernel,
-        _triton.planes_backward_kernel,
-    ):
-        for dtype in ("fp32", "bf16"):
-            case = KernelCase(num_classes=CLASSES, dtype=dtype)
-            code = disassembled(compile_kernel(kernel, case, 90)["cubin"])
-            tile = _triton.tile(CLASSES, case.positions)
-            loops = 1 if "rows" in kernel.__name__ else tile.chunk // tile.classes
-            entries = loops * _triton.BLOCK // (32 * _triton.COMPILED["num_warps"])
-            print(f"{kernel.__name__:24s} {dtype} {executed(code, loops) / entries:5.1f}")
-
-
-def disassembled(cubin: bytes) -> str:
-    """Return the machine code of a kernel, with the tool that Triton ships."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        done = subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def executed(code: str, loops: int) -> int:
-    """Count the instructions that a thread executes, if its largest loop runs ``loops`` times."""
-    labels: dict[str, int] = {}
-    count, loop = 0, 0
-    for line in code.splitlines():
-        if label := re.match(r"\s*(\.L\w+):", line):
-            labels[label.group(1)] = count
-        if " NOP" in line or not re.search(r"/\*[0-9a-f]{4,5}\*/\s+[@A-Z]", line):
-            continue
-        count += 1
-        branch = re.search(r"BRA.*`\((\.L\w+)\)", line)
-        if branch and branch.group(1) in labels:
-            loop = max(loop, count - labels[branch.group(1)])
-    return count + (loops - 1) * loop
-
-
-SECTIONS: dict[str, Callable[[Setting], None]] = {
-    "losses": losses,
-    "loss-memory": loss_memory,
-    "loss-instructions": loss_instructions,
+SECTIONS = {
+    "losses": Section(
+        "Focal loss and gradient of the maps of 2 images, 80 classes", 60, gpu_losses.losses
+    ),
+    "loss-memory": Section(
+        "Memory of the focal loss beyond the maps of 2 images, MiB (fake tensors)",
+        20,
+        gpu_losses.loss_memory,
+    ),
+    "loss-instructions": Section(
+        "Instructions per logit on sm_90, 80 classes, gamma 2", 30, gpu_losses.loss_instructions
+    ),
+    "synchronisations": Section(
+        "How often the host waits for the GPU", 30, gpu_detector.synchronisations
+    ),
+    "memory": Section("Peak memory with one side on the device", 40, gpu_detector.memory),
+    "photos": Section(
+        "From JPEG files of 480x640 pixels to detections, batch size given", 80, gpu_detector.photos
+    ),
+    "detection": Section(
+        "Detection from images on the device to boxes", 120, gpu_detector.detection
+    ),
+    "training": Section("Training step", 80, gpu_detector.training),
 }
 
 
-def main() -> None:
-    """Run the sections."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sections; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", help="where to measure (default: cuda)")
     parser.add_argument("--small", action="store_true", help="only check that everything runs")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections (default: all)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     setting = Setting(torch.device(arguments.device), arguments.small)
     name = torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}")
+    print(f"{name}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+    good = True
     for section in arguments.only or SECTIONS:
         print()
-        SECTIONS[section](setting)
+        good &= run_section(SECTIONS[section], setting)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

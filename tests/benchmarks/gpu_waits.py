@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 import torchvision
 from torchvision.models.detection._utils import Matcher as PeerMatcher
 
-from focaldet import RetinaNet, RetinaNetConfig
+from focaldet import Detections, RetinaNet, RetinaNetConfig
 from focaldet.anchor_grid import AnchorGrid
 from focaldet.matching import Matcher
 from tests.helpers.fake_cuda import Counts, fake_cuda
@@ -67,6 +68,25 @@ def training_step(side: str, images: int, boxes: int) -> tuple[int, int, float]:
         model = model_of(side)
         options = {"validate": False} if side == "ours" else {}
         peak = count_step(lambda *batch: model(*batch, **options), counts, images, boxes)
+    return counts.num_waits, counts.num_uploads, peak / 2**20
+
+
+def detection(side: str, images: int) -> tuple[int, int, float]:
+    """Return waits, uploads and MiB of detection, as :func:`training_step` does.
+
+    Ours gives detections on the host, torchvision's on the device.
+    """
+    valid = mock.patch.object(Detections, "_check_each_value")  # fake values seem to be wrong
+    with torch.no_grad(), valid, fake_cuda() as counts, torch.device("cuda:0"):
+        model = model_of(side).eval()
+
+        def run(batch: Any, _: Any) -> None:
+            if side == "ours":
+                model.detections(model(batch, validate=False), device="cpu")
+            else:
+                model(batch)
+
+        peak = count_step(run, counts, images, boxes=1)
     return counts.num_waits, counts.num_uploads, peak / 2**20
 
 

@@ -69,9 +69,14 @@ def variant(model: RetinaNet, kind: str) -> OptimizedRetinaNet:
     optimised = model.optimize_for_inference(torch.bfloat16 if "bf16" in kind else None)
     if kind == "compiled":
         torch._inductor.config.freezing = True
-        compiled = torch.compile(optimised.forward_maps, fullgraph=True, dynamic=False)
-        optimised.forward_maps = compiled  # type: ignore[method-assign]
+        compile_maps(optimised)
     return optimised
+
+
+def compile_maps(model: OptimizedRetinaNet, backend: str = "inductor") -> None:
+    """Compile the network of a model."""
+    compiled = torch.compile(model.forward_maps, fullgraph=True, dynamic=False, backend=backend)
+    model.forward_maps = compiled  # type: ignore[method-assign]
 
 
 def whole(row: Row, rounds: int) -> bool:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from focaldet import RetinaNet, RetinaNetConfig
-from tests.helpers.reference_torchvision import everything_of, randomised
+from tests.helpers.reference_torchvision import everything_of, randomise, randomised
+from tests.helpers.torchvision_pairs import CHANNELS, resnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +47,17 @@ def images_of(size: tuple[int, int], batch: int) -> list[Tensor]:
     return [torch.rand(3, *size, generator=generator) for _ in range(batch)]
 
 
-def make_peer(size: tuple[int, int]) -> Any:
-    """Build torchvision's RetinaNet with FrozenBatchNorm, which does not resize images of ``size``."""
+def make_peer(size: tuple[int, int], *, small: bool = False) -> Any:
+    """Build torchvision's RetinaNet with FrozenBatchNorm, which does not resize images of ``size``.
+
+    ``small`` builds a narrow one on a ResNet-18, with which a benchmark runs in seconds.
+    """
     torch.manual_seed(0)  # the same weights and thus the same detections in every run
-    peer = randomised(
-        "retinanet_resnet50_fpn", num_classes=91, min_size=min(size), max_size=max(size)
-    )
+    limits = {"min_size": min(size), "max_size": max(size)}
+    if small:
+        peer = randomise(detection.RetinaNet(resnet(), num_classes=91, **limits))
+    else:
+        peer = randomised("retinanet_resnet50_fpn", num_classes=91, **limits)
     for name, norm in list(peer.named_modules()):
         if isinstance(norm, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
@@ -71,6 +78,8 @@ def ours_of(peer: Any, size: tuple[int, int], **options: Any) -> RetinaNet:
     config = RetinaNetConfig.torchvision_v1().replace(
         min_size=min(size), max_size=max(size), backbone_norm="frozen", **options
     )
+    if peer.backbone.out_channels == CHANNELS:
+        config = config.replace(backbone="resnet18", fpn_channels=CHANNELS)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(peer.state_dict(), Path(folder) / "peer.pth")
         return RetinaNet.from_pretrained(Path(folder) / "peer.pth", config=config)

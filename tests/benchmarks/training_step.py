@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from focaldet import RetinaNet
     from tests.benchmarks.memory import Memory
 
 
@@ -72,6 +73,18 @@ def targets_of(size: tuple[int, int], boxes: int, batch: int) -> list[Any]:
     return targets
 
 
+def models_of(size: tuple[int, int], *, small: bool = False) -> tuple[RetinaNet, Any]:
+    """Return both sides in training mode, with the same weights and the same layers frozen."""
+    peer = make_peer(size, small=small)
+    ours = ours_of(peer, size, trainable_stages=3).train()
+    peer.train()
+    for name, parameter in peer.backbone.body.named_parameters():
+        parameter.requires_grad_(not name.startswith(("conv1", "layer1")))
+    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, peer)]
+    assert counts[0] == counts[1], counts
+    return ours, peer
+
+
 def stepping(
     model: Any, losses: Callable[[], dict[str, Tensor]]
 ) -> Callable[[], dict[str, Tensor]]:
@@ -93,13 +106,8 @@ def steps_of(row: Row, batch: int = 2) -> dict[str, Callable[[], dict[str, Tenso
     """Return one training step for each side, with the same weights."""
     size = size_of(row.size)
     images, targets = images_of(size, batch), targets_of(size, row.boxes, batch)
-    peer = make_peer(size)
-    ours = ours_of(peer, size, trainable_stages=3).to(memory_format=torch.channels_last).train()
-    peer.train()
-    for name, parameter in peer.backbone.body.named_parameters():
-        parameter.requires_grad_(not name.startswith(("conv1", "layer1")))
-    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, peer)]
-    assert counts[0] == counts[1], counts
+    ours, peer = models_of(size)
+    ours.to(memory_format=torch.channels_last)
 
     def our_losses() -> dict[str, Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=row.kind == "bf16"):
