@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pl|pytorch_lightning|huggingface_hub)(\..*)?"),
     (
         "py:class",
-        r"Focaldet(Optimized)?RetinaNet|Exif|Logger|ResultsFormat|dict\[str|(focaldet\..*\.)?_(Model|Images)|SupportsToCoco|Normalizer|Reduction|Report|ImageFiles|FormatName|OutputFolder|Severity|Shape|RuntimeName|Batch",
+        r"Focaldet(Optimized)?RetinaNet|Exif|Logger|ResultsFormat|dict\[str|(focaldet\..*\.)?_(Model|Images)|SupportsToCoco|Normalizer|Reduction|Report|ImageFiles|FormatName|OutputFolder|Severity|Shape|RuntimeName|(File|Run)Precision|Batch",
     ),  # aliases kept inside
     (
         "py:class",
