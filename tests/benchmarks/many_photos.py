@@ -1,7 +1,7 @@
 """What many photos cost: CPU time per photo, size of the results, and memory of writing them.
 
 A ResNet-50 with random weights predicts photos whose short side is resized to 512, in one thread; the
-median of CPU time per photo is printed. The sizes and the memory are those of synthetic detections.
+medians of CPU time per photo are printed, of PyTorch and of an exported file. The sizes and the memory are those of synthetic detections.
 
     python -m tests.benchmarks.many_photos FOLDER [--photos 12]
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from focaldet import Detections, RetinaNet, RetinaNetConfig
+from focaldet.export import OnnxDetector, export_onnx
 from focaldet.results import predict_to_folder
 
 if TYPE_CHECKING:
@@ -79,17 +80,25 @@ def print_cpu_time(photos: Sequence[Path]) -> None:
     torch.set_num_threads(1)
     config = RetinaNetConfig(num_classes=80, backbone_norm="batch", min_size=512, max_size=853)
     model = RetinaNet.from_config(config)
-    for what, detector in (
-        ("RetinaNet", model),
-        ("after optimize_for_inference", model.optimize_for_inference()),
-    ):
-        detector.predict(photos[0])  # warms up
-        seconds = []
-        for photo in photos:
-            began = time.process_time()
-            detector.predict(photo)
-            seconds.append(time.process_time() - began)
-        print(f"{what}: {statistics.median(seconds):.2f} s of CPU time per photo", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        export_onnx(model, file, check_image=photos[0])
+        detectors: dict[str, Any] = {
+            "RetinaNet": model,
+            "after optimize_for_inference": model.optimize_for_inference(),
+            "the same in bfloat16": model.optimize_for_inference(torch.bfloat16),
+            "in onnxruntime": OnnxDetector(file, threads=1),
+            "in OpenVINO": OnnxDetector(file, runtime="openvino", threads=1),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in detectors}
+        for photo in (photos[0], *photos):  # the first warms up
+            for name, detector in detectors.items():
+                began = time.process_time()
+                detector.predict(photo)
+                seconds[name].append(time.process_time() - began)
+    for name, times in seconds.items():
+        median = statistics.median(times[1:])
+        print(f"{name}: {median:.2f} s of CPU time per photo, {1 / median:.2f} photos per second")
 
 
 if __name__ == "__main__":
