@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests.benchmarks import gpu
+from tests.benchmarks import gpu, gpu_detector
 from tests.benchmarks.gpu_timing import Row, Section, Setting, compare, run_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CPU = Setting(torch.device("cpu"), small=True)
+MS = r"\d+\.\d\d ms"
 
 
 def rows_of(*sections: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -30,16 +31,23 @@ def fail(error: Exception) -> str:
     raise error
 
 
-def test_times_of_detection_are_relative_to_torchvision(capsys):
-    rows = rows_of("detection", capsys=capsys)
-    assert len(rows) == 4
-    ms = r"\d+\.\d\d ms"
-    for row in rows[:2]:
-        assert re.search(rf"torchvision {ms} +plain {ms} \(.*x\) +optimised {ms} \(.*x\)", row)
-    exact = [row for row in rows if "float32" in row and "bfloat16" not in row]
-    assert len(exact) == 2
-    for row in exact:
-        assert "100.0% shared" in row
+def test_a_section_prints_its_rows(capsys):
+    rows = rows_of("loss-memory", capsys=capsys)
+    assert [row.split()[0] for row in rows] == ["float32", "bfloat16", "float16"]
+
+
+def test_times_are_relative_to_torchvision_and_detections_are_equal():
+    row = gpu_detector.detection_row(CPU, "float32", 1, ["optimised"])
+    pattern = rf"torchvision {MS}   optimised {MS} \(.*x\)   optimised: 100.0% shared, .*"
+    assert re.fullmatch(pattern, row), row
+
+
+def test_a_training_step_restores_the_memory_format_and_drops_gradients():
+    row = gpu_detector.training_row(CPU, "float32", 2, torch.channels_last)
+    assert re.fullmatch(rf"torchvision {MS}   focaldet {MS} \(.*x\)", row), row
+    for model in gpu_detector.models(CPU).values():
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
 @pytest.mark.slow

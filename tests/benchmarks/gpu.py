@@ -1,4 +1,4 @@
-"""Speed, memory and waits on a GPU, compared with torchvision, in one run of at most ten minutes.
+"""Speed, memory and waits on a GPU, compared with torchvision, in one run of about ten minutes.
 
 Each section prints a table. A section that takes too long leaves out its last rows, and a row that does
 not fit the memory says so. The exit status is 1 if a row failed. Times are medians; functions that are

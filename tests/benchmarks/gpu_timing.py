@@ -101,11 +101,13 @@ def measure(function: Callable[[], object], setting: Setting) -> Cost:
 
 def timed(function: Callable[[], object], setting: Setting) -> float:
     """Return the milliseconds until the device has finished, including those of the host."""
-    wait = torch.cuda.synchronize if setting.device.type == "cuda" else lambda: None
-    wait()
+    on_gpu = setting.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    wait()
+    if on_gpu:
+        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - start)
 
 
