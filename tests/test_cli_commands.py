@@ -278,7 +278,12 @@ def test_export_passes_its_options_on(
     assert main(["export", str(files / "run"), "a.pt2", *shape]) == 0
     usual = {"postprocess": True, "fixed_shape": None, "check_image": None}
     given = {"postprocess": False, "fixed_shape": (1, 64, 96), "check_image": "photo.jpg"}
-    assert calls == [("a.onnx", usual), ("a.onnx", given | {"opset": 18}), ("a.pt2", given)]
+    onnx = {"precision": "float32", "error_budget": None}
+    assert calls == [
+        ("a.onnx", usual | onnx),
+        ("a.onnx", given | onnx | {"opset": 18}),
+        ("a.pt2", given),
+    ]
     capsys.readouterr()
     for arguments, message in (
         (["a.bin"], "FILE must end with .onnx or .pt2, got 'a.bin'."),

@@ -294,7 +294,8 @@ def test_pictures_show_the_best_few_detections_if_none_passes_the_threshold(tmp_
 
     def sheet(scores: list[float]) -> np.ndarray[Any, Any]:
         image, target = data[0]
-        boxes = torch.tensor([[4.0, 4, 30, 40], [6, 6, 34, 44], [2, 8, 20, 30], [9, 9, 44, 60]])
+        corners = torch.arange(6.0)[:, None] * torch.tensor([2.0, 3.0])
+        boxes = torch.cat((corners, corners + torch.tensor([30.0, 36.0])), dim=1)
         found = Detections(
             boxes[: len(scores)],
             torch.tensor(scores),
@@ -313,11 +314,11 @@ def test_pictures_show_the_best_few_detections_if_none_passes_the_threshold(tmp_
         with Image.open(tmp_path / "pictures" / "epoch_001.png") as picture:
             return np.asarray(picture.convert("RGB"))
 
-    nothing, low, four_low, high = map(sheet, ([], [0.2], [0.2, 0.1, 0.15, 0.05], [0.4]))
-    assert four_low.shape[1] == low.shape[1] == high.shape[1] == 2 * 48 + 3 * 8
+    five = [0.2, 0.1, 0.15, 0.12, 0.18]
+    nothing, low, six_low, high = map(sheet, ([], [0.2], [*five, 0.05], [0.4]))
+    assert six_low.shape[1] == low.shape[1] == high.shape[1] == 2 * 48 + 3 * 8
     assert high.shape[0] < nothing.shape[0] <= low.shape[0]  # there is a note
     rows, columns = slice(26, 26 + 64), slice(48 + 16, 48 + 16 + 48)
     assert (low[rows, columns] != nothing[rows, columns]).any()  # a box
-    three = sheet([0.2, 0.1, 0.15])
-    assert (four_low == three).all()  # the fourth is not drawn
-    assert (four_low[rows, columns] != low[rows, columns]).any()
+    assert (six_low == sheet(five)).all()  # the sixth is not drawn
+    assert (six_low[rows, columns] != low[rows, columns]).any()

@@ -41,5 +41,5 @@ def _complete_files(parser: argparse.ArgumentParser, complete: object) -> None:
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for subparser in action.choices.values():
                 _complete_files(subparser, complete)
-        elif action.type is Path or action.metavar in {"MODEL", "PHOTO"}:
+        elif action.type is Path or action.metavar in {"MODEL", "PHOTO", "SOURCE"}:
             action.complete = complete  # type: ignore[attr-defined]  # where shtab looks for it

@@ -1,4 +1,4 @@
-"""Export a model to ONNX (.onnx) or torch.export (.pt2).
+r"""Export a model to ONNX (.onnx) or torch.export (.pt2).
 
 The file is compared with the model, and only written if it gives the same
 boxes and scores, except for rounding. A file in float16 or INT8 must be
@@ -8,7 +8,8 @@ Examples:
   focaldet export runs/a detector.onnx --image photo.jpg
   focaldet export runs/a detector.pt2
   focaldet export runs/a detector.onnx --shape 1 800 1344 --maps
-  focaldet export runs/a small.onnx --precision int8 --calibration photos --evaluate val.json
+  focaldet export runs/a small.onnx --precision int8 --calibration photos \
+    --evaluate val.json
 """
 
 from __future__ import annotations
