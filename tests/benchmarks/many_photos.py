@@ -20,6 +20,7 @@ import torch
 
 from focaldet import Detections, RetinaNet, RetinaNetConfig
 from focaldet.export import OnnxDetector, export_onnx
+from focaldet.export._processor import missing_units
 from focaldet.results import predict_to_folder
 
 if TYPE_CHECKING:
@@ -86,10 +87,11 @@ def print_cpu_time(photos: Sequence[Path]) -> None:
         detectors: dict[str, Any] = {
             "RetinaNet": model,
             "after optimize_for_inference": model.optimize_for_inference(),
-            "the same in bfloat16": model.optimize_for_inference(torch.bfloat16),
             "in onnxruntime": OnnxDetector(file, threads=1),
             "in OpenVINO": OnnxDetector(file, runtime="openvino", threads=1),
         }
+        if missing_units("bfloat16", torch.cpu.get_capabilities()) is None:
+            detectors["optimised, bfloat16"] = model.optimize_for_inference(torch.bfloat16)
         seconds: dict[str, list[float]] = {name: [] for name in detectors}
         for photo in (photos[0], *photos):  # the first warms up
             for name, detector in detectors.items():
