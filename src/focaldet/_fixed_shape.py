@@ -141,8 +141,8 @@ def fixed_shape_detections(
         thresholds: The score threshold of each level.
         max_detections: Number of rows, D. None keeps all candidates.
         labels: ``[K']``, int64, the labels to keep, sorted. None keeps all.
-        scale: Scales boxes ``[B, N, 4]`` to the input images, when ``options`` says. None does not
-            scale them.
+        scale: Scales boxes ``[B, N, 4]`` to the input images; ``options`` determines at which step.
+            None leaves them in pixels of the batch.
         min_cells: The minimum number of cells of each level. It matters for dynamic sizes: a level that
             may have fewer than ``pre_nms_top_k`` values is padded.
         find_incomplete: Whether to also return which images are incomplete, ``[B]`` bool. Non-maximum

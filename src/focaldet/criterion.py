@@ -368,16 +368,19 @@ class RetinaNetCriterion(nn.Module):
         # BACKGROUND is -1 in the matches and in the class targets.
         class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED)
         class_targets_BR[images, positives] = labels[objects]
-        classification = self.classification_loss(
-            logits,
-            class_targets_BR,
-            num_classes=logits[0].shape[1] // num_anchors,
-            divisor=divisor_B,
-        )
+        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
         box_losses = self._box_losses(deltas, grid.anchors[positives], torch.cat(boxes_of)[objects])
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
+
+    def _classification(
+        self, logits: Sequence[Tensor], targets_BR: Tensor, num_anchors: int, divisor_B: Tensor
+    ) -> Tensor:
+        num_classes = logits[0].shape[1] // num_anchors
+        return self.classification_loss(
+            logits, targets_BR, num_classes=num_classes, divisor=divisor_B
+        )
 
     def _losses_of_all(
         self,
@@ -404,12 +407,7 @@ class RetinaNetCriterion(nn.Module):
             matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED),
         )
         divisor_B = self._divisors(count)
-        classification = self.classification_loss(
-            logits,
-            class_targets_BR,
-            num_classes=logits[0].shape[1] // num_anchors,
-            divisor=divisor_B,
-        )
+        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         # Anchors without an object learn nothing from a unit box, whose losses and gradients are finite.
         positive_BR1 = positive_BR[..., None]
         unit_4 = (torch.arange(4, device=positive_BR.device) >= 2).to(grid.anchors)
