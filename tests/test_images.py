@@ -422,7 +422,7 @@ def test_a_decompression_bomb_is_named(tmp_path: Path) -> None:
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
-    with pytest.raises(UnreadableImageError, match=r"bomb\.png'.*decompression bomb"):
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png'.*3600000000 pixels.*tiled TIFF"):
         load_image(tmp_path / "bomb.png")
 
 

@@ -53,6 +53,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "pre_nms_top_k": (10,),
     "pre_nms_top_k_per_class": (None, 10),
     "nms_threshold": (0.7,),
+    "soft_nms_sigma": (0.3,),
     "max_detections": (3,),
     "min_size": (32,),
     "max_size": (128,),
