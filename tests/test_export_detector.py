@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -421,6 +422,23 @@ def test_wrong_options_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"requires onnxruntime.*'focaldet\[export\]'"):
         OnnxDetector(file)
+
+
+def test_a_signal_after_openvino_files_are_closed_does_not_end_the_process(file: Path) -> None:
+    pytest.importorskip("openvino")
+    code = (
+        "import signal, sys; from focaldet.export import OnnxDetector\n"
+        "first = OnnxDetector(sys.argv[1], runtime='openvino', threads=1)\n"
+        "second = OnnxDetector(sys.argv[1], runtime='openvino', threads=1)\n"
+        "del first, second\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGTERM)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert done.stdout == "handled\n"
 
 
 @pytest.mark.parametrize("which", ["file", "maps_file"])

@@ -27,6 +27,7 @@ from focaldet.export import (
 from focaldet.export._agreement import agreement_of
 from focaldet.export._candidates import map_error
 from focaldet.export._processor import missing_units
+from focaldet.export._sessions import shared_core
 from focaldet.postprocess import PostProcess
 from tests.helpers.tiny_export import make_model, photo
 
@@ -221,7 +222,7 @@ def test_openvino_computes_float_files_in_other_precisions(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = shared_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     name = {"bfloat16": "BF16", "float16": "FP16"}[precision]
     with caplog.at_level(logging.WARNING, "focaldet"):
         detector = OnnxDetector(exported[0], runtime="openvino", precision=precision, threads=1)
