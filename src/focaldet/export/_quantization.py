@@ -10,8 +10,9 @@ operators, only convolutions take enough time to gain from it.
 
 Which convolutions can be in INT8 depends on the model and on its weights, so it is measured. The
 convolutions are put into groups, and each group is converted alone and its maps are compared with the
-float model's. Then all groups are converted, and those with the largest errors are put back one by one
-until the error of the whole network is within the budget.
+float model's. A group whose error alone exceeds the budget is divided into its layers, because often one
+of them causes it. Then all groups are converted, and those with the largest errors are put back
+one by one until the error of the whole network is within the budget.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import contextlib
 import importlib.util
 import logging
 import re
+from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -89,12 +91,13 @@ def quantize(
     run_float = _runner(folder / "network.onnx", outputs, "onnxruntime")
     expected = [run_float(batch) for batch in batches]
 
+    def nodes_of(names: Sequence[str]) -> list[str]:
+        return [convolution.node for name in names for convolution in groups[name]]
+
     def measure(names: Sequence[str]) -> MapError:
         """Return the error of the network with some groups in INT8, the largest of all runtimes."""
         with raising_export_errors("Converting the network to INT8"), _no_new_handler():
-            converted = _converted(
-                network, ranges, [node for name in names for node in groups[name]]
-            )
+            converted = _converted(network, ranges, nodes_of(names))
         trial = folder / "trial.onnx"
         onnx.save(converted, str(trial))
         errors = []
@@ -116,12 +119,19 @@ def quantize(
         return height, width
 
     found = []
-    for name, nodes in groups.items():
+    waiting = deque(groups)
+    while waiting:
+        name = waiting.popleft()
         alone = measure([name])
+        layers = _by_layer(groups[name])
+        if alone.worst > error_budget and len(layers) > 1:
+            groups |= layers
+            waiting.extendleft(reversed(layers))
+            continue
         found.append(
             LayerGroup(
                 name=name,
-                convolutions=len(nodes),
+                convolutions=len(groups[name]),
                 score_error=alone.scores,
                 box_error=alone.boxes,
                 precision="int8",
@@ -129,8 +139,7 @@ def quantize(
         )
     chosen, error = _within_budget(found, measure, error_budget)
     with raising_export_errors("Converting the network to INT8"), _no_new_handler():
-        nodes = [node for name in chosen for node in groups[name]]
-        converted = _converted(whole, ranges, nodes)
+        converted = _converted(whole, ranges, nodes_of(chosen))
     _strip(converted)
     return converted, Calibration(
         images=len(images),
@@ -205,21 +214,41 @@ def _network_of(onnx: Any, whole: Any) -> tuple[Any, list[str]]:
     return network, outputs
 
 
-def _groups_of(network: Any) -> dict[str, list[str]]:
-    """Return the names of the convolutions by group, in the order of the network.
+class _Convolution(NamedTuple):
+    """The names of a convolution's node, and of its layer in the model."""
+
+    node: str
+    layer: str
+
+
+def _groups_of(network: Any) -> dict[str, list[_Convolution]]:
+    """Return the convolutions by group, in the order of the network.
 
     The first convolution is a group, and so are each stage of the backbone, the pyramid, the two towers
     of the head and its two outputs. Depthwise convolutions have groups of their own, because their
     channels differ most.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[_Convolution]] = {}
     for node in network.graph.node:
         if node.op_type != "Conv":
             continue
         name = _group_of(node.input[1]) if groups else _STEM
         depthwise = any(a.name == "group" and a.i > 1 for a in node.attribute)
-        groups.setdefault(f"{name} (depthwise)" if depthwise else name, []).append(node.name)
+        convolution = _Convolution(node.name, _layer_of(node.input[1]))
+        groups.setdefault(f"{name} (depthwise)" if depthwise else name, []).append(convolution)
     return groups
+
+
+def _by_layer(convolutions: Sequence[_Convolution]) -> dict[str, list[_Convolution]]:
+    """Return the convolutions of each layer. A layer of the head has one for each level."""
+    layers: dict[str, list[_Convolution]] = {}
+    for convolution in convolutions:
+        layers.setdefault(convolution.layer, []).append(convolution)
+    return layers
+
+
+def _layer_of(weight: str) -> str:
+    return weight.removeprefix("model.").removesuffix(".weight")
 
 
 def _group_of(weight: str) -> str:
@@ -232,7 +261,7 @@ def _group_of(weight: str) -> str:
     >>> _group_of("model.fpn.lateral.2.weight")
     'fpn'
     """
-    part, *names = weight.removeprefix("model.").split(".")
+    part, *names = _layer_of(weight).split(".")
     if part == "fpn" or not names:
         return part
     numbered = part == "backbone" and re.fullmatch(r"[a-z_]+", names[0]) and names[1:2]
