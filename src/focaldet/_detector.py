@@ -168,7 +168,7 @@ class RetinaNetDetector(Predictor, nn.Module):
         """
         own = all(
             getattr(getattr(self, name), "__func__", None) is getattr(RetinaNetDetector, name)
-            for name in ("forward_maps", "detections")
+            for name in ("forward_maps", "_run_batch", "detections")
         )
         return own and not any(map(_is_compiled, self.modules()))
 

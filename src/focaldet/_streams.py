@@ -105,4 +105,5 @@ class CudaTransfers(Transfers):
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the same stream in each call, because PyTorch keeps memory for each stream."""
-    return torch.cuda.Stream(device)
+    # The host waits for its small operations, which should not queue behind those of a network.
+    return torch.cuda.Stream(device, priority=-1)

@@ -301,7 +301,10 @@ class Preprocess(nn.Module):
         """Normalise what :meth:`to_levels` returned, on the device of the tensor.
 
         Args:
-            batch: The result of :meth:`to_levels`, or several of the same size, concatenated.
+            batch: The result of :meth:`to_levels`, or several of the same padded size, concatenated.
+
+        Returns:
+            The batch that the module itself returns: normalised float32, with padding of 0.
 
         .. versionadded:: 0.3.0
         """
