@@ -100,7 +100,7 @@ def test_results_are_the_same_to_the_last_bit(
     sizes = [(LAND, SQUARE, SQUARE, PORTRAIT, (50, 64))[i % 5] for i in range(11)]
     images: list[Any] = [picture(size, seed) for seed, size in enumerate(sizes)]
     images[3:5] = [torch.rand(3, 48, 96), torch.rand(3, 20, 96, dtype=torch.float64)]
-    call = {"batch_size": batch_size, "read_ahead": read_ahead}
+    call: dict[str, Any] = {"batch_size": batch_size, "read_ahead": read_ahead}
     expected = list(model.predict_iter(images, **call))
     monkeypatch.setattr(RetinaNetDetector, "_transfers", lambda _: Recorded())
     assert_equal(list(model.predict_iter(images, **call)), expected)
@@ -121,7 +121,7 @@ def test_a_batch_in_flight_counts_as_read_ahead(
             requested += 1
             yield picture()
 
-    call = {"batch_size": batch_size, "read_ahead": read_ahead}
+    call: dict[str, Any] = {"batch_size": batch_size, "read_ahead": read_ahead}
     found = tiny_model().predict_iter(camera(), **call)
     for index in range(7):
         next(found)
@@ -146,7 +146,7 @@ def test_a_batch_in_flight_does_not_wait_for_images_of_other_sizes(
             yield b"no image" if skipped and index >= batch_size else picture((64, width))
 
     model = tiny_model(max_size=10_000)
-    call = {"batch_size": batch_size, "read_ahead": read_ahead}
+    call: dict[str, Any] = {"batch_size": batch_size, "read_ahead": read_ahead}
     found = model.predict_iter(camera(), on_error="skip", **call)
     with pytest.warns(UserWarning, match="Skipped") if skipped else contextlib.nullcontext():
         assert next(found) is not None

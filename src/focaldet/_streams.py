@@ -1,8 +1,8 @@
-"""What a device does while the host prepares its next batch: copies, network and detection.
+"""Streams of a CUDA device in which one batch is copied or read while the network runs on another.
 
-An accelerator executes operations later than the host calls them. On a CUDA device, a second stream
-copies images and detects objects while the network runs in the current stream. On a CPU, nothing here has
-an effect.
+A CUDA device executes operations later than the host calls them, in order within a stream. Here a second
+stream copies images and detects objects while the network runs in the current one. Elsewhere, nothing
+has an effect.
 """
 
 from __future__ import annotations
@@ -106,4 +106,5 @@ class CudaTransfers(Transfers):
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the same stream in each call, because PyTorch keeps memory for each stream."""
     # The host waits for its small operations, which should not queue behind those of a network.
-    return torch.cuda.Stream(device, priority=-1)
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    return stream
