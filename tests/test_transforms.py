@@ -179,3 +179,57 @@ def test_images_may_have_any_number_of_channels(channels: int, round_pixels: boo
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"antialias": True},
+        {"min_size": 13},
+        {"resize_by": "factor"},
+        {"keep_ratio": False, "always_pad": True},
+        {"mean": (0.5,), "std": (0.3,)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_batch_of_levels_becomes_exactly_the_batch(options: Any, dtype: torch.dtype) -> None:
+    preprocess = Preprocess(**{"min_size": 30, "max_size": 70, "round_pixels": True, **options})
+    for size in ((30, 47), (57, 31), (26, 26), (21, 90)):
+        image = torch.rand(preprocess.in_channels, *size)
+        if dtype == torch.uint8:
+            image = (image * 255).byte()
+        expected = preprocess([image])
+        levels = preprocess.to_levels(image)
+        assert levels is not None
+        assert levels.tensor.dtype == torch.uint8
+        levels.tensor[:, :, levels.sizes[0][0] :] = 7  # padding has no meaning
+        several = levels._replace(tensor=levels.tensor.repeat(2, 1, 1, 1), sizes=levels.sizes * 2)
+        assert_close(preprocess.from_levels(levels), expected, rtol=0, atol=0)
+        found = preprocess.from_levels(several).tensor
+        assert_close(found, expected.tensor.repeat(2, 1, 1, 1), rtol=0, atol=0)
+
+
+def test_there_are_no_levels_where_bytes_would_not_give_the_same_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Preprocess):
+        pass
+
+    image = torch.rand(3, 20, 20)
+    preprocess = Preprocess(min_size=32, round_pixels=True)
+    assert preprocess.to_levels(image) is not None
+    assert Preprocess(min_size=32).to_levels(image) is None
+    assert Own(min_size=32, round_pixels=True).to_levels(image) is None
+    assert preprocess.to_levels(image.double()) is None
+    assert preprocess.to_levels(image.half()) is None
+    hook = preprocess.register_forward_hook(lambda *_: None)
+    assert preprocess.to_levels(image) is None
+    hook.remove()
+    hook = preprocess.register_forward_pre_hook(lambda *_: None)
+    assert preprocess.to_levels(image) is None
+    hook.remove()
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    assert preprocess.to_levels((image * 255).byte()) is None
+    with pytest.raises(ValueError, match=r"image must have shape \[3, H, W\], got \[20, 20\]"):
+        preprocess.to_levels(image[0])

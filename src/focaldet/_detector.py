@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from focaldet._output import RetinaNetOutput
 from focaldet._prediction import Predictor
+from focaldet._streams import CudaTransfers, Transfers
 from focaldet.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -152,3 +153,26 @@ class RetinaNetDetector(Predictor, nn.Module):
         # A subclass may define `detections` without this option.
         own = type(self).detections is RetinaNetDetector.detections
         return {"device": "cpu"} if own and weight_of_head(self).device.type != "cpu" else {}
+
+    def _transfers(self) -> Transfers:
+        device = weight_of_head(self).device
+        if device.type != "cuda":
+            return Transfers()
+        return CudaTransfers(device, overlaps=self._returns_new_maps())
+
+    def _returns_new_maps(self) -> bool:
+        """Return whether the next forward pass leaves the output of the last one as it is.
+
+        CUDA graphs, which ``torch.compile`` may use, write to the same memory each time. Other methods
+        than those of this class may keep anything from one to the other.
+        """
+        own = all(
+            getattr(getattr(self, name), "__func__", None) is getattr(RetinaNetDetector, name)
+            for name in ("forward_maps", "_run_batch", "detections")
+        )
+        return own and not any(map(_is_compiled, self.modules()))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    compiled = module._compiled_call_impl is not None  # noqa: SLF001  # no public access
+    return compiled or "_orig_mod" in dict(module.named_children())

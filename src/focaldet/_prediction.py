@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from focaldet._checks import check_choice, check_integer, check_range, shortened
 from focaldet._progress_bar import progress_bar
+from focaldet._streams import Transfers
 from focaldet._tiles import WindowSources, check_tile
 from focaldet.images import (
     SKIPPED_ERRORS,
@@ -322,7 +323,10 @@ class Predictor(ABC):
                 ``read_ahead + batch_size - 1`` more images have been requested; otherwise, after at
                 most ``read_ahead + 16 * batch_size``. With 0 and a batch size of 1, each result comes
                 before the next image is requested, as suits a live source. None uses
-                ``batch_size + 3``, or less on a computer with fewer than four cores.
+                ``batch_size + 3``, or less on a computer with fewer than four cores, and ``batch_size``
+                more on a CUDA device. There, if this is at least ``batch_size``, the next batch is
+                launched before the results of the last one are read, and its images count as read
+                ahead.
             allow_urls: As for :meth:`predict`.
             tile: As for :meth:`predict`. The result of an image comes after that of its last window.
             overlap: As for :meth:`predict`.
@@ -404,7 +408,15 @@ class Predictor(ABC):
                 skip=on_error == "skip",
                 allow_urls=allow_urls,
             )
-        return _Call(model, batch_size, options, windows, on_error == "skip", allow_urls)
+        return _Call(
+            model,
+            batch_size,
+            options,
+            windows,
+            self._transfers(),
+            skip=on_error == "skip",
+            allow_urls=allow_urls,
+        )
 
     @abstractmethod
     def _choose_model(
@@ -427,6 +439,10 @@ class Predictor(ABC):
     def _detection_options(self) -> dict[str, Any]:  # subclasses use self
         """Return additional arguments for the model's ``detections``."""
         return {}
+
+    def _transfers(self) -> Transfers:  # subclasses use self
+        """Return how images get to the device of the model."""
+        return Transfers()
 
 
 def _labels_of(classes: Sequence[int | str], config: RetinaNetConfig) -> list[int]:
@@ -477,6 +493,7 @@ class _Call(NamedTuple):
     batch_size: int
     options: dict[str, Any]  # of the model's `detections`
     windows: WindowSources | None
+    transfers: Transfers
     skip: bool
     allow_urls: bool
 
@@ -494,7 +511,20 @@ class _Prepared(NamedTuple):
     @property
     def shape(self) -> tuple[object, ...]:
         """What images must have in common to share a batch."""
-        return self.batch.tensor.shape, self.batch.tensor.device
+        return self.batch.tensor.shape, self.batch.tensor.device, self.is_levels
+
+    @property
+    def is_levels(self) -> bool:
+        """Whether the image still has to be normalised."""
+        return self.batch.tensor.dtype == torch.uint8
+
+
+class _Launched(NamedTuple):
+    """A batch that the network runs on, perhaps later than the host."""
+
+    paths: dict[int, str | None]  # by the index of the image
+    output: Any
+    mark: Any  # of the output; None if detection follows immediately
 
 
 def _predict(
@@ -507,15 +537,20 @@ def _predict(
 
     The network runs in a context that ``running`` returns.
     """
-    windows = call.windows
+    windows, transfers = call.windows, call.transfers
+    if read_ahead is None:
+        read_ahead = _default_read_ahead(call.batch_size)
+        if transfers.overlaps:
+            read_ahead += call.batch_size
+    # The images of a batch in flight count as read ahead, so that no result comes later than promised.
+    overlaps = transfers.overlaps and read_ahead >= call.batch_size
     images = _read_ahead(
-        call.model.preprocess,
+        partial(_prepare, call.model.preprocess, transfers, allow_urls=call.allow_urls),
         named_sources(sources if windows is None else windows.windows(sources)),
-        _default_read_ahead(call.batch_size) if read_ahead is None else read_ahead,
+        read_ahead - call.batch_size if overlaps else read_ahead,
         skip=call.skip,
-        allow_urls=call.allow_urls,
     )
-    found = _predict_images(call, images, running)
+    found = _predict_images(call, images, running, overlaps=overlaps)
     return found if windows is None else _merge_windows(windows, found)
 
 
@@ -531,36 +566,91 @@ def _predict_images(
     call: _Call,
     images: Generator[_Prepared | None],
     running: Callable[[], AbstractContextManager[None]],
+    *,
+    overlaps: bool,
 ) -> Generator[Detections | None]:
     found: dict[int, Detections | None] = {}
     upcoming = 0
     with contextlib.closing(images):
-        for group in _group(images, call.batch_size):
-            with running():
-                found.update(_predict_group(call.model, group, call.options))
-            group.clear()  # so that the images are not in memory while the caller works
+        for results in _predict_groups(call, images, running, overlaps=overlaps):
+            found.update(results)
             while upcoming in found:
                 yield found.pop(upcoming)
                 upcoming += 1
 
 
-@torch.no_grad()
-def _predict_group(
-    model: DetectionModel[Any], group: dict[int, _Prepared | None], options: dict[str, Any]
+def _predict_groups(
+    call: _Call,
+    images: Iterable[_Prepared | None],
+    running: Callable[[], AbstractContextManager[None]],
+    *,
+    overlaps: bool,
+) -> Iterator[dict[int, Detections | None]]:
+    """Yield the results of each group of images.
+
+    With ``overlaps``, a batch is in flight: its results are read after the next batch was launched, or
+    after ``batch_size`` more images if these do not fill one, or before an error is raised.
+    """
+    in_flight: _Launched | None = None
+    age = 0  # of the batch in flight: images since it was launched
+    try:
+        for group in _group(images, call.batch_size):
+            has_images = any(group.values())
+            if not has_images:  # one was skipped, or waits
+                yield dict.fromkeys(group)
+                age += 1
+                if in_flight is None or age < call.batch_size:
+                    continue
+            with running():
+                launched = _launch(call, group) if has_images else None
+                group.clear()  # so that the images are not in memory while the caller works
+                # While results are read, nothing is in flight, or else it would be read after an error.
+                done, in_flight = (in_flight, None) if overlaps else (launched, None)
+                results = _read(call, done)
+            in_flight, age = (launched, 0) if overlaps else (None, 0)
+            del launched, done
+            yield results
+    except Exception:
+        if in_flight is not None:
+            yield _read_in(running(), call, in_flight)
+        raise
+    if in_flight is not None:
+        yield _read_in(running(), call, in_flight)
+
+
+def _read_in(
+    context: AbstractContextManager[None], call: _Call, launched: _Launched
 ) -> dict[int, Detections | None]:
+    with context:
+        return _read(call, launched)
+
+
+@torch.no_grad()
+def _launch(call: _Call, group: dict[int, _Prepared | None]) -> _Launched:
+    """Call the network for a group without skipped images. The host does not wait for a GPU."""
     prepared = [image for image in group.values() if image is not None]
-    if not prepared:
-        return dict.fromkeys(group)
     batch = ImageBatch(
-        torch.cat([image.batch.tensor for image in prepared]),
+        torch.cat(call.transfers.to_device([image.batch.tensor for image in prepared])),
         [size for image in prepared for size in image.batch.sizes],
         [size for image in prepared for size in image.batch.original_sizes],
     )
-    results = model.detections(model(batch), **options)
-    return {
-        index: result.to("cpu").with_source(image.path)
-        for index, image, result in zip(group, prepared, results, strict=True)
-    }
+    if prepared[0].is_levels:
+        batch = call.model.preprocess.from_levels(batch)
+    paths = {index: image.path for index, image in zip(group, prepared, strict=True)}
+    return _Launched(paths, call.model(batch), call.transfers.mark())
+
+
+@torch.no_grad()
+def _read(call: _Call, launched: _Launched | None) -> dict[int, Detections | None]:
+    """Return the detections of a batch, for which the host waits."""
+    if launched is None:
+        return {}
+    with call.transfers.after(launched.mark):
+        results = call.model.detections(launched.output, **call.options)
+        return {
+            index: result.to("cpu").with_source(path)
+            for (index, path), result in zip(launched.paths.items(), results, strict=True)
+        }
 
 
 def _group(
@@ -568,8 +658,9 @@ def _group(
 ) -> Iterator[dict[int, _Prepared | None]]:
     """Group images of the same shape, keyed by their index. A skipped image forms its own group.
 
-    Once a few batches' worth of images wait, the shape that has waited longest is yielded, and so is
-    a shape that has waited while many others came. If reading fails, all that wait come first.
+    An image that completes no group gives an empty one. Once a few batches' worth of images wait, the
+    shape that has waited longest is yielded, and so is a shape that has waited while many others came.
+    If reading fails, all that wait come first.
     """
     waiting: dict[object, dict[int, _Prepared | None]] = {}  # the longest waiting first
     try:
@@ -582,6 +673,8 @@ def _group(
                     yield waiting.pop(image.shape)
                 elif sum(map(len, waiting.values())) >= _MAX_WAITING * batch_size:
                     yield _pop_oldest(waiting)
+                else:
+                    yield {}
             del image
             while waiting and index - _first(waiting) >= _MAX_AGE * batch_size:
                 yield _pop_oldest(waiting)
@@ -613,14 +706,13 @@ def _default_read_ahead(batch_size: int) -> int:
 
 
 def _read_ahead(
-    preprocess: Preprocess,
+    prepare: Callable[[ImageSource, str], _Prepared],
     sources: Iterator[tuple[str, ImageSource]],
     read_ahead: int,
     *,
     skip: bool,
-    allow_urls: bool,
 ) -> Generator[_Prepared | None]:
-    """Read and resize images in a few threads, and yield them in order.
+    """Prepare images in a few threads, and yield them in order.
 
     The caller's thread iterates over ``sources``, which therefore need not be thread-safe. At most
     ``read_ahead`` images are requested beyond the one that is yielded. If ``sources`` fails, the
@@ -628,7 +720,6 @@ def _read_ahead(
     """
     pending: deque[Future[_Prepared]] = deque()
     pool = ThreadPoolExecutor(_count_readers(), thread_name_prefix="focaldet-reader")
-    prepare = partial(_prepare, preprocess, allow_urls=allow_urls)
     try:
         while True:
             try:
@@ -673,12 +764,22 @@ def _start(
 
 @torch.no_grad()  # gradient mode is set per thread
 def _prepare(
-    preprocess: Preprocess, source: ImageSource, name: str, *, allow_urls: bool
+    preprocess: Preprocess,
+    transfers: Transfers,
+    source: ImageSource,
+    name: str,
+    *,
+    allow_urls: bool,
 ) -> _Prepared:
+    """Read and resize an image. What is left to do on the model's device is in :func:`_launch`."""
     image = load_image(source, name, channels=preprocess.in_channels, allow_urls=allow_urls)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    # load_image has checked the values.
-    return _Prepared(preprocess([image], validate=False), path)
+    batch = None
+    if transfers.copies and image.device.type == "cpu":
+        batch = preprocess.to_levels(image)
+    if batch is None:
+        batch = preprocess([image], validate=False)  # load_image has checked the values
+    return _Prepared(batch._replace(tensor=transfers.pin(batch.tensor)), path)
 
 
 def _result(pending: deque[Future[_Prepared]], *, skip: bool) -> _Prepared | None:

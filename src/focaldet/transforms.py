@@ -261,6 +261,61 @@ class Preprocess(nn.Module):
         sizes = [_size(image) for image in prepared]
         return ImageBatch(self._pad(prepared), sizes, [_size(image) for image in images])
 
+    def to_levels(self, image: Tensor) -> ImageBatch | None:
+        """Resize and pad an image, but leave its values in bytes, to copy them to another device.
+
+        They are a quarter of the bytes of the normalised image. :meth:`from_levels` continues on that
+        device, with exactly the result of calling the module.
+
+        Args:
+            image: ``[C, H, W]``, floating-point in [0, 1] or uint8. Its values are not checked.
+
+        Returns:
+            A batch of one whose tensor is uint8, or None if bytes do not give the same result: if
+            ``round_pixels`` is False, if the image would not be normalised in float32, or if the module
+            is a subclass or has hooks.
+
+        Raises:
+            TypeError, ValueError: If the image has a wrong dtype or shape.
+
+        .. versionadded:: 0.3.0
+
+        >>> preprocess = Preprocess(min_size=32, max_size=64, round_pixels=True)
+        >>> image = torch.rand(3, 16, 20)
+        >>> levels = preprocess.to_levels(image)
+        >>> levels.tensor.dtype, levels.sizes, levels.original_sizes
+        (torch.uint8, [(32, 40)], [(16, 20)])
+        >>> torch.equal(preprocess.from_levels(levels).tensor, preprocess([image]).tensor)
+        True
+        """
+        check_image("image", image, channels=self.in_channels, values=False)
+        dtype = image.dtype if image.is_floating_point() else torch.get_default_dtype()
+        customised = type(self) is not Preprocess or self._forward_hooks or self._forward_pre_hooks
+        if not self.round_pixels or dtype != torch.float32 or customised:
+            return None
+        levels = _to_bytes(image) if image.is_floating_point() else image
+        resized = self._resized_levels(levels).byte()
+        return ImageBatch(self._pad([resized]), [_size(resized)], [_size(image)])
+
+    def from_levels(self, batch: ImageBatch) -> ImageBatch:
+        """Normalise what :meth:`to_levels` returned, on the device of the tensor.
+
+        Args:
+            batch: The result of :meth:`to_levels`, or several of the same padded size, concatenated.
+
+        Returns:
+            The batch that the module itself returns: normalised float32, with padding of 0.
+
+        .. versionadded:: 0.3.0
+        """
+        levels = batch.tensor.float()
+        # A GPU would multiply by 1 / 255 instead of dividing by a Python number.
+        tensor = self._normalize(levels / self._constants((255.0,), levels))
+        for image, (height, width) in zip(tensor, batch.sizes, strict=True):
+            image[:, height:].zero_()
+            image[:, :, width:].zero_()
+        return batch._replace(tensor=tensor)
+
     def _prepared(self, image: Tensor, *, resize: bool) -> Tensor:
         if not resize:
             return self._normalize(image)
@@ -308,14 +363,13 @@ class Preprocess(nn.Module):
         return resized[0]
 
     def _resize_levels(self, image: Tensor) -> Tensor:
-        levels = (image.float() * 255).round().clamp(0, 255)
+        return (self._resized_levels(_to_bytes(image)).float() / 255).to(image.dtype)
+
+    def _resized_levels(self, levels: Tensor) -> Tensor:
+        """Resize an image of bytes. The result may have another integer type."""
         if self.antialias:
-            levels = resize_as_pillow(levels.byte(), self._new_size(image))
-        else:
-            levels = resize_as_opencv(
-                levels.byte(), self._new_size(image), factor=self._factor(image)
-            )
-        return (levels.float() / 255).to(image.dtype)
+            return resize_as_pillow(levels, self._new_size(levels))
+        return resize_as_opencv(levels, self._new_size(levels), factor=self._factor(levels))
 
     def _pad(self, images: Sequence[Tensor]) -> Tensor:
         height, width = (
@@ -339,6 +393,10 @@ class Preprocess(nn.Module):
             f"antialias={self.antialias}, "
             f"round_pixels={self.round_pixels}, always_pad={self.always_pad}"
         )
+
+
+def _to_bytes(image: Tensor) -> Tensor:
+    return (image.float() * 255).round().clamp(0, 255).byte()
 
 
 def _floating(image: Tensor) -> Tensor:

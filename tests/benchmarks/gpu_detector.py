@@ -15,11 +15,14 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
+from focaldet._detector import RetinaNetDetector
+from focaldet._streams import Transfers
 from tests.benchmarks import gpu_waits
 from tests.benchmarks.gpu_timing import Row, compare
 from tests.benchmarks.inference import compile_maps
@@ -43,6 +46,7 @@ DTYPES = {
 BOXES = 20  # per image
 PHOTOS = 96
 PEER, OURS = "torchvision", "focaldet"
+IN_ORDER = "plain, in order"  # nothing overlaps, and images are copied from ordinary memory
 
 
 def size_of(setting: Setting) -> tuple[int, int]:
@@ -197,7 +201,7 @@ def photos(setting: Setting) -> Iterator[Row]:
     """Count images per second from JPEG files to detections on the host; both sides read files."""
     copies = [f"optimised, {name}" for name in precisions(setting, ("bfloat16", "float32"))]
     for images in sizes_of_batches(setting, (8, 1, 32)):
-        for kind in (PEER, "plain", *copies):
+        for kind in (PEER, "plain", IN_ORDER, *copies):
             title = f"{images} images, {kind}"
             yield Row(title, functools.partial(rate, setting, kind, images))
 
@@ -232,9 +236,13 @@ def rate(setting: Setting, kind: str, images: int) -> str:
     def ours(paths: Sequence[Path]) -> None:
         model.predict(paths, batch_size=images, progress=False)
 
+    def in_order(paths: Sequence[Path]) -> None:
+        with mock.patch.object(RetinaNetDetector, "_transfers", return_value=Transfers()):
+            ours(paths)
+
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), 4 if setting.small else PHOTOS)
-        run = theirs if kind == PEER else ours
+        run = {PEER: theirs, IN_ORDER: in_order}.get(kind, ours)
         run(paths[: 2 * images])
         start = time.perf_counter()
         run(paths)
