@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from focaldet import RetinaNet, _cuda_graphs
+from focaldet import Detections, RetinaNet, _cuda_graphs
 from focaldet._cuda_graphs import CudaCapture, GraphCache
+from focaldet.box_coder import BoxCoder
 from focaldet.postprocess import PostProcess
 from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.recorded_graphs import CpuCapture, recorded_graphs
@@ -26,7 +27,6 @@ from tests.helpers.tiny_model import TINY_CONFIG, TinyBackbone
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from focaldet import Detections
     from focaldet.retinanet import OptimizedRetinaNet
     from focaldet.structures import ImageBatch
     from tests.helpers.recorded_graphs import Log
@@ -162,7 +162,7 @@ def test_a_failed_capture_is_logged_once_and_tried_again(
         "after 5 calls."
     )
     assert torch.cuda.current_stream().name == "main"  # type: ignore[attr-defined]
-    assert log.events.count("the pool is closed") == 1
+    assert log.events[-2:] == ["the pool is closed", "the pool is released"]
     run(cache, waiting, torch.rand(3, 2), key="the network")
     assert len(log.graphs) == 2
     assert len(caplog.messages) == 1
@@ -365,6 +365,29 @@ def test_a_different_box_coder_is_used(log: Log) -> None:
     for seed in range(3, 6):
         assert_as_without_graphs(model, seed)
     assert len(log.graphs) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*create_unbacked_symint:FutureWarning")  # in torchvision
+def test_the_captured_steps_neither_wait_nor_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = PostProcess(BoxCoder(), last_level_threshold=0.0, drop_empty=True)
+    monkeypatch.setattr(Detections, "_check_each_value", lambda _: None)  # fake values are wrong
+    sizes = [(8, 12), (4, 6)]
+    seen = []
+    with fake_cuda() as counts, torch.no_grad():
+
+        def run(function: Any, inputs: Any) -> Any:
+            function(*inputs)  # copies constants
+            counts.clear()
+            result = function(*inputs)
+            seen.append(counts.num_waits + counts.num_uploads)
+            return result
+
+        monkeypatch.setattr(process, "_run_as_graph", lambda **_: run)
+        device = torch.device("cuda:0")
+        maps = [[torch.zeros(2, 9 * n, *size, device=device) for size in sizes] for n in (3, 4)]
+        anchors = [torch.zeros(9 * height * width, 4, device=device) for height, width in sizes]
+        process(*maps, anchors, [(60, 90)] * 2, [(120, 180)] * 2, labels=[0, 2])
+    assert seen == [0], counts.report()
 
 
 def test_maps_of_a_forward_pass_are_not_changed_by_later_ones(log: Log) -> None:

@@ -83,13 +83,13 @@ class GraphCache:
     Several threads may use the cache. Copies and pickles of it are empty.
 
     Args:
-        kind: The class that captures graphs. A new instance is made after :meth:`clear` and after a
-            capture that failed. None uses :class:`CudaCapture`.
+        kind: The class that captures graphs. There is one instance per device, and a new one after
+            :meth:`clear` and after a capture that failed. None uses :class:`CudaCapture`.
     """
 
     def __init__(self, kind: type[Capture] | None = None) -> None:
         self._kind: type[Capture] = CudaCapture if kind is None else kind
-        self._capture: Capture | None = None
+        self._captures: dict[torch.device, Capture] = {}
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._state: Hashable = None
         self._calls = 0
@@ -138,7 +138,7 @@ class GraphCache:
             if entry.graph is not None:
                 entry.graph.wait()
         self._entries.clear()
-        self._capture = None
+        self._captures.clear()
 
     def _graph(
         self,
@@ -178,12 +178,13 @@ class GraphCache:
         function: Callable[..., Outputs],
         inputs: Sequence[Tensor],
     ) -> None:
-        if self._capture is None:
-            self._capture = self._kind(inputs[0].device)
+        device = inputs[0].device
         try:
-            entry.graph = self._capture(function, inputs)
+            if device not in self._captures:
+                self._captures[device] = self._kind(device)
+            entry.graph = self._captures[device](function, inputs)
         except RuntimeError as error:  # running out of memory is one, too
-            self._capture = None  # its memory may be in an undefined state
+            self._captures.pop(device, None)  # its memory may be in an undefined state
             entry.eager_calls = _RETRY_CALLS
             if not entry.is_logged:
                 entry.is_logged = True
@@ -294,10 +295,13 @@ class CudaCapture:
             with torch.cuda.stream(torch.cuda.current_stream()), recording:
                 return function(*buffers)
         except RuntimeError:
-            # torch.cuda.graph omits this if the capture was invalidated, and the allocator would wait
-            # for it. If it was called already, it raises.
-            with contextlib.suppress(RuntimeError):
+            # torch.cuda.graph omits this if the capture was invalidated, and the allocator would keep
+            # the memory and wait for an end. If the capture has ended properly, the first call raises.
+            with contextlib.suppress(
+                RuntimeError, AttributeError
+            ):  # the names depend on the version
                 torch._C._cuda_endAllocateToPool(self._device.index, self._pool)  # noqa: SLF001
+                torch._C._cuda_releasePool(self._device.index, self._pool)  # noqa: SLF001
             raise
 
 

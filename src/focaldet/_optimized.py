@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -74,21 +73,23 @@ class OptimizedRetinaNet(RetinaNetDetector):
         return self._run_batch(self._to_batch(images, resize=resize, validate=validate))
 
     def _run_network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        on_gpu = images.device.type == "cuda"
-        is_exact = on_gpu and images.dtype == torch.float32 and not self._allow_tf32
-        with without_tf32() if is_exact else contextlib.nullcontext():
-            if self._graphs is None:
-                return self.forward_maps(images)
-            # Users may replace the method, for example by a compiled one.
-            key = ("the network", vars(self).get("forward_maps"))
-            maps: Any = self._graphs(
-                self._flat_maps, [images], key=key, find_state=self._find_state
-            )
-            return list(maps[: len(maps) // 2]), list(maps[len(maps) // 2 :])
+        if self._graphs is None:
+            return self._exact_maps(images)
+        # Users may replace the method, for example by a compiled one.
+        key = ("the network", vars(self).get("forward_maps"))
+        maps: Any = self._graphs(self._flat_maps, [images], key=key, find_state=self._find_state)
+        return list(maps[: len(maps) // 2]), list(maps[len(maps) // 2 :])
 
     def _flat_maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, box_deltas = self.forward_maps(images)
+        logits, box_deltas = self._exact_maps(images)
         return (*logits, *box_deltas)
+
+    def _exact_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Call :meth:`forward_maps`, without TF32 unless it is allowed."""
+        if self._allow_tf32 or images.device.type != "cuda" or images.dtype != torch.float32:
+            return self.forward_maps(images)
+        with without_tf32():
+            return self.forward_maps(images)
 
     def _find_state(self) -> Hashable:
         """Return what a graph of the network depends on, or None if hooks would not be called."""

@@ -425,15 +425,15 @@ class RetinaNet(RetinaNetDetector):
 
                 .. versionadded:: 0.3.0
 
-        With ``cuda_graphs=True``, an input shape runs normally the first time it comes. The second time,
-        its graphs are captured, which takes as long as many images. Those of four shapes are kept, each
-        with memory for its images and twice its maps; intermediate results share memory. They give
-        room to a new shape once they have not been used for about 500 batches, so images should be
-        padded to few sizes. Results do not share memory with later calls, and several threads can use
-        the copy. Weights may be changed at any time. The copy runs without graphs if gradients or
-        autocast are enabled, or if the network has hooks, which a graph would not call. If a
-        capture fails, for example because a custom backbone reads values or memory runs out, a log
-        line says so (logger ``focaldet``), and that shape runs without a graph.
+        With ``cuda_graphs=True``, the first batch of each shape runs normally. At the second one, graphs
+        are captured, which takes as long as several batches. The graphs of four shapes are kept, each
+        with memory for its images and twice for its maps; intermediate results share memory. A graph is
+        replaced by that of a new shape only if it has not been used for about 500 batches, so images
+        should be padded to few sizes. Outputs are copies that later calls do not change, several threads
+        can use the copy, and weights and options may be changed at any time. Graphs are not used while
+        gradients or autocast are enabled, or if the network has hooks, which a graph would not call. If
+        a capture fails, for example because a custom backbone reads values or memory runs out, a
+        warning is logged once (logger ``focaldet``) and batches of that shape run normally.
 
         Raises:
             ValueError: If the dtype is not supported.

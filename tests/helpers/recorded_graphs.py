@@ -8,6 +8,7 @@ shape the host must know.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,6 +107,10 @@ class _Event:
         self.log.events.append("the host waits")
 
 
+def _note(log: Log, event: str, *_: object) -> None:
+    log.events.append(event)
+
+
 @contextlib.contextmanager
 def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     """Replace the parts of ``torch.cuda`` that capture and replay graphs."""
@@ -142,10 +147,10 @@ def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
             "graph": graph,
         }.items():
             patch.setattr(torch.cuda, name, value)
-        patch.setattr(
-            torch._C,
-            "_cuda_endAllocateToPool",
-            lambda *_: log.events.append("the pool is closed"),
-            raising=False,
-        )
+        for name, event in {
+            "_cuda_endAllocateToPool": "the pool is closed",
+            "_cuda_releasePool": "the pool is released",
+        }.items():
+            note = functools.partial(_note, log, event)
+            patch.setattr(torch._C, name, note, raising=False)
         yield log
