@@ -37,8 +37,9 @@ def test_a_section_prints_its_rows(capsys):
 
 
 def test_times_are_relative_to_torchvision_and_detections_are_equal():
-    row = gpu_detector.detection_row(CPU, "float32", 1, ["optimised"])
-    pattern = rf"torchvision {MS}   optimised {MS} \(.*x\)   optimised: 100.0% shared, .*"
+    row = gpu_detector.detection_row(CPU, "float32", 1, ["optimised", "graph"])
+    times = rf"torchvision {MS}   optimised {MS} \(.*x\)   graph {MS} \(.*x\)"
+    pattern = rf"{times}   graph: 100.0% shared, .*"
     assert re.fullmatch(pattern, row), row
 
 

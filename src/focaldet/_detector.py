@@ -131,7 +131,7 @@ class RetinaNetDetector(Predictor, nn.Module):
     def _run_batch(self, batch: ImageBatch) -> RetinaNetOutput:
         """Run the network on a batch and add the anchors. The output has no losses."""
         weight = weight_of_head(self)
-        logits, box_deltas = self.forward_maps(batch.tensor.to(weight))
+        logits, box_deltas = self._run_network(batch.tensor.to(weight))
         anchors = self.anchor_generator(
             [(level.shape[2], level.shape[3]) for level in logits],
             (batch.tensor.shape[2], batch.tensor.shape[3]),
@@ -139,6 +139,10 @@ class RetinaNetDetector(Predictor, nn.Module):
             dtype=torch.promote_types(weight.dtype, torch.float32),
         )
         return RetinaNetOutput(logits, box_deltas, anchors, batch.sizes, batch.original_sizes, None)
+
+    def _run_network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Call :meth:`forward_maps`, in the way that suits the model."""
+        return self.forward_maps(images)
 
     def _choose_model(
         self,

@@ -10,7 +10,7 @@ accelerator and an exporter pay for each operation.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ __all__ = [
     "AnchorsAt",
     "FixedShapeDetections",
     "Places",
+    "RunAsGraph",
+    "Scaling",
     "fixed_shape_detections",
 ]
 
@@ -116,6 +118,58 @@ class _Rows(NamedTuple):
         return _Rows(boxes, scores, self.labels.gather(1, best))
 
 
+class _Separated(NamedTuple):
+    """Everything before non-maximum suppression, which is the first step that depends on values.
+
+    Attributes:
+        boxes: ``[B, N, 4]``, of the candidates.
+        scores: ``[B, N]``. The score of a rejected candidate is 0.
+        labels: ``[B, N]``.
+        compared: ``[B * N + 2, 4]``, the boxes of each class and image in a place of their own, and two
+            more.
+        compared_scores: ``[B * N + 2]``.
+        limits: ``[B, 1, 4]``, the ``(x, y, x, y)`` to which boxes are clipped.
+        logits: ``[B, M]``, the best of all levels.
+        cut: Which images have candidates that were left out of a level, ``[B]`` bool. None if there can be
+            none.
+        left_out: Which images have candidates that were left out, ``[B]`` bool, or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    compared: Tensor
+    compared_scores: Tensor
+    limits: Tensor
+    logits: Tensor
+    cut: Tensor | None
+    left_out: Tensor | None
+
+
+class Scaling(NamedTuple):
+    """How boxes are scaled to the input images.
+
+    Attributes:
+        function: Scales boxes ``[B, N, 4]`` by the factors.
+        factors: ``[B, 2]``.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    factors: Tensor
+
+    def __call__(self, boxes: Tensor) -> Tensor:
+        return self.function(boxes, self.factors)
+
+
+class RunAsGraph(Protocol):
+    """Runs a function whose operations depend only on the shapes of its inputs."""
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor | None, ...]], inputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Return ``function(*inputs)``."""
+
+
 def fixed_shape_detections(
     options: _Options,
     logits: Sequence[Tensor],
@@ -126,9 +180,10 @@ def fixed_shape_detections(
     thresholds: Sequence[float] | Tensor,
     max_detections: int | None,
     labels: Tensor | None = None,
-    scale: Callable[[Tensor], Tensor] | None = None,
+    scale: Scaling | None = None,
     min_cells: Sequence[int] | None = None,
     find_incomplete: bool = False,
+    run: RunAsGraph | None = None,
 ) -> tuple[FixedShapeDetections, Tensor | None]:
     """Implement :meth:`focaldet.postprocess.PostProcess.fixed_shape`.
 
@@ -141,8 +196,8 @@ def fixed_shape_detections(
         thresholds: The score threshold of each level.
         max_detections: Number of rows, D. None keeps all candidates.
         labels: ``[K']``, int64, the labels to keep, sorted. None keeps all.
-        scale: Scales boxes ``[B, N, 4]`` to the input images; ``options`` determines at which step.
-            None leaves them in pixels of the batch.
+        scale: Scales boxes to the input images; ``options`` determines at which step. None leaves them
+            in pixels of the batch.
         min_cells: The minimum number of cells of each level. It matters for dynamic sizes: a level that
             may have fewer than ``pre_nms_top_k`` values is padded.
         find_incomplete: Whether to also return which images are incomplete, ``[B]`` bool. Non-maximum
@@ -150,48 +205,88 @@ def fixed_shape_detections(
             large batch only the best candidates of each image take part, which gives the same detections
             unless fewer than D of them are kept while others were left out. Images with NaN in the logits
             count as incomplete too, because NaN displaces other candidates.
+        run: Runs the steps before suppression. It requires tensors for ``anchors`` and ``thresholds``.
+            None runs them directly.
     """
-    batch = logits[0].shape[0]
-    cap = None if _is_dynamic(batch) else math.isqrt(8 * _MAX_MASK_BYTES) // batch
     maps = _Maps(logits, box_deltas, anchors, thresholds, labels, min_cells)
-    rows, values, cut = _candidates(options, maps, cap)
-    if scale is not None and options.clip_to == "original":
-        rows = rows._replace(boxes=scale(rows.boxes))
-    limits = _limits(options, sizes, logits[0]).to(rows.boxes)
-    clip_last = options.clip_to == "image_after_nms"
-    if not clip_last:
-        rows = _clip(options, rows, limits)
-    left_out = cut
-    if cap is not None and rows.scores.shape[1] > cap:
-        rows = rows.best(cap)
-        left_out = rows.scores[:, -1] > 0
-    num_classes = logits[0].shape[1] * 4 // box_deltas[0].shape[1]
-    kept = _kept(options, *_to_compare(options, rows, limits, scale), num_classes)
+    if run is None:
+        found = _separate(options, maps, sizes, scale)
+    else:
+        found = _separate_by(run, options, maps, sizes, scale)
+    cut, left_out = found.cut, found.left_out
+    rows = _Rows(found.boxes, found.scores, found.labels)
+    kept = _kept(options, found)
     num_rows = rows.scores.shape[1] if max_detections is None else max_detections
     rows = rows._replace(scores=rows.scores * kept).best(min(num_rows, rows.scores.shape[1]))
     incomplete = None
     if find_incomplete:
-        incomplete = values.isnan().any(dim=1)
+        incomplete = found.logits.isnan().any(dim=1)
         if left_out is not None:
             incomplete |= left_out & _has_too_few(rows.scores, max_detections)
         if cut is not None and options.drop_empty:
             # Boxes that were dropped may have displaced some.
             incomplete |= cut
-    if clip_last:
-        rows = _clip(options, rows, limits)
+    if options.clip_to == "image_after_nms":
+        rows = _clip(options, rows, found.limits)
         if options.drop_empty:
             rows = rows.best(rows.scores.shape[1])  # moves dropped boxes to the end
     boxes, scores, classes = rows
     if scale is not None and options.clip_to != "original":
         boxes = scale(boxes)
     empty = scores <= 0
-    found = FixedShapeDetections(
+    detections = FixedShapeDetections(
         boxes.masked_fill(empty[..., None], 0.0),
         scores,
         classes.masked_fill(empty, -1),
         (scores > 0).sum(dim=1),
     )
-    return found, incomplete
+    return detections, incomplete
+
+
+def _separate(options: _Options, maps: _Maps, sizes: Tensor, scale: Scaling | None) -> _Separated:
+    """Choose and decode the candidates, and prepare them for suppression."""
+    logits = maps.logits[0]
+    batch = logits.shape[0]
+    cap = None if _is_dynamic(batch) else math.isqrt(8 * _MAX_MASK_BYTES) // batch
+    rows, values, cut = _candidates(options, maps, cap)
+    if scale is not None and options.clip_to == "original":
+        rows = rows._replace(boxes=scale(rows.boxes))
+    limits = _limits(options, sizes, logits).to(rows.boxes)
+    if options.clip_to != "image_after_nms":
+        rows = _clip(options, rows, limits)
+    left_out = cut
+    if cap is not None and rows.scores.shape[1] > cap:
+        rows = rows.best(cap)
+        left_out = rows.scores[:, -1] > 0
+    num_classes = logits.shape[1] * 4 // maps.box_deltas[0].shape[1]
+    compared = _in_a_grid(options, *_to_compare(options, rows, limits, scale), num_classes)
+    return _Separated(*rows, *compared, limits, values, cut, left_out)
+
+
+def _separate_by(
+    run: RunAsGraph, options: _Options, maps: _Maps, sizes: Tensor, scale: Scaling | None
+) -> _Separated:
+    """Call :func:`_separate` with all tensors as inputs of one function."""
+    anchors, thresholds, labels = maps.anchors, maps.thresholds, maps.labels
+    assert not callable(anchors)  # noqa: S101  # as fixed_shape_detections requires
+    assert isinstance(thresholds, Tensor)  # noqa: S101
+    num_levels = len(maps.logits)
+
+    def separate(*inputs: Tensor) -> tuple[Tensor | None, ...]:
+        logits, box_deltas, anchors = (inputs[i * num_levels :][:num_levels] for i in range(3))
+        new_thresholds, new_sizes, *others = inputs[3 * num_levels :]
+        new_scale = None if scale is None else scale._replace(factors=others.pop(0))
+        new_labels = None if labels is None else others.pop(0)
+        new_maps = _Maps(logits, box_deltas, anchors, new_thresholds, new_labels, maps.min_cells)
+        return _separate(options, new_maps, new_sizes, new_scale)
+
+    inputs = [*maps.logits, *maps.box_deltas, *anchors, thresholds, sizes]
+    if scale is not None:
+        inputs.append(scale.factors)
+    if labels is not None:
+        inputs.append(labels)
+    found: Any = run(separate, inputs)
+    return _Separated(*found)
 
 
 def _is_dynamic(size: object) -> bool:
@@ -207,7 +302,7 @@ def _has_too_few(scores: Tensor, max_detections: int | None) -> Tensor:
 
 
 def _to_compare(
-    options: _Options, rows: _Rows, limits: Tensor, scale: Callable[[Tensor], Tensor] | None
+    options: _Options, rows: _Rows, limits: Tensor, scale: Scaling | None
 ) -> tuple[_Rows, Tensor | None]:
     """Return the rows with the boxes to compare, and their highest coordinate if none is below 0."""
     if scale is not None and options.scale_before_nms:
@@ -365,8 +460,10 @@ def _zeros_and_ones(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _kept(options: _Options, rows: _Rows, bound: Tensor | None, num_classes: int) -> Tensor:
-    """Return 1 for candidates that are kept, and 0 for those that a better one suppresses, ``[B, N]``.
+def _in_a_grid(
+    options: _Options, rows: _Rows, bound: Tensor | None, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return the boxes to suppress and their scores, those of all images in a row, and two more.
 
     The boxes of each class and image are moved to their own cell of a grid, so that one call handles
     the whole batch. The grid is nearly square, so that float32 keeps the boxes exact enough.
@@ -398,6 +495,13 @@ def _kept(options: _Options, rows: _Rows, bound: Tensor | None, num_classes: int
     separated = torch.where(alive, boxes + corner, nowhere).flatten(0, 1)
     separated = torch.cat((separated, torch.stack((nowhere, nowhere - 2))))
     flat = nn.functional.pad(scores.flatten(), (0, 2))
-    keep = torchvision.ops.nms(separated, flat, options.nms_threshold)
+    return separated, flat
+
+
+@torch.no_grad()
+def _kept(options: _Options, found: _Separated) -> Tensor:
+    """Return 1 for candidates that are kept, and 0 for those that a better one suppresses, ``[B, N]``."""
+    flat = found.compared_scores
+    keep = torchvision.ops.nms(found.compared, flat, options.nms_threshold)
     kept = torch.zeros_like(flat).index_fill(0, keep, 1.0)
-    return kept[:-2].view(scores.shape)
+    return kept[:-2].view(found.scores.shape)

@@ -7,17 +7,18 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focaldet._checks import check_choice
+from focaldet._cuda_graphs import GraphCache
 from focaldet._detector import RetinaNetDetector, weight_of_head
 from focaldet._norm_folding import fold_head_norms, fold_norms
+from focaldet._tf32 import without_tf32
 from focaldet._winograd import is_winograd_faster, use_winograd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
+    from collections.abc import Callable, Hashable, Sequence
+    from typing import Self
 
     from focaldet._output import RetinaNetOutput
     from focaldet.structures import ImageBatch
@@ -45,6 +46,9 @@ class OptimizedRetinaNet(RetinaNetDetector):
     .. versionadded:: 0.3.0
     """
 
+    _allow_tf32 = True
+    _graphs: GraphCache | None = None
+
     def forward(
         self,
         images: Sequence[Tensor] | Tensor | ImageBatch,
@@ -68,6 +72,34 @@ class OptimizedRetinaNet(RetinaNetDetector):
         """
         return self._run_batch(self._to_batch(images, resize=resize, validate=validate))
 
+    def _run_network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        if self._graphs is None:
+            return self._exact_maps(images)
+        # Users may replace the method, for example by a compiled one.
+        key = ("the network", vars(self).get("forward_maps"))
+        maps: Any = self._graphs(self._flat_maps, [images], key=key, find_state=self._find_state)
+        return list(maps[: len(maps) // 2]), list(maps[len(maps) // 2 :])
+
+    def _flat_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits, box_deltas = self._exact_maps(images)
+        return (*logits, *box_deltas)
+
+    def _exact_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Call :meth:`forward_maps`, without TF32 unless it is allowed."""
+        if self._allow_tf32 or images.device.type != "cuda" or images.dtype != torch.float32:
+            return self.forward_maps(images)
+        with without_tf32():
+            return self.forward_maps(images)
+
+    def _find_state(self) -> Hashable:
+        """Return what a graph of the network depends on, or None if hooks would not be called."""
+        return _state_of(self.backbone, self.fpn, self.head)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        if self._graphs is not None:
+            self._graphs.clear()  # they keep memory of the device that the model leaves
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
     @property
     def is_optimized(self) -> bool:
         """True.
@@ -88,8 +120,39 @@ class OptimizedRetinaNet(RetinaNetDetector):
         return super().__getattr__(name)
 
 
+def _state_of(*modules: nn.Module) -> Hashable:
+    """Return the addresses of all weights and the modes of all modules, or None if one has a hook.
+
+    This runs before each use of a graph, so it avoids ``modules()`` and the like, which are slow.
+    """
+    has_any_global_hook: Any = nn.modules.module._has_any_global_hook  # noqa: SLF001
+    if has_any_global_hook():
+        return None
+    state: list[Hashable] = []
+    waiting: list[nn.Module | None] = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        parts = vars(module)
+        if parts["_forward_hooks"] or parts["_forward_pre_hooks"]:
+            return None
+        state.append(parts["training"])
+        for name in ("_parameters", "_buffers"):
+            if parts[name]:
+                state += [each.data_ptr() for each in parts[name].values() if each is not None]
+        if parts["_modules"]:
+            waiting += parts["_modules"].values()
+    return tuple(state)
+
+
 def optimized_copy(
-    model: RetinaNetDetector, dtype: torch.dtype | None, *, winograd: bool | None
+    model: RetinaNetDetector,
+    dtype: torch.dtype | None,
+    *,
+    winograd: bool | None,
+    allow_tf32: bool,
+    cuda_graphs: bool,
 ) -> OptimizedRetinaNet:
     """Implement :meth:`focaldet.RetinaNet.optimize_for_inference`."""
     check_choice("dtype", dtype, _DTYPES)
@@ -109,7 +172,11 @@ def optimized_copy(
     if winograd:
         for part in network:
             use_winograd(part)
-    return result.eval().requires_grad_(requires_grad=False)
+    result.eval().requires_grad_(requires_grad=False)
+    result._allow_tf32 = allow_tf32  # noqa: SLF001
+    if cuda_graphs:
+        result._graphs = result.postprocess._graphs = GraphCache()  # noqa: SLF001
+    return result
 
 
 def _warn_of_overrides(kind: type[RetinaNetDetector]) -> None:

@@ -14,10 +14,13 @@ from focaldet._fixed_shape import (
     AnchorsAt,
     FixedShapeDetections,
     Places,
+    RunAsGraph,
+    Scaling,
     fixed_shape_detections,
 )
 from focaldet._torchvision import torchvision
 from focaldet._uploads import upload
+from focaldet.box_coder import BoxCoder, CornerBoxCoder
 from focaldet.boxes import at_least_float32, box_iou, clip_boxes, scale_boxes
 from focaldet.detections import Detections, with_tensors
 from focaldet.heads import gather_from_map
@@ -26,7 +29,7 @@ from focaldet.transforms import SIZE_ROUNDINGS, resize_factor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from focaldet.box_coder import BoxCoder, CornerBoxCoder
+    from focaldet._cuda_graphs import GraphCache
     from focaldet.transforms import SizeRounding
 
 __all__ = ["AnchorsAt", "FixedShapeDetections", "Places", "PostProcess", "soft_nms"]
@@ -121,6 +124,8 @@ class PostProcess(nn.Module):
     >>> PostProcess(BoxCoder())(logits, [torch.zeros(1, 4, 1, 1)], anchors, [(6, 9)])
     [Detections(1 in 6x9: 1 0.88)]
     """
+
+    _graphs: GraphCache | None = None  # only in copies for inference
 
     def __init__(
         self,
@@ -323,23 +328,49 @@ class PostProcess(nn.Module):
         numbers_B4 = upload(torch.tensor(numbers, dtype=dtype), maps.device)
         scale = None
         if batch.original_sizes is not None:
-            scale = partial(self._scale_batch, factors_BYX=numbers_B4[:, 2:])
+            scale = Scaling(self._scale_batch, numbers_B4[:, 2:])
+        thresholds: Sequence[float] | Tensor = batch.thresholds
+        run = self._run_as_graph(is_scaled=scale is not None)
+        if run is not None:
+            thresholds = upload(torch.tensor(thresholds, dtype=dtype), maps.device)
         found, incomplete = fixed_shape_detections(
             self,
             batch.logits,
             batch.box_deltas,
             batch.anchors,
             numbers_B4[:, :2],
-            thresholds=batch.thresholds,
+            thresholds=thresholds,
             max_detections=batch.max_detections,
             labels=batch.wanted,
             scale=scale,
             find_incomplete=True,
+            run=run,
         )
         return [
             self._detect_image(batch, image).to(device) if one is None else one
             for image, one in enumerate(_to_detections(found, incomplete, batch, device))
         ]
+
+    def _run_as_graph(self, *, is_scaled: bool) -> RunAsGraph | None:
+        """Return what runs the steps before suppression as a graph, or None to run them directly."""
+        coder = self.box_coder
+        # The tensors that a different coder uses are not known.
+        if self._graphs is None or not isinstance(coder, BoxCoder | CornerBoxCoder):
+            return None
+        # The options that these steps use, because a graph does not follow later changes.
+        options = (
+            *(
+                coder,
+                repr(vars(coder)),
+                is_scaled,
+                self.pre_nms_top_k,
+                self.clip_to,
+                self.drop_empty,
+            ),
+            *(self.inclusive_corners, self.scale_before_nms, self.first_stride),
+            *(self.class_agnostic_nms, self.resize_limits is None),
+        )
+        return partial(self._graphs, key=("the post-processing", *options))
 
     def _factors(
         self, size: tuple[int, int], original_size: tuple[int, int]
@@ -350,7 +381,7 @@ class PostProcess(nn.Module):
         factor = resize_factor(original_size, *self.resize_limits, rounding=self.size_rounding)
         return factor, factor
 
-    def _scale_batch(self, boxes: Tensor, *, factors_BYX: Tensor) -> Tensor:
+    def _scale_batch(self, boxes: Tensor, factors_BYX: Tensor) -> Tensor:
         """Scale ``[B, N, 4]`` as :meth:`scale_to_original` scales the boxes of one image."""
         factors = factors_BYX.flip(1).repeat(1, 2)[:, None]
         last_pixel = (torch.arange(4, device=boxes.device) > 1) * int(self.inclusive_corners)

@@ -390,16 +390,19 @@ class RetinaNet(RetinaNetDetector):
         return output._replace(losses=losses)
 
     def optimize_for_inference(
-        self, dtype: torch.dtype | None = None, *, winograd: bool | None = None
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        winograd: bool | None = None,
+        allow_tf32: bool = True,
+        cuda_graphs: bool = False,
     ) -> OptimizedRetinaNet:
         """Return a faster copy that only predicts. This model is left unchanged.
 
         BatchNorm is folded into the convolutions (a custom backbone that cannot be traced keeps its
         norms, with a warning) and the network uses the channels_last memory format. In float32, boxes
-        move by less than 0.05 pixels and scores by less than 1e-4. On a GPU this holds only with
-        ``torch.backends.cudnn.allow_tf32 = False``: by default, cuDNN computes float32 convolutions in
-        TF32, which is faster but less exact, for the copy and the original alike. Box geometry is always
-        computed in float32 or better.
+        move by less than 0.05 pixels and scores by less than 1e-4, unless a GPU computes in TF32; see
+        ``allow_tf32``. Box geometry is always computed in float32 or better.
 
         Args:
             dtype: torch.bfloat16 or torch.float16 is faster but less exact. None keeps the model's
@@ -408,6 +411,29 @@ class RetinaNet(RetinaNetDetector):
                 transformed weights four times as large in addition (176 MiB for a ResNet-50 and 80
                 classes). None uses it in float32 on a CPU if a measurement of half a second finds it
                 faster there.
+            allow_tf32: Whether cuDNN may compute float32 convolutions of the copy in TF32, which is
+                faster but rounds their inputs to 10 bits. True follows PyTorch's setting, which allows
+                it by default. False switches it off while the network of a copy on a GPU runs. The setting
+                belongs to the process, so convolutions of other threads are exact meanwhile, too.
+                :meth:`forward_maps` alone always follows PyTorch's setting.
+
+                .. versionadded:: 0.3.0
+            cuda_graphs: Whether a copy on a CUDA device launches the network, and the steps before
+                non-maximum suppression, as CUDA graphs. This saves the time that Python and PyTorch need
+                to launch each operation, so it helps where that takes longer than the GPU computes:
+                single or small images, and fast GPUs. For large batches it only takes memory. See below.
+
+                .. versionadded:: 0.3.0
+
+        With ``cuda_graphs=True``, the first batch of each shape runs normally. At the second one, graphs
+        are captured, which takes as long as several batches. The graphs of four shapes are kept, each
+        with memory for its images and twice for its maps; intermediate results share memory. A graph is
+        replaced by that of a new shape only if it has not been used for about 500 batches, so images
+        should be padded to few sizes. Outputs are copies that later calls do not change, several threads
+        can use the copy, and weights and options may be changed at any time. Graphs are not used while
+        gradients or autocast are enabled, or if the network has hooks, which a graph would not call. If
+        a capture fails, for example because a custom backbone reads values or memory runs out, a
+        warning is logged once (logger ``focaldet``) and batches of that shape run normally.
 
         Raises:
             ValueError: If the dtype is not supported.
@@ -416,7 +442,9 @@ class RetinaNet(RetinaNetDetector):
             UserWarning: If the backbone cannot be traced, or a subclass overrides methods of this
                 class that the copy does not have.
         """
-        return optimized_copy(self, dtype, winograd=winograd)
+        return optimized_copy(
+            self, dtype, winograd=winograd, allow_tf32=allow_tf32, cuda_graphs=cuda_graphs
+        )
 
     @property
     def is_optimized(self) -> bool:

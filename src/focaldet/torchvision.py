@@ -139,19 +139,28 @@ class RetinaNet(_tv.RetinaNet):  # type: ignore[misc]  # torchvision has no type
         return model.train(self.training)
 
     def optimize_for_inference(
-        self, dtype: torch.dtype | None = None, *, winograd: bool | None = None
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        winograd: bool | None = None,
+        allow_tf32: bool = True,
+        cuda_graphs: bool = False,
     ) -> OptimizedRetinaNet:
         """Return a faster copy that only predicts, with the settings that this model has now.
 
         Args:
             dtype: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
             winograd: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
+            allow_tf32: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
+            cuda_graphs: See :meth:`focaldet.RetinaNet.optimize_for_inference`.
 
         Raises:
             ValueError: If the dtype is not supported, or the architecture or a setting has no
                 counterpart in focaldet.
         """
-        detector = self.to_focaldet().optimize_for_inference(dtype, winograd=winograd)
+        detector = self.to_focaldet().optimize_for_inference(
+            dtype, winograd=winograd, allow_tf32=allow_tf32, cuda_graphs=cuda_graphs
+        )
         return OptimizedRetinaNet(detector)
 
     def _config(self, file: CheckpointFile) -> RetinaNetConfig:

@@ -141,8 +141,12 @@ def training_row(setting: Setting, name: str, images: int, layout: torch.memory_
             model.to(memory_format=torch.contiguous_format).zero_grad(set_to_none=True)
 
 
-def optimised(setting: Setting, name: str, *, compiled: bool = False) -> OptimizedRetinaNet:
-    model: OptimizedRetinaNet = models(setting)[OURS].optimize_for_inference(DTYPES[name])
+def optimised(
+    setting: Setting, name: str, *, compiled: bool = False, graphs: bool = False
+) -> OptimizedRetinaNet:
+    model: OptimizedRetinaNet = models(setting)[OURS].optimize_for_inference(
+        DTYPES[name], cuda_graphs=graphs
+    )
     if compiled:
         torch.compiler.reset()  # or else the number of recompilations reaches its limit
         compile_maps(model, backend="eager" if setting.small else "inductor")
@@ -156,6 +160,7 @@ def detection_calls(setting: Setting, name: str, images: int, kinds: Sequence[st
     made = {
         "plain": sides[OURS].eval,
         "optimised": functools.partial(optimised, setting, name),
+        "graph": functools.partial(optimised, setting, name, graphs=True),
         "compiled": functools.partial(optimised, setting, name, compiled=True),
     }
 
@@ -179,7 +184,7 @@ def detection(setting: Setting) -> Iterator[Row]:
     """Compare detection, compiled last because it takes long to begin."""
     names = precisions(setting, ("bfloat16", "float16", "TF32", "float32"))
     batches = sizes_of_batches(setting, (1, 8, 32))
-    for kinds in (("plain", "optimised"), ("compiled",)):
+    for kinds in (("plain", "optimised", "graph"), ("compiled",)):
         for images in batches:
             for name in names:
                 title = f"{images} images, {name}"
