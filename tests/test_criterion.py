@@ -194,7 +194,7 @@ def test_ranks_add_up_their_positives_while_the_box_losses_are_computed(
             order.append("box losses")
             return super().encode(*arguments)
 
-    def classification_loss(logits: Any, *_: Any, **__: Any) -> torch.Tensor:
+    def classification_loss(logits: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
         order.append("classification")
         return logits[0].sum()
 

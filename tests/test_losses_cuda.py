@@ -28,7 +28,7 @@ from focaldet.losses._layout import dense, level_of, levels_of_maps
 from tests.helpers.fake_cuda import fake_cuda
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -384,18 +384,22 @@ def test_losses_of_entries_in_pieces_have_the_values_and_gradient_of_float64(
             assert_close(got, want.to(dtype))
 
 
+def no_formula(tensors: Sequence[Tensor]) -> Tensor:
+    raise AssertionError(f"The formula was called with {len(tensors)} tensors.")
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
 def test_saturated_logits_in_pieces_have_the_gradients_of_the_cpu(gamma: float) -> None:
     x = torch.tensor([-1e4, -200.0, -100.0, -30.0, 30.0, 100.0, 200.0, 1e4])[:, None].repeat(1, 3)
     targets = torch.tensor([[0.0, 0.5, 1.0]]).repeat(8, 1)
-    kernel = _pieces.EntryPieces(targets, KernelOptions(0.25, gamma, -100), 1.0, False, torch.sum)
+    kernel = _pieces.EntryPieces(targets, KernelOptions(0.25, gamma, -100), 1.0, False, no_formula)
     y = x.clone().requires_grad_()
     loss = sigmoid_focal_loss(y, targets, gamma=gamma, reduction="none")
     (gradient,) = torch.autograd.grad(loss.sum(), y)
     assert_close(kernel.entries(x), loss)
     assert_close(kernel.entries_gradient(x, torch.ones_like(x)), gradient)
     infinite = torch.tensor([[-torch.inf, torch.inf]]).T.repeat(1, 3)
-    kernel = _pieces.EntryPieces(targets[:2], kernel.options, 1.0, False, torch.sum)
+    kernel = _pieces.EntryPieces(targets[:2], kernel.options, 1.0, False, no_formula)
     assert not kernel.entries(infinite).isnan().any()
     assert kernel.entries_gradient(infinite, torch.ones(2, 3)).isfinite().all()
 

@@ -137,6 +137,11 @@ def compare(row: Row, rounds: int) -> bool:
     return fast and (apart < 1e-4 or row.kind == "bf16")
 
 
+def losses_of(model: RetinaNet, images: list[Tensor], targets: list[Any]) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = model(images, targets).losses
+    return losses
+
+
 def format_steps(
     backbone: str, head_norm: Any, size: tuple[int, int]
 ) -> dict[torch.memory_format, Callable[[], dict[str, Tensor]]]:
@@ -157,8 +162,7 @@ def format_steps(
             warnings.filterwarnings("ignore", "The backbone is randomly initialised")
             model = RetinaNet.from_config(config).train()
         model.to(memory_format=layout)
-        call = functools.partial(model, images, targets)
-        steps[layout] = stepping(model, lambda call=call: call().losses)
+        steps[layout] = stepping(model, functools.partial(losses_of, model, images, targets))
     return steps
 
 

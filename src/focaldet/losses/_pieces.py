@@ -177,8 +177,8 @@ class EntryPieces:
             alpha = self.options.alpha
             if isinstance(alpha, Tensor):
                 alpha = alpha[piece.first_class : piece.first_class + piece.shape[1]].view(-1, 1)
-            parts = (values[span].view(piece.shape) for values in (memory, targets))
-            yield _SoftPart(span, *parts, alpha)
+            shape = piece.shape
+            yield _SoftPart(span, memory[span].view(shape), targets[span].view(shape), alpha)
 
 
 def _size_of_pieces(x: Tensor) -> int:

@@ -255,7 +255,7 @@ def _in_pieces(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
     kernel = EntryPieces(targets, KernelOptions.of(options), divided, reduced, formula)
     losses: Tensor = EntryLosses.apply(kernel, targets, logits)
     if not reduced:
-        return losses.view(shape) if losses.shape != shape else losses
+        return losses.view(shape)
     count: Tensor | int = logits.numel()
     if not targets.is_floating_point():
         count = (targets != ignore_index).sum() * logits.shape[1]
