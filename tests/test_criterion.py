@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,6 +24,9 @@ from focaldet.criterion import (
 from focaldet.heads import flatten_maps
 from focaldet.losses import sigmoid_focal_loss
 from focaldet.matching import BACKGROUND, ATSSAssigner, Matcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FEATURES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 CLASSES = 3
@@ -194,9 +197,16 @@ def test_ranks_add_up_their_positives_while_the_box_losses_are_computed(
             order.append("box losses")
             return super().encode(*arguments)
 
-    def classification_loss(logits: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+    def classification_loss(
+        logits: Sequence[torch.Tensor],
+        targets: torch.Tensor,
+        *,
+        num_classes: int,
+        divisor: torch.Tensor,
+    ) -> torch.Tensor:
         order.append("classification")
-        return logits[0].sum()
+        assert targets.max() < num_classes
+        return logits[0].sum() / divisor[0]
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
