@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from focaldet import AnchorGenerator
+from focaldet import criterion as criterion_module
 from focaldet.box_coder import BoxCoder
 from focaldet.boxes import generalized_box_iou
 from focaldet.criterion import (
@@ -23,6 +24,9 @@ from focaldet.criterion import (
 from focaldet.heads import flatten_maps
 from focaldet.losses import sigmoid_focal_loss
 from focaldet.matching import BACKGROUND, ATSSAssigner, Matcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FEATURES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 CLASSES = 3
@@ -171,6 +175,46 @@ def test_the_number_of_positives_is_averaged_over_ranks(monkeypatch: pytest.Monk
     monkeypatch.setattr(dist, "all_reduce", other_rank_found_twice_as_many)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert_close(criterion()(*case)["classification"], alone / 1.5)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_ranks_add_up_their_positives_while_the_box_losses_are_computed(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    class Work:
+        def wait(self) -> None:
+            order.append("wait")
+
+    def all_reduce(_: torch.Tensor, *, async_op: bool = False) -> Work:
+        assert async_op
+        order.append("add up")
+        return Work()
+
+    class Coder(BoxCoder):
+        def encode(self, *arguments: Any) -> torch.Tensor:
+            order.append("box losses")
+            return super().encode(*arguments)
+
+    def classification_loss(
+        logits: Sequence[torch.Tensor],
+        targets: torch.Tensor,
+        *,
+        num_classes: int,
+        divisor: torch.Tensor,
+    ) -> torch.Tensor:
+        order.append("classification")
+        assert targets.max() < num_classes
+        return logits[0].sum() / divisor[0]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(criterion_module, "runs_on_cpu", lambda _: on_cpu)
+    module = RetinaNetCriterion(Matcher(), Coder(), classification_loss=classification_loss)
+    module(*example())
+    assert order == ["add up", "box losses", "wait", "classification"]
 
 
 def test_the_initial_loss_is_small_with_the_prior() -> None:

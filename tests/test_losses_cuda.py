@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision import ops as torchvision_ops
 
 from focaldet.losses import (
     FocalLoss,
@@ -22,11 +23,12 @@ from focaldet.losses import (
     sigmoid_focal_loss_maps,
 )
 from focaldet.losses._arguments import KernelOptions, Options
+from focaldet.losses._autograd import EntryLosses
 from focaldet.losses._layout import dense, level_of, levels_of_maps
 from tests.helpers.fake_cuda import fake_cuda
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -51,16 +53,12 @@ def _nothing_probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that the kernels work on every device."""
-    monkeypatch.setattr(_cuda, "kernels", lambda _: types.ModuleType("kernels"))
-
-
-@pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     """Treat the CPU as a device without Triton, and count the losses of the device's path."""
     monkeypatch.setattr(_cuda, "kernels", lambda _: None)
-    monkeypatch.setattr(_cuda, "applies", functools.partial(_cuda.applies, device="cpu"))
+    for name in ("applies", "applies_to_entries"):
+        on_cpu = functools.partial(getattr(_cuda, name), device="cpu")
+        monkeypatch.setattr(_cuda, name, on_cpu)
     with mock.patch.object(_cuda, "reduced_loss", wraps=_cuda.reduced_loss) as used:
         yield used
 
@@ -110,7 +108,6 @@ def test_the_limit_of_planes_counts_anchors_and_not_classes() -> None:
     assert not _cuda.suits([maps[0].expand(7281, 720, 1, 2)], targets, options(), 60)
 
 
-@pytest.mark.usefixtures("served")
 def test_the_kernels_apply_to_plain_tensors_of_the_device_only() -> None:
     logits, targets = FITTING
     assert not _cuda.applies([logits], targets, options(), 3)  # on a CPU
@@ -122,7 +119,6 @@ def test_the_kernels_apply_to_plain_tensors_of_the_device_only() -> None:
     assert not _cuda.applies([logits.as_subclass(Marked)], targets, options(), 3, device="cpu")
 
 
-@pytest.mark.usefixtures("served")
 def test_a_differentiable_alpha_uses_pytorch_operations() -> None:
     alpha = torch.full((3,), 0.5)
     assert _cuda.applies([FITTING[0]], FITTING[1], options(alpha=alpha), 3, device="cpu")
@@ -130,7 +126,6 @@ def test_a_differentiable_alpha_uses_pytorch_operations() -> None:
     assert not _cuda.applies([FITTING[0]], FITTING[1], options(alpha=alpha), 3, device="cpu")
 
 
-@pytest.mark.usefixtures("served")
 def test_transforms_and_forward_differentiation_use_pytorch_operations() -> None:
     logits, targets = FITTING
     seen = []
@@ -145,7 +140,6 @@ def test_transforms_and_forward_differentiation_use_pytorch_operations() -> None
     assert seen == [False, False]
 
 
-@pytest.mark.usefixtures("served")
 def test_compiled_code_uses_pytorch_operations() -> None:
     logits, targets = FITTING
 
@@ -195,7 +189,7 @@ def test_without_triton_it_is_logged_once_that_pytorch_operations_are_used(
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "focaldet.losses._triton", raising=False)
     with caplog.at_level(logging.INFO, "focaldet"):
-        assert not _cuda.applies([FITTING[0]], FITTING[1], options(), 3, device="cpu")
+        assert _cuda.kernels(CPU) is None
         assert _cuda.kernels(CPU) is None
     (record,) = caplog.records
     assert record.levelno == logging.INFO
@@ -336,6 +330,105 @@ def test_second_derivatives_of_half_precision_use_the_formula(no_kernels: mock.M
     assert_close(*seconds, rtol=0.05, atol=0.05)
 
 
+entries_of_pieces = _pieces.EntryPieces.entries
+ENTRIES = {
+    "soft": lambda shape: torch.rand(shape).round(decimals=1),
+    "multi-label": lambda shape: torch.randint(2, shape).float(),
+    "classes": lambda shape: torch.randint(-2, shape[1], (shape[0], *shape[2:])),
+}
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("kind", ENTRIES)
+@pytest.mark.parametrize("size", [None, 24])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"gamma": 0, "normalizer": 7.0},
+        {"gamma": 0.3, "alpha": None, "normalizer": "num_pos"},
+        {"gamma": 1.5, "alpha": torch.linspace(0.1, 0.9, 6)},
+        {"gamma": 2.0, "normalizer": torch.tensor([3.0], dtype=torch.float64)},
+    ],
+)
+def test_losses_of_entries_in_pieces_have_the_values_and_gradient_of_float64(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    kind: str,
+    size: int | None,
+    changed: dict[str, Any],
+) -> None:
+    if size is not None:  # pieces of less than a plane
+        monkeypatch.setattr(_pieces, "SMALLEST", size)
+        monkeypatch.setattr(_pieces, "LARGEST", size)
+    for shape in ((5, 6), (2, 6, 5, 4), (6,)):
+        targets = ENTRIES[kind](shape) if len(shape) > 1 else ENTRIES["soft"](shape)
+        asked = {"ignore_index": -2, **changed}
+        base = (torch.randn(shape) * 6).to(dtype)
+        if len(shape) == 4:
+            base = base.contiguous(memory_format=torch.channels_last)
+        for reduction in ("none", "sum") if "normalizer" in changed else ("none", "mean"):
+            ours, exact = base.clone().requires_grad_(), base.double().requires_grad_()
+            with mock.patch.object(_pieces.EntryPieces, "entries", autospec=True) as entries:
+                entries.side_effect = entries_of_pieces
+                loss = sigmoid_focal_loss(ours, targets, reduction=reduction, **asked)
+            hard_sum = kind == "classes" and reduction != "none" and len(shape) > 1
+            assert entries.call_count == (not hard_sum)
+            expected = sigmoid_focal_loss(exact, targets, reduction=reduction, **asked)
+            result_dtype = dtype if reduction == "none" else torch.float32
+            assert_close(loss, expected.to(result_dtype), rtol=None, atol=None)
+            upstream = torch.rand(loss.shape, dtype=result_dtype)
+            (got,) = torch.autograd.grad(loss, ours, upstream)
+            (want,) = torch.autograd.grad(expected, exact, upstream.to(expected.dtype))
+            assert got.stride() == base.stride()
+            assert_close(got, want.to(dtype))
+
+
+def no_formula(tensors: Sequence[Tensor]) -> Tensor:
+    raise AssertionError(f"The formula was called with {len(tensors)} tensors.")
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
+def test_saturated_logits_in_pieces_have_the_gradients_of_the_cpu(gamma: float) -> None:
+    x = torch.tensor([-1e4, -200.0, -100.0, -30.0, 30.0, 100.0, 200.0, 1e4])[:, None].repeat(1, 3)
+    targets = torch.tensor([[0.0, 0.5, 1.0]]).repeat(8, 1)
+    kernel = _pieces.EntryPieces(targets, KernelOptions(0.25, gamma, -100), 1.0, False, no_formula)
+    y = x.clone().requires_grad_()
+    loss = sigmoid_focal_loss(y, targets, gamma=gamma, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), y)
+    assert_close(kernel.entries(x), loss)
+    assert_close(kernel.entries_gradient(x, torch.ones_like(x)), gradient)
+    infinite = torch.tensor([[-torch.inf, torch.inf]]).T.repeat(1, 3)
+    kernel = _pieces.EntryPieces(targets[:2], kernel.options, 1.0, False, no_formula)
+    assert not kernel.entries(infinite).isnan().any()
+    assert kernel.entries_gradient(infinite, torch.ones(2, 3)).isfinite().all()
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_ignored_places_in_pieces_hide_any_logits_and_any_upstream_gradient() -> None:
+    x = torch.tensor([[torch.nan, torch.inf], [0.0, 0.0]]).requires_grad_()
+    loss = sigmoid_focal_loss(x, torch.tensor([-100, 1]), reduction="none")
+    assert_close(loss[0], torch.zeros(2))
+    upstream = torch.tensor([[torch.nan, torch.inf], [1.0, 1.0]])
+    (gradient,) = torch.autograd.grad(loss, x, upstream)
+    assert (gradient[0] == 0).all()
+    assert (gradient[1] != 0).all()
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_second_derivatives_of_entries_use_the_formula(reduction: Any) -> None:
+    base, targets, upstream = torch.randn(5, 6), torch.rand(5, 6), torch.rand(5, 6)
+    seconds = []
+    for dtype in (torch.float32, torch.float64):
+        x = base.to(dtype).requires_grad_()
+        loss = sigmoid_focal_loss(x, targets.to(dtype), reduction=reduction, normalizer="num_pos")
+        total = (loss * upstream).sum()
+        (first,) = torch.autograd.grad(total, x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0].float())
+    assert_close(*seconds, rtol=1e-4, atol=1e-6)
+
+
 # Waits, uploads and memory, counted with fake tensors
 
 
@@ -403,6 +496,49 @@ def torchvision_loss(x: Tensor, targets: Tensor) -> Tensor:
     loss = ce_loss * ((1 - p_t) ** 2.0)
     alpha_t = 0.25 * targets + (1 - 0.25) * (1 - targets)
     return (alpha_t * loss).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_no_loss_without_kernels_needs_more_memory_than_torchvision(
+    soft: bool, reduction: Any, gamma: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda, "kernels", lambda _: None)
+    monkeypatch.setattr("focaldet.losses._arguments.plain", lambda device, *_: device == "cuda")
+    monkeypatch.setattr(_pieces, "PIECES", 4)  # fewer than usual, which is quicker and needs more
+    monkeypatch.setattr(_pieces, "SMALLEST", 1024)
+    with fake_cuda() as counts, torch.device("cuda:0"):
+        x = torch.empty(500, 80, dtype=dtype).requires_grad_()
+        floats, classes = torch.empty_like(x), torch.empty(500, dtype=torch.int64)
+        targets = floats if soft else classes
+
+        def bytes_of(call: Callable[[], Tensor]) -> tuple[int, int]:
+            """Return the peak, and what is left with the result, above what was there before."""
+            counts.clear()
+            start = counts.live
+            result = call()
+            assert result.device.type == "cuda"
+            return counts.peak - start, counts.live - start
+
+        options: dict[str, Any] = {"gamma": gamma, "reduction": reduction}
+        with mock.patch.object(EntryLosses, "apply", wraps=EntryLosses.apply) as used:
+            peak, saved = bytes_of(lambda: sigmoid_focal_loss(x, targets, **options))
+        most, kept = bytes_of(
+            lambda: torchvision_ops.sigmoid_focal_loss(
+                x, floats if soft else F.one_hot(classes, 80).to(dtype), **options
+            )
+        )
+        assert saved <= (x.nbytes if reduction == "none" else 0) + 2**12
+        assert saved <= kept
+        assert peak <= most, (peak / x.numel(), most / x.numel())
+        assert used.call_count == (soft or reduction == "none")
+        for call in used.call_args_list:  # backward cannot run on fake CUDA tensors by itself
+            upstream = floats if reduction == "none" else torch.empty(())
+            with torch.no_grad():
+                backward, _ = bytes_of(lambda: call.args[0].entries_gradient(x, upstream))  # noqa: B023
+            assert saved + backward <= most, (backward / x.numel(), most / x.numel())
 
 
 @pytest.mark.parametrize("size", [(4, 6), (50, 84)])

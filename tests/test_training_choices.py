@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import logging
@@ -14,11 +15,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from focaldet.criterion import CrossEntropyMapLoss, FocalMapLoss, SoftmaxFocalMapLoss
 from focaldet.datasets import DetectionDataset
+from focaldet.losses._layout import dense, memory_of
 from focaldet.training import (
     BestModel,
     CocoAP,
@@ -78,6 +81,7 @@ def run(data: Path, folder: Path, *, resume: bool = False, callbacks: Any = (), 
         ({"class_weights": {"owl": -1}}, ValueError, r"class_weights\['owl'\].*\[0, .*-1"),
         ({"class_weights": {"owl": "2"}}, TypeError, r"class_weights\['owl'\] must be a number"),
         ({"sampler": "balanced"}, ValueError, "sampler 'balanced'.*'repeat_factor'"),
+        ({"channels_last": None}, ValueError, "channels_last None.*True.*False"),
         ({"repeat_threshold": 0}, ValueError, r"repeat_threshold.*\(0, 1\].*0"),
         ({"freeze": -1}, ValueError, "freeze.*-1"),
         ({"freeze": [3]}, TypeError, r"freeze\[0\] must be a string, got 3"),
@@ -535,3 +539,60 @@ def test_the_line_of_an_epoch_has_the_ap_of_each_of_up_to_ten_classes(
     ProgressLog().on_train_epoch_end(trainer, module)
     line = caplog.messages[-1]
     assert ("AP per class (c0 -, c1 0.010" in line) == (2 <= count <= 10)
+
+
+class RecordLayout(pl.Callback):
+    """Record whether the weights of convolutions are channels_last, at the end of training."""
+
+    found: tuple[bool, ...] = ()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        del trainer
+        self.found = layouts(pl_module)
+
+
+def layouts(model: nn.Module) -> tuple[bool, ...]:
+    """Return whether weights are contiguous, for those whose two memory formats differ."""
+    formats = [
+        (p.is_contiguous(), p.is_contiguous(memory_format=torch.channels_last))
+        for p in model.parameters()
+        if p.ndim == 4
+    ]
+    return tuple(contiguous for contiguous, last in formats if not (contiguous and last))
+
+
+def test_a_run_in_channels_last_has_the_same_losses_and_writes_contiguous_weights(
+    data: Path, tmp_path: Path
+) -> None:
+    saved, losses = [], []
+    for channels_last in (False, True):
+        folder, record = tmp_path / str(channels_last), RecordLayout()
+        model = smallest_detector()
+        train(
+            model,
+            read_data(data / "train" / "annotations.json"),
+            folder=folder,
+            options=tiny_options(batch_size=8, epochs=1, channels_last=channels_last),
+            callbacks=[record],
+        )
+        assert set(record.found) == {not channels_last}
+        assert all(layouts(model))
+        with (folder / "metrics.csv").open() as rows:
+            losses.append(next(csv.DictReader(rows)))
+        saved.append(load_file(folder / "last" / "model.safetensors"))
+    for name in ("train/classification", "train/box_regression"):
+        assert_close(float(losses[1][name]), float(losses[0][name]), rtol=1e-5, atol=0)
+    assert_close(saved[1], saved[0], rtol=1e-4, atol=1e-6)
+    # The format may change when a run is resumed.
+    summary = run(data, tmp_path / "True", resume=True, validate=False, epochs=2)
+    assert summary.epochs == 2
+
+
+def test_channels_last_maps_reach_the_losses_without_a_copy() -> None:
+    model = tiny_detector("batch").to(memory_format=torch.channels_last)
+    logits, box_deltas = model.forward_maps(torch.rand(2, 3, 64, 96))
+    for m in (*logits, *box_deltas):
+        assert m.is_contiguous(memory_format=torch.channels_last)
+        assert dense(m) is m
+        memory, _ = memory_of(m)
+        assert memory.data_ptr() == m.data_ptr()

@@ -360,7 +360,7 @@ class RetinaNetCriterion(nn.Module):
         labels = torch.cat([target["labels"].to(grid.anchors.device) for target in targets])
         matched_idxs_BR = torch.stack([self._match(boxes, grid) for boxes in boxes_of])
         positive_BR = matched_idxs_BR >= 0
-        divisor_B = self._divisors(_Count(positive_BR, self.normalizer))
+        count = _Count(positive_BR, self.normalizer)
         images, positives = positive_BR.nonzero(as_tuple=True)
         # Boxes and labels of all images are concatenated; these are the first rows of each image.
         firsts = list(accumulate((len(boxes) for boxes in boxes_of[:-1]), initial=0))
@@ -368,9 +368,10 @@ class RetinaNetCriterion(nn.Module):
         # BACKGROUND is -1 in the matches and in the class targets.
         class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED)
         class_targets_BR[images, positives] = labels[objects]
-        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
         box_losses = self._box_losses(deltas, grid.anchors[positives], torch.cat(boxes_of)[objects])
+        divisor_B = self._divisors(count)
+        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
@@ -399,15 +400,12 @@ class RetinaNetCriterion(nn.Module):
         matched_idxs_BR = self._match_images(padded, grid)
         positive_BR = matched_idxs_BR >= 0
         count = _Count(positive_BR, self.normalizer)
-        # While ranks add up their counts:
         object_BR = matched_idxs_BR.clamp(min=0)
         class_targets_BR = torch.where(
             positive_BR,
             padded.labels.gather(1, object_BR),
             matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED),
         )
-        divisor_B = self._divisors(count)
-        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         # Anchors without an object learn nothing from a unit box, whose losses and gradients are finite.
         positive_BR1 = positive_BR[..., None]
         unit_4 = (torch.arange(4, device=positive_BR.device) >= 2).to(grid.anchors)
@@ -420,6 +418,8 @@ class RetinaNetCriterion(nn.Module):
         )
         box_losses_BR = box_losses.sum(dim=1).view_as(positive_BR)
         box_losses_B = torch.where(positive_BR, box_losses_BR, 0.0).sum(dim=1)
+        divisor_B = self._divisors(count)
+        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
         box_regression = (box_losses_B / divisor_B).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
@@ -513,7 +513,8 @@ class RetinaNetCriterion(nn.Module):
 class _Count:
     """Numbers of positives, of each image and of the batch averaged over ranks.
 
-    Adding them up over ranks starts here and takes place while the host continues.
+    Adding them up over ranks starts here. It takes place while the box losses are computed, which do
+    not depend on it.
 
     Args:
         positive_BR: Which anchors are positive.

@@ -14,10 +14,13 @@ have a target, and resident memory. The exit status is 1 if a ratio misses its t
 from __future__ import annotations
 
 import argparse
+import functools
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from focaldet import RetinaNet, RetinaNetConfig
 from tests.benchmarks.memory import compare_memory, memory_of_calls
 from tests.benchmarks.peer import (
     header,
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from focaldet import RetinaNet
     from tests.benchmarks.memory import Memory
 
 
@@ -135,6 +137,47 @@ def compare(row: Row, rounds: int) -> bool:
     return fast and (apart < 1e-4 or row.kind == "bf16")
 
 
+def losses_of(model: RetinaNet, images: list[Tensor], targets: list[Any]) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = model(images, targets).losses
+    return losses
+
+
+def format_steps(
+    backbone: str, head_norm: Any, size: tuple[int, int]
+) -> dict[torch.memory_format, Callable[[], dict[str, Tensor]]]:
+    """Return one training step for each memory format, with the same weights."""
+    images, targets = images_of(size, 2), targets_of(size, 20, 2)
+    config = RetinaNetConfig(
+        num_classes=91,
+        backbone=backbone,
+        head_norm=head_norm,
+        fpn_channels=256 if backbone == "resnet50" else 64,
+        min_size=min(size),
+        max_size=max(size),
+    )
+    steps = {}
+    for layout in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The backbone is randomly initialised")
+            model = RetinaNet.from_config(config).train()
+        model.to(memory_format=layout)
+        steps[layout] = stepping(model, functools.partial(losses_of, model, images, targets))
+    return steps
+
+
+def compare_formats(backbone: str, head_norm: str | None, size: str, rounds: int) -> bool:
+    """Print one row, with the ratios of contiguous to channels_last."""
+    steps = format_steps(backbone, head_norm, size_of(size))
+    last, contiguous = steps[torch.channels_last], steps[torch.contiguous_format]
+    pairs = zip(last().values(), contiguous().values(), strict=True)
+    apart = max(float((a - b).abs() / b) for a, b in pairs)
+    times = in_turn(last, contiguous, rounds)
+    name = f"{backbone} {size} head_norm={head_norm}"
+    report(name, *times, 0, f"losses {apart:.1e} apart")
+    return apart < 1e-5
+
+
 def memory(row: Row, threads: int) -> bool:
     arguments = ["--rows", row.kind, "--sizes", row.size, "--boxes", str(row.boxes)]
     arguments += ["--threads", str(threads)]
@@ -157,6 +200,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", default=["float32", "bf16", "memory"])
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v2"])
     parser.add_argument("--sizes", nargs="+", default=["512", "800x1333"])
     parser.add_argument("--boxes", nargs="+", type=int, default=[20, 200, 1000])
     parser.add_argument("--threads", type=int, default=2)
@@ -177,6 +221,13 @@ def main() -> int:
         memory(row, options.threads) if row.kind == "memory" else compare(row, options.rounds)
         for row in rows
     ]
+    if "formats" in options.rows:
+        good += [
+            compare_formats(backbone, head_norm, size, options.rounds)
+            for backbone in options.backbones
+            for size in options.sizes
+            for head_norm in (None, "group")
+        ]
     print(f"{sum(good)} of {len(good)} rows reach their target")
     return 0 if all(good) else 1
 

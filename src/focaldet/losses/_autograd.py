@@ -22,7 +22,7 @@ class Kernel(Protocol):
         """Return ``factor`` times the reduced loss, and its gradient for the wanted tensors."""
 
     def entries(self, x: Tensor) -> Tensor:
-        """Return the loss of each entry, in the shape and dtype of ``x``."""
+        """Return the loss of each entry in the shape and dtype of ``x``, or a sum of them."""
 
     def entries_gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient of ``(entries(x) * upstream).sum()``."""
@@ -104,7 +104,7 @@ class TotalLossInPlace(torch.autograd.Function):
 
 
 class EntryLosses(torch.autograd.Function):
-    """The losses of all entries, whose gradient is computed in the backward pass."""
+    """The losses of all entries or their sum, whose gradient is computed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, targets: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The sigmoid focal loss on CUDA devices without the memory of PyTorch operations.
 
-Triton kernels compute it. Triton is optional, and is imported only when a CUDA tensor arrives that
-its kernels support. Without it, losses in half precision are computed piece by piece.
+Triton kernels compute reduced losses with class indices. Triton is optional, and is imported only
+when a CUDA tensor arrives that its kernels support. Without it, and for soft targets and reduction
+"none", the loss is computed piece by piece.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MOST_PLANES = 65_535
 MOST_ENTRIES = 2**31 - 2**16
 """Largest number of entries in a plane: offsets there are int32, and may exceed it by a tile."""
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 _logger = logging.getLogger(__name__)
 _probed: dict[torch.device, ModuleType | None] = {}
 _reported: set[torch.device] = set()
@@ -46,28 +49,38 @@ def applies(
     *,
     device: str = "cuda",
 ) -> bool:
-    """Return whether `reduced_loss` can be used: for plain tensors, and if `_module` has a module.
+    """Return whether `reduced_loss` can be used, for which the tensors must be plain.
 
     Only the logits may be differentiated, and a tensor ``normalizer``.
     """
-    alpha = options.alpha
-    others = [alpha] if isinstance(alpha, Tensor) else []
-    return (
-        tensors[0].device.type == device
-        and suits(tensors, targets, options, num_classes)
-        and arguments.plain(device, *tensors, targets, *others)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
-        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
-        and _module(tensors[0]) is not None
+    return _are_plain(tensors, (targets, options.alpha), device) and suits(
+        tensors, targets, options, num_classes
     )
 
 
-def _module(x: Tensor) -> ModuleType | None:
-    """Return the module that computes the loss of these logits, or None for plain operations."""
-    module = kernels(x.device)
-    if module is None and x.dtype in (torch.bfloat16, torch.float16):
-        return _pieces
-    return module
+def applies_to_entries(
+    logits: Tensor, targets: Tensor, options: Options, *, device: str = "cuda"
+) -> bool:
+    """Return whether `EntryPieces` can be used, for which the tensors must be plain.
+
+    Only the logits may be differentiated.
+    """
+    return (
+        _are_plain([logits], (targets, options.alpha, options.normalizer), device)
+        and logits.numel() > 0
+        and logits.dtype in _DTYPES
+        and logits.layout == torch.strided
+    )
+
+
+def _are_plain(tensors: Sequence[Tensor], more: Sequence[object], device: str) -> bool:
+    others = [value for value in more if isinstance(value, Tensor)]
+    return (
+        tensors[0].device.type == device
+        and arguments.plain(device, *tensors, *others)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in others))
+        and torch.autograd.forward_ad._current_level < 0  # noqa: SLF001 (no public equivalent)
+    )
 
 
 def suits(tensors: Sequence[Tensor], targets: Tensor, options: Options, num_classes: int) -> bool:
@@ -85,7 +98,7 @@ def _suits(x: Tensor, num_classes: int) -> bool:
     return (
         x.ndim >= 2
         and num_classes > 0
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.dtype in _DTYPES
         and x.layout == torch.strided
         and (x.ndim == 2 or x.shape[:2].numel() // num_classes <= MOST_PLANES)
         and (x.ndim == 2 or x.shape[1:].numel() <= MOST_ENTRIES)
@@ -182,8 +195,7 @@ class _ImageTotals(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Compute the sums."""
-        module = _module(tensors[0])
-        assert module is not None  # noqa: S101 (`applies` has checked)
+        module = kernels(tensors[0].device) or _pieces
         targets = targets.contiguous()
         planes = _in_planes(levels, targets)
         ctx.save_for_backward(targets, planes, *tensors)

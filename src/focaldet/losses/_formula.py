@@ -65,10 +65,7 @@ def soft_focal(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
     A soft target t gives ``m^gamma (t softplus(-x) + (1 - t) softplus(x))`` with the mean error
     ``m = t sigmoid(-x) + (1 - t) sigmoid(x)``; at t = 0 and t = 1 that is `focal`.
     """
-    # The side with weight 0 is evaluated at 0, since 0 * inf is NaN.
-    negative = x.masked_fill((targets < 1).logical_not(), 0.0)
-    positive = x.masked_fill((targets > 0).logical_not(), 0.0)
-    loss = targets * softplus(-positive) + (1 - targets) * softplus(negative)
+    loss = _cross_entropy(x, targets)
     whole = math.floor(gamma)
     if whole > 0:
         loss = loss * _mean_error(x, targets).pow(whole)
@@ -78,6 +75,29 @@ def soft_focal(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
         log_error = _mean_error(x.clamp(-limit, limit), targets).log()
         loss = loss * torch.exp((gamma - whole) * log_error)
     return loss
+
+
+def soft_focal_derivative(x: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Compute the derivative of `soft_focal` by the logits.
+
+    With the mean error m, the cross-entropy c, p = sigmoid(x) and q = 1 - p, it is
+    ``m^gamma (gamma (1 - 2 t) c p q / m + (1 - t) p - t q)``. Autograd keeps more tensors.
+    """
+    p, q = torch.sigmoid(x), torch.sigmoid(-x)
+    m = _mean_error(x, targets)
+    # p q / m is at most 1, but m may underflow. 0 * inf would be NaN where c is infinite.
+    out = _cross_entropy(x, targets).clamp_(max=1e30)
+    out.mul_(p * q).div_(m.clamp(min=torch.finfo(m.dtype).tiny))
+    out.mul_((1 - 2 * targets).mul_(gamma))
+    out += p.mul_(1 - targets).sub_(q.mul_(targets))
+    return out if gamma == 0 else out.mul_(m.pow_(gamma))
+
+
+def _cross_entropy(x: Tensor, targets: Tensor) -> Tensor:
+    # The side with weight 0 is evaluated at 0, since 0 * inf is NaN.
+    negative = x.masked_fill((targets < 1).logical_not(), 0.0)
+    positive = x.masked_fill((targets > 0).logical_not(), 0.0)
+    return targets * softplus(-positive) + (1 - targets) * softplus(negative)
 
 
 def _mean_error(x: Tensor, targets: Tensor) -> Tensor:

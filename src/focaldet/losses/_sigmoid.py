@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from focaldet.losses import _arguments as arguments
 from focaldet.losses import _cuda
-from focaldet.losses._arguments import Options
+from focaldet.losses._arguments import KernelOptions, Options
 from focaldet.losses._autograd import EntryLosses, TotalLoss, TotalLossInPlace
 from focaldet.losses._cpu_dense import FEW, DenseLoss
 from focaldet.losses._cpu_sparse import SparseLoss
 from focaldet.losses._formula import alpha_for, sigmoid_focal_entries, soft_focal
 from focaldet.losses._layout import Special, dense, find_keys, find_special, level_of
+from focaldet.losses._pieces import EntryPieces
 from focaldet.losses._reduction import count_positives, divisor, reduce
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def sigmoid_focal_loss(
         For plain float32, bfloat16 and float16 tensors on a CPU, kernels compute the gradient
         together with the loss, in pieces that fit in the cache. On CUDA devices, Triton kernels are
         used for logits ``[N, K, ...]`` of these dtypes with class indices, if Triton is installed
-        and the reduction is not "none". Without Triton, such losses in half precision are computed
-        piece by piece. Both read contiguous and channels_last logits as they are stored, copy
+        and the reduction is not "none". Otherwise, PyTorch operations compute one piece of the
+        logits at a time. Both read contiguous and channels_last logits as they are stored, copy
         others to contiguous ones, save nothing else for the backward pass, and recompute there.
         Everything else uses the same formula with PyTorch operations: float64, `torch.compile`,
         `torch.func`, forward-mode differentiation, second derivatives, differentiable targets or
@@ -116,6 +117,8 @@ def sigmoid_focal_loss(
         _check_overwritable(logits, reduction)
     if _cuda.applies([logits], targets, options, arguments.count_classes(logits)):
         return _on_cuda(logits, targets, options)
+    if _cuda.applies_to_entries(logits, targets, options):
+        return _in_pieces(logits, targets, options)
     if not kernels_apply(logits, targets, alpha, normalizer):
         return _formula(logits, targets, options)
     shape = logits.shape
@@ -231,6 +234,32 @@ def _on_cuda(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
     return _cuda.reduced_loss(
         [logits], [level], targets.reshape(level.images, -1), options, image_totals
     )
+
+
+def _in_pieces(logits: Tensor, targets: Tensor, options: Options) -> Tensor:
+    """Compute the loss where `_cuda.applies_to_entries`."""
+    shape, ignore_index = logits.shape, options.ignore_index
+    if logits.ndim < 2:
+        soft = targets.is_floating_point()
+        logits, targets = logits.reshape(1, -1), targets.reshape(1, -1) if soft else targets.view(1)
+    logits = dense(logits)
+    reduced = options.reduction != "none"
+    divided = divisor(options.normalizer, lambda: count_positives(targets, ignore_index))
+    if isinstance(divided, Tensor):
+        divided = divided.float().view(())
+    same = options._replace(reduction="sum" if reduced else "none", normalizer=divided)
+
+    def formula(tensors: Sequence[Tensor]) -> Tensor:
+        return _formula(tensors[0], targets, same)
+
+    kernel = EntryPieces(targets, KernelOptions.of(options), divided, reduced, formula)
+    losses: Tensor = EntryLosses.apply(kernel, targets, logits)
+    if not reduced:
+        return losses.view(shape)
+    count: Tensor | int = logits.numel()
+    if not targets.is_floating_point():
+        count = (targets != ignore_index).sum() * logits.shape[1]
+    return reduce(losses, options.reduction, count, logits.dtype)
 
 
 def _formula(logits: Tensor, targets: Tensor, options: Options) -> Tensor:

@@ -45,9 +45,10 @@ class RetinaNetModule(pl.LightningModule):
 
     Args:
         model: Model to train, in place.
-        options: Settings of the optimiser and the schedule, with the class weights and the parts to
-            freeze. The batch size and the accumulation are used to scale the learning rate. None uses
-            the defaults. Frozen parts of the model are still frozen when training has ended.
+        options: Settings of the optimiser and the schedule, with the class weights, the parts to
+            freeze and the memory format. The batch size and the accumulation are used to scale the learning rate. None uses
+            the defaults. Frozen parts of the model are still frozen when training has ended, and its
+            memory format is still channels_last.
         resize_images: Whether the model resizes training images. Pass False if the transform of the
             dataset has resized them already. Validation images are always resized by the model.
 
@@ -76,6 +77,8 @@ class RetinaNetModule(pl.LightningModule):
         self.options = options or TrainingOptions()
         self.resize_images = resize_images
         self.stopping = False
+        if self.options.channels_last:
+            model.to(memory_format=torch.channels_last)
         freeze = self.options.freeze
         self._frozen = [] if not freeze else freeze_parts(model, freeze)
         weights = self.options.class_weights

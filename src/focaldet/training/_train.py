@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
@@ -221,6 +222,8 @@ def train(
                 weights = Weights(model.current_config(), weights_to_save(trainer, module))
                 save_checkpoint(weights, folder / "last")
                 LOG.info("%s", _conclusion(folder, best))
+    if options.channels_last:
+        model.to(memory_format=torch.contiguous_format)
     model.eval()
     return TrainingSummary(folder, best.best, best.epoch, trainer.current_epoch)
 
