@@ -46,9 +46,9 @@ class RetinaNetModule(pl.LightningModule):
     Args:
         model: Model to train, in place.
         options: Settings of the optimiser and the schedule, with the class weights, the parts to
-            freeze and the memory format. The batch size and the accumulation are used to scale the learning rate. None uses
-            the defaults. Frozen parts of the model are still frozen when training has ended, and its
-            memory format is still channels_last.
+            freeze and the memory format. The batch size and the accumulation are used to scale the
+            learning rate. None uses the defaults. When training has ended, frozen parts of the model
+            are still frozen, and its memory format is still channels_last.
         resize_images: Whether the model resizes training images. Pass False if the transform of the
             dataset has resized them already. Validation images are always resized by the model.
 
