@@ -27,6 +27,7 @@ from focaldet.export import (
 from focaldet.export._agreement import agreement_of
 from focaldet.export._candidates import map_error
 from focaldet.export._processor import missing_units
+from focaldet.export._quantization import read_shapes_of_sums
 from focaldet.export._sessions import shared_core
 from focaldet.postprocess import PostProcess
 from tests.helpers.tiny_export import make_model, photo
@@ -116,7 +117,12 @@ def test_the_report_lists_groups_size_and_agreement(
     assert size[0] == path.stat().st_size < 0.7 * size[1]  # smaller if all groups are in INT8
     assert report.agreement is not None
     assert report.agreement.images == 8
-    for text in ("int8", "head.class_logits: 3 convolutions", "calibrated on 16 images", "in float32"):
+    for text in (
+        "int8",
+        "head.class_logits: 3 convolutions",
+        "calibrated on 16 images",
+        "in float32",
+    ):
         assert text in str(report)
 
 
@@ -450,3 +456,37 @@ def test_options_of_the_command_that_do_not_fit_are_errors(
 ) -> None:
     assert main(["export", "missing", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_shape_of_a_summand_is_read_from_the_sum() -> None:
+    helper = onnx.helper
+    sizes = ["batch", 2, "height", "width"]
+    float_type = onnx.TensorProto.FLOAT
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, float_type, sizes)
+
+    file = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Relu", ["images"], ["map"]),
+                helper.make_node("Shape", ["map"], ["size"]),
+                helper.make_node("Shape", ["map"], ["used_before_the_sum"]),
+                helper.make_node("Expand", ["map", "used_before_the_sum"], ["expanded"]),
+                helper.make_node("Add", ["map", "expanded"], ["sum"]),
+                helper.make_node("Shape", ["images"], ["other"]),
+                helper.make_node("Expand", ["sum", "size"], ["out"]),
+            ],
+            "test",
+            [value("images")],
+            [value("out"), helper.make_tensor_value_info("other", onnx.TensorProto.INT64, [4])],
+            value_info=[value("map"), value("sum")],
+        )
+    )
+    read_shapes_of_sums(file)
+    onnx.checker.check_model(file, full_check=True)
+    assert {n.output[0]: n.input[0] for n in file.graph.node if n.op_type == "Shape"} == {
+        "size": "sum",
+        "used_before_the_sum": "map",
+        "other": "images",
+    }

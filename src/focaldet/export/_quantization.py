@@ -3,10 +3,9 @@
 onnxruntime's static quantisation chooses the ranges and inserts the nodes: each convolution gets weights
 in INT8 with a scale per output channel, and inputs and outputs in UINT8 with a scale per map, as pairs of
 QuantizeLinear and DequantizeLinear. Both onnxruntime and OpenVINO run such files with integer kernels, so
-that one file serves both and no other package is needed. They do not always compute the same: OpenVINO 2026.4
-on a processor with AVX2 alone gets one convolution of MobileNetV2 wrong. So errors are measured in both, if
-both are installed. Everything else stays in float32: of all
-operators, only convolutions take enough time to gain from it.
+that one file serves both and no other package is needed. They do not always compute the same, so errors are
+measured in both, if both are installed. Everything else stays in float32: of all operators, only
+convolutions take enough time to gain from it.
 
 Which convolutions can be in INT8 depends on the model and on its weights, so it is measured. The
 convolutions are put into groups, and each group is converted alone and its maps are compared with the
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from focaldet.retinanet import RetinaNet
     from focaldet.structures import ImageBatch
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "read_shapes_of_sums"]
 
 _METHOD = "smallest and largest value of each map"
 _MEASURED_IMAGES = 8
@@ -80,6 +79,7 @@ def quantize(
     """
     onnx: Any = import_extra("onnx", purpose=_PURPOSE, install="focaldet[export]")
     whole = onnx.load(str(source))
+    read_shapes_of_sums(whole)
     network, outputs = _network_of(onnx, whole)
     groups = _groups_of(network)
     onnx.save(network, str(folder / "network.onnx"))
@@ -212,6 +212,35 @@ def _network_of(onnx: Any, whole: Any) -> tuple[Any, list[str]]:
     for value in others:
         graph.value_info.remove(value)
     return network, outputs
+
+
+def read_shapes_of_sums(model: Any) -> None:
+    """Let nodes that read the shape of a summand read that of the sum instead, which is the same.
+
+    If the output of a convolution in INT8 is added to another map and its shape is read, OpenVINO 2026.4
+    adds the bias of the first channel to all channels. In a MobileNetV2, the sizes to which the pyramid
+    is upsampled are read there.
+    """
+    nodes = list(model.graph.node)
+    shapes = {value.name: value.type.tensor_type.shape for value in model.graph.value_info}
+    first_use: dict[str, int] = {}
+    sums: dict[str, int] = {}  # by the summand
+    for position, node in enumerate(nodes):
+        for name in node.input:
+            first_use.setdefault(name, position)
+            same = name in shapes and shapes[name] == shapes.get(node.output[0])
+            if same and node.op_type == "Add":
+                sums.setdefault(name, position)
+    places = []
+    for position, node in enumerate(nodes):
+        places.append((position, 0))
+        if node.op_type == "Shape" and node.input[0] in sums:
+            last = sums[node.input[0]]
+            if last < first_use.get(node.output[0], len(nodes)):
+                node.input[0] = nodes[last].output[0]
+                places[-1] = (last, 1)  # immediately after the sum
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[i] for i in sorted(range(len(nodes)), key=places.__getitem__))
 
 
 class _Convolution(NamedTuple):
