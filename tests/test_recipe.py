@@ -108,16 +108,42 @@ def test_the_number_of_epochs_follows_from_the_number_of_images(images: int, epo
     assert chosen.options.epochs == epochs
 
 
-def test_small_objects_get_smaller_anchors() -> None:
-    small, large = (recipe("small_data", table(side=side), device="cpu") for side in (30, 40))
-    sizes = [list(one.config.anchor_sizes) for one in (small, large)]
-    assert sizes[0] == [16, 32, 64, 128, 256]  # 30 * 320 / 480 = 20 pixels
-    assert sizes[1] == [32, 64, 128, 256, 512]
-    assert "100% of the objects are smaller than 24 pixels" in reasons(small)
-    kept = recipe(
-        "small_data", table(side=30), device="cpu", config_changes={"anchor_sizes": (8,) * 5}
+def test_anchors_are_chosen_for_the_objects_at_the_input_size() -> None:
+    small, large = (recipe("small_data", table(side=side), device="cpu") for side in (30, 60))
+    assert large.config.anchor_sizes == (32, 64, 128, 256, 512)
+    assert "Anchors of the default sizes, because they reach 100.0% of the objects" in reasons(
+        large
     )
-    assert kept.config.anchor_sizes == (8,) * 5
+    smallest = small.config.anchor_sizes[0]
+    assert smallest < 30  # 30 * 320 / 480 = 20 pixels
+    assert small.config.anchor_sizes == tuple(
+        pytest.approx(smallest * 2**level, rel=0.01) for level in range(5)
+    )
+    assert small.config.aspect_ratios == (0.5, 1.0, 2.0)
+    assert (
+        "they reach 100.0% and the default ones 0.0% of the objects with an IoU of 0.5"
+        in reasons(small)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"anchor_sizes": (8,) * 5}, {"aspect_ratios": (1.0,)}, {"assigner": "atss"}]
+)
+def test_anchors_are_not_changed_if_the_caller_says_them_or_matches_otherwise(
+    changes: dict[str, Any],
+) -> None:
+    default = RetinaNetConfig(num_classes=2)
+    chosen = recipe("small_data", table(side=30), device="cpu", config_changes=changes).config
+    assert chosen.anchor_sizes == changes.get("anchor_sizes", default.anchor_sizes)
+    assert chosen.aspect_ratios == changes.get("aspect_ratios", default.aspect_ratios)
+
+
+def test_a_few_or_degenerate_objects_do_not_change_the_anchors() -> None:
+    few = recipe("small_data", table(19, side=30), device="cpu")
+    flat = recipe("small_data", table(100, side=0), device="cpu")
+    for chosen, count in ((few, 19), (flat, 0)):
+        assert chosen.config.anchor_sizes == RetinaNetConfig(num_classes=2).anchor_sizes
+        assert f"the data has only {count} objects of a known size" in reasons(chosen)
 
 
 def test_the_sizes_of_the_transform_are_those_of_the_config() -> None:

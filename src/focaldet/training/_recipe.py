@@ -15,6 +15,8 @@ import torch
 from focaldet._checks import check_choice, check_range
 from focaldet.config import RetinaNetConfig
 from focaldet.datasets import AnnotationTable, train_transform
+from focaldet.datasets._anchor_fit import fit_anchors, share_reached
+from focaldet.datasets.checks._anchors import objects_at_input
 from focaldet.training._optimisation import PAPER_BATCH
 from focaldet.training._options import TrainingOptions
 from focaldet.training._runs import read_run
@@ -39,8 +41,7 @@ _BATCH = 4
 _LONG_SIDE = 1333 / 800  # of the paper, relative to the short one
 _SHORT_SIDES = {"cpu": 320, "gpu": 800}  # the largest that "small_data" chooses by itself
 _SIZE_STEP = 32
-_SMALL_OBJECT = 24.0  # pixels, well below the smallest default anchor
-_SMALL_SHARE = 0.05  # of the objects
+_FEWEST_OBJECTS = 20  # from which anchors are chosen
 _GB_PER_IMAGE = 2.0  # GPU memory that a ResNet-50 needs at 800 x 1333 in float32, rounded up
 
 
@@ -304,21 +305,40 @@ class _Job(NamedTuple):
             which = "no GPU, and a ResNet-50 would take too long" if self.kind == "cpu" else "a GPU"
             self.reasons.append(f"Backbone {config.backbone}, because there is {which}.")
         config = self._sized(config, self._short_side()).replace(**self.config)
-        if "anchor_sizes" in self.config:
+        if {"anchor_sizes", "octave_scales", "aspect_ratios"} & self.config.keys():
             return config
-        return config.replace(anchor_sizes=self._anchor_sizes(config))
+        return self._anchors(config)
 
-    def _anchor_sizes(self, config: RetinaNetConfig) -> tuple[float, ...]:
-        """Return the anchor sizes for the objects of the data. Halved ones find small objects."""
-        sides = _object_sides(self.table, self.sizes, config)
-        share = float((sides < _SMALL_OBJECT).mean()) if len(sides) else 0.0
-        if share <= _SMALL_SHARE:
-            return config.anchor_sizes
+    def _anchors(self, config: RetinaNetConfig) -> RetinaNetConfig:
+        """Return the config with anchors for the objects of the data, at the size of the input."""
+        if config.criterion != "retinanet" or config.assigner != "iou":
+            self.reasons.append(
+                "Anchors stay as they are, because they are not assigned to objects by IoU thresholds."
+            )
+            return config
+        objects, _ = objects_at_input(self.table, self.sizes, config)
+        if len(objects.boxes) < _FEWEST_OBJECTS:
+            self.reasons.append(
+                f"Anchors stay as they are, because the data has only "
+                f"{_counted(len(objects.boxes), 'object')} of a known size in a known image size."
+            )
+            return config
+        strides = [2**level for level in config.map_levels]
+        fitted = fit_anchors(objects, config, strides)
+        before = share_reached(objects, config, strides)
+        share = f"{before:.1%} of the objects with an IoU of {config.positive_threshold:g} or more"
+        if fitted == config:
+            self.reasons.append(f"Anchors of the default sizes, because they reach {share}.")
+            return config
+        sizes = ", ".join(f"{size:g}" for size in fitted.anchor_sizes)
+        ratios = ""
+        if fitted.aspect_ratios != config.aspect_ratios:
+            ratios = f" (height / width: {', '.join(f'{r:g}' for r in fitted.aspect_ratios)})"
         self.reasons.append(
-            f"Anchors half as large as usual, because {share:.0%} of the objects are smaller than "
-            f"{_SMALL_OBJECT:g} pixels after resizing."
+            f"Anchors of {sizes} pixels{ratios}, because they reach "
+            f"{share_reached(objects, fitted, strides):.1%} and the default ones {share}."
         )
-        return tuple(size / 2 for size in config.anchor_sizes)
+        return fitted
 
     def _sized(self, config: RetinaNetConfig, min_size: int | None = None) -> RetinaNetConfig:
         """Return the config with a min_size, or that of the caller, and a max_size to go with it."""
@@ -376,20 +396,6 @@ def _images_that_fit() -> int:
         return 2
     gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
     return max(1, int(gigabytes / _GB_PER_IMAGE))
-
-
-def _object_sides(
-    table: AnnotationTable, sizes: npt.NDArray[np.int32], config: RetinaNetConfig
-) -> npt.NDArray[np.float64]:
-    """Return the square root of the area of each object in pixels of the resized image."""
-    boxes, image_sizes = table.boxes[~table.crowd], sizes[table.image_indices[~table.crowd]]
-    known = (image_sizes > 0).all(axis=1) & np.isfinite(boxes).all(axis=1)
-    boxes, image_sizes = boxes[known], image_sizes[known]
-    short, long = image_sizes.min(axis=1), image_sizes.max(axis=1)
-    factors = np.minimum(config.min_size / short, config.max_size / long)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
-    sides: npt.NDArray[np.float64] = np.sqrt(areas) * factors
-    return sides
 
 
 def _outcome(config: RetinaNetConfig, options: TrainingOptions, images: int, devices: int) -> str:
