@@ -66,6 +66,7 @@ VARIANTS = {
     "recipe-default-anchors": Variant(config=_anchors(1)),
     "recipe-half-anchors": Variant(config=_anchors(0.5)),
     "recipe-double-anchors": Variant(config=_anchors(2)),
+    "recipe-paper-init": Variant(config={"head_init": "paper"}),
 }
 
 

@@ -45,8 +45,8 @@ _OUTPUT_VARIABLE = (
 )
 
 _CONFIG_FIELDS = (
-    "backbone", "trainable_stages", "fpn_channels", "head_depth", "head_norm", "min_size",
-    "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
+    "backbone", "trainable_stages", "fpn_channels", "head_depth", "head_norm", "head_init",
+    "min_size", "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
 )  # fmt: skip
 _OPTION_FIELDS = (
     "epochs", "batch_size", "accumulate", "optimizer", "lr", "schedule", "warmup_steps",
@@ -125,6 +125,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--fpn-channels", type=int, metavar="N", help="channels of the feature pyramid")
     add("--head-depth", type=int, metavar="N", help="convolutions in each tower of the head")
     add("--head-norm", choices=["none", "group"], help="normalisation in the head")
+    add("--head-init", choices=["paper", "fan_in"],
+        help="initial weights of the head: 'paper', or 'fan_in' for pyramids with fewer than 256 channels")  # fmt: skip
     add("--min-size", type=int, metavar="PX", help="length of the short side of an image in pixels")
     add("--max-size", type=int, metavar="PX", help="maximum length of the long side in pixels")
     add("--anchor-sizes", type=float, nargs="+", metavar="PX",

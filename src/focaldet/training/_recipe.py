@@ -297,7 +297,7 @@ class _Job(NamedTuple):
 
     def _network_for_small_data(self) -> RetinaNetConfig:
         config = RetinaNetConfig.paper().replace(
-            head_norm="group", box_loss="giou", box_loss_weight=2.0
+            head_norm="group", head_init="fan_in", box_loss="giou", box_loss_weight=2.0
         )
         if self.kind == "cpu":
             config = config.replace(backbone="mobilenet_v2", fpn_channels=64)
