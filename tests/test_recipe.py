@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,79 @@ def test_the_reasons_are_sentences() -> None:
         lines = str(recipe(data=table(), device=device)).splitlines()
         assert len(lines) >= 4
         assert all(line[0].isupper() and line.endswith(".") for line in lines), lines
+
+
+def test_each_choice_is_explained() -> None:
+    lines = recipe("small_data", table(292), device="cpu").reasons
+    assert lines[0] == "Recipe 'small_data', as asked for. The data has 292 images."
+    assert lines[3:] == (
+        "Anchors of the default sizes, because they reach 100.0% of the objects with an IoU of 0.5 or more.",
+        "The first 2 of 5 stages of the backbone stay as they are, as is usual with pretrained weights.",
+        "Updates use 4 images, so that few images still make many updates.",
+        "Epochs: 25, because 292 images make 73 updates per epoch, and this recipe aims at 1,800 in all.",
+        "Learning rate: 0.001, which was tried with AdamW and this backbone.",
+        (
+            "Images are mirrored left to right at random, and not top to bottom, because most scenes have "
+            "an upright direction."
+        ),
+        "Trains a mobilenet_v2 at 320 pixels for 25 epochs, about 1,825 updates of 4 images.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            {"epochs": 7, "option_changes": {"lr": 0.02, "batch_size": 2}},
+            (
+                "Epochs: 7, as asked for.",
+                "Learning rate: 0.02, as asked for.",
+                "Updates use 2 images, as",
+            ),
+        ),
+        ({"device": "cuda"}, ("Learning rate: 0.0001, the usual one for AdamW.",)),
+        ({"config_changes": {"trainable_stages": 5}}, ("All stages of the backbone train.",)),
+        ({"start": RetinaNetConfig(num_classes=9)}, ("0.0001, because a trained detector needs",)),
+        ({"option_changes": {"optimizer": "sgd"}}, ("0.001, which is meant for AdamW, so set",)),
+        (
+            {"transform_options": {"vertical_flip": 0.5}},
+            ("Images are mirrored left to right and top to bottom at random, as asked for.",),
+        ),
+        (
+            {"transform_options": {"horizontal_flip": 0.0, "vertical_flip": 0.5}},
+            ("Images are mirrored top to bottom at random, as asked for.",),
+        ),
+    ],
+)
+def test_the_explanations_follow_what_the_caller_says(
+    arguments: dict[str, Any], lines: tuple[str, ...]
+) -> None:
+    said = reasons(recipe("small_data", table(), **{"device": "cpu", **arguments}))
+    assert [line for line in lines if line not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (("turn left", "turn_right"), False),
+        (("hand-R", "LeftHand"), False),
+        (("leftover", "bright"), True),
+        (("left2", "copyright"), False),
+    ],
+)
+def test_images_are_not_mirrored_if_a_class_is_on_one_side(
+    names: tuple[str, str], *, mirrored: bool
+) -> None:
+    data = dataclasses.replace(table(), class_names=names)
+    chosen = recipe("small_data", data, device="cpu")
+    first = type(chosen.train_transform.transforms[0]).__name__
+    assert (first == "RandomHorizontalFlip") == mirrored
+    assert chosen.transform_options == ({} if mirrored else {"horizontal_flip": 0.0})
+    assert (
+        "not mirrored, because left and right differ in the class" in reasons(chosen)
+    ) != mirrored
+    kept = recipe("small_data", data, device="cpu", transform_options={"horizontal_flip": 0.5})
+    assert type(kept.train_transform.transforms[0]).__name__ == "RandomHorizontalFlip"
 
 
 def test_mistakes_are_named() -> None:

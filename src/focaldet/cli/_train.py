@@ -95,6 +95,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "recipe 'paper')")  # fmt: skip
     add("--vertical-flip", action="store_const", const=0.5,
         help="also mirror images top to bottom, for photos from a microscope or a satellite")  # fmt: skip
+    add("--no-horizontal-flip", action="store_const", const=0.0, dest="horizontal_flip",
+        help="do not mirror images left to right (default: mirror them, unless the recipe 'small_data' "
+        "finds left or right in the name of a class)")  # fmt: skip
     add("--color", action="store_const", const=True, help="also distort the colours of images")
 
 
@@ -437,7 +440,7 @@ def _option_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _transform_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("min_scale", "vertical_flip", "color")
+    names = ("min_scale", "horizontal_flip", "vertical_flip", "color")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
