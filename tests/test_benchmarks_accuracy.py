@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
+from focaldet.errors import TrainingError
 from tests.benchmarks import trainings
 from tests.benchmarks.accuracy import VARIANTS, job_of, table_lines
 from tests.benchmarks.trainings import Data, Focaldet, Job, Network, Photos, Torchvision, run
@@ -55,15 +57,10 @@ def test_a_killed_training_continues_as_if_nothing_had_happened(
 ) -> None:
     photos = Photos.read(job.data.read()[0], job.config)
     whole, times, _ = trainings.train(job, photos, tmp_path / "whole.ckpt")
-    save = trainings.Progress.save
-
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
-
+    dead = types.SimpleNamespace(is_alive=lambda: False)
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Progress, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainings.multiprocessing, "parent_process", lambda: dead)
+        with pytest.raises(TrainingError, match="the script has been killed"):
             trainings.train(job, photos, tmp_path / "last.ckpt")
     resumed, resumed_times, _ = trainings.train(job, photos, tmp_path / "last.ckpt")
     assert len(times) == len(resumed_times) == 2

@@ -222,6 +222,11 @@ def test_each_choice_is_explained() -> None:
         ),
         ({"device": "cuda"}, ("Learning rate: 0.0001, the usual one for AdamW.",)),
         ({"config_changes": {"trainable_stages": 5}}, ("All stages of the backbone train.",)),
+        ({"option_changes": {"freeze": ("fpn",)}}, ("Frozen, as asked for: ('fpn',).",)),
+        (
+            {"option_changes": {"lr": None}},
+            ("Learning rate: the optimizer's default, as asked for.",),
+        ),
         ({"start": RetinaNetConfig(num_classes=9)}, ("0.0001, because a trained detector needs",)),
         ({"option_changes": {"optimizer": "sgd"}}, ("0.001, which is meant for AdamW, so set",)),
         (

@@ -54,10 +54,11 @@ class RetinaNetHead(nn.Module):
             in all convolutions, or "fan_in" for numbers that follow from ``in_channels`` (C):
             ``sqrt(2 / (9 * C))`` in the towers, and ``0.01 * sqrt(256 / C)`` in the final convolutions.
 
-            The former keeps the mean square of the activations from layer to layer (He et al.). With
-            0.01, each layer multiplies it by ``9 * C * 0.01**2 / 2``: 0.12 with 256 channels, but 0.03
-            with 64, so that four layers without a norm all but silence a narrow head. The latter is
-            the paper's 0.01 for 256 channels, and gives the logits the same spread at any width.
+            In the towers, "fan_in" keeps the mean square of the activations from layer to layer (He et
+            al.). With 0.01, each layer multiplies it by ``9 * C * 0.01**2 / 2``: 0.12 with 256
+            channels, but 0.03 with 64, so that hardly anything is left after four layers without a norm.
+            The final convolutions have the paper's 0.01 with 256 channels, and outputs of the same
+            spread with any other number.
 
             .. versionadded:: 0.3.0
 

@@ -257,16 +257,24 @@ def _outline(name: str) -> tuple[list[tuple[float, float]], list[tuple[float, fl
         return [(-half, -half), (half, -half), (half, half), (-half, half)]
 
     arm = 0.32
-    cross = [
+    cross: list[tuple[float, float]] = [
         *((-1, -arm), (-arm, -arm), (-arm, -1), (arm, -1), (arm, -arm), (1, -arm)),
         *((1, arm), (arm, arm), (arm, 1), (-arm, 1), (-arm, arm), (-1, arm)),
     ]
-    arrow = [(-1, -0.3), (0, -0.3), (0, -0.9), (1, 0), (0, 0.9), (0, 0.3), (-1, 0.3)]
+    arrow: list[tuple[float, float]] = [
+        (-1, -0.3),
+        (0, -0.3),
+        (0, -0.9),
+        (1, 0),
+        (0, 0.9),
+        (0, 0.3),
+        (-1, 0.3),
+    ]
     star = [
         (r * math.cos(math.pi * i / 5), r * math.sin(math.pi * i / 5))
         for i, r in enumerate((1.0, 0.42) * 5)
     ]
-    return {
+    outlines: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {
         "disc": (circle(0.9), []),
         "square": (square(0.8), []),
         "triangle": (circle(1, 3), []),
@@ -277,7 +285,8 @@ def _outline(name: str) -> tuple[list[tuple[float, float]], list[tuple[float, fl
         "crescent": (circle(0.95), circle(0.75, x=0.4)),
         "arrow": (arrow, []),
         "frame": (square(0.85), square(0.5)),
-    }[name]
+    }
+    return outlines[name]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

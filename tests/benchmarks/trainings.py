@@ -2,7 +2,8 @@
 
 This is not a script; `accuracy` and `losses_bccd` use it. A `Job` describes one training completely.
 Its result is a file with one JSON line, which is renamed into place when it is complete. A training
-that is killed continues after its last epoch when it is run again.
+that is killed continues after its last epoch when it is run again. If only the script is killed, its
+trainings stop after the epoch that they are in.
 """
 
 from __future__ import annotations
@@ -407,6 +408,9 @@ def train(job: Job, photos: Photos, checkpoint: Path) -> tuple[Model, list[float
             times.append(time.process_time() - started)
         spent += time.process_time() - started_epoch
         progress.save(checkpoint, job, epoch + 1, times, spent)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise TrainingError("the script has been killed; run it again to continue.")
     best = model if average is None else average.module
     assert isinstance(best, Model)
     return best, times, spent

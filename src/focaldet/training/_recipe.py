@@ -262,12 +262,15 @@ class _Job(NamedTuple):
 
     def _explain_stages(self, config: RetinaNetConfig) -> None:
         trained = config.trainable_stages
-        self.reasons.append(
-            "All stages of the backbone train."
-            if trained == _STAGES
-            else f"The first {_STAGES - trained} of {_STAGES} stages of the backbone stay as they are, as "
-            "is usual with pretrained weights."
-        )
+        if trained < _STAGES:
+            self.reasons.append(
+                f"The first {_STAGES - trained} of {_STAGES} stages of the backbone stay as they are, as is "
+                "usual with pretrained weights."
+            )
+        elif self.options.get("freeze") is None:
+            self.reasons.append("All stages of the backbone train.")
+        if self.options.get("freeze") is not None:
+            self.reasons.append(f"Frozen, as asked for: {shortened(self.options['freeze'])}.")
 
     def _epochs(self, per_update: int) -> int:
         """Return the number of epochs, and explain it together with the images per update."""
@@ -300,7 +303,7 @@ class _Job(NamedTuple):
         """Return the learning rate. That of MobileNetV2 was measured; the others are AdamW's usual one."""
         measured = start is None and config.backbone == "mobilenet_v2"
         lr = 1e-3 if measured else 1e-4
-        if self.options.get("lr") is not None:
+        if "lr" in self.options:
             why = "as asked for"
         elif "optimizer" in self.options and self.options["optimizer"] != "adamw":
             why = "which is meant for AdamW, so set another for a different optimizer"
@@ -310,7 +313,9 @@ class _Job(NamedTuple):
             why = "because a trained detector needs only small steps"
         else:
             why = "the usual one for AdamW"
-        self.reasons.append(f"Learning rate: {self.options.get('lr') or lr:g}, {why}.")
+        chosen = self.options.get("lr", lr)
+        value = "the optimizer's default" if chosen is None else f"{chosen:g}"
+        self.reasons.append(f"Learning rate: {value}, {why}.")
         return lr
 
     def _flips(self) -> dict[str, Any]:
