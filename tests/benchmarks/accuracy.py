@@ -85,7 +85,7 @@ def job_of(
     threads: int = 1,
 ) -> Job:
     """Return the training of a variant. ``table`` is the training data."""
-    shared = {
+    shared: dict[str, Any] = {
         "backbone": network.backbone,
         "fpn_channels": network.fpn_channels,
         "trainable_stages": network.trainable_stages,

@@ -419,7 +419,7 @@ def train(job: Job, photos: Photos, checkpoint: Path) -> tuple[Model, list[float
 def _transformed(photos: Photos, row: int, transform: Any) -> tuple[Tensor, dict[str, Tensor]]:
     image, target = photos.images[row], photos.targets[row]
     size = (int(image.shape[1]), int(image.shape[2]))
-    boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)  # type: ignore[call-arg]
+    boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
     image, target = transform(Image(image), {**target, "boxes": boxes})
     plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
     return image.as_subclass(Tensor).float() / 255, plain
