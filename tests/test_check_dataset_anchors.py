@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from focaldet import RetinaNetConfig
 from focaldet._assembly import build_anchor_generator, build_preprocess
 from focaldet.boxes import box_iou, clip_boxes, scale_boxes
-from focaldet.datasets._anchor_fit import Objects, best_anchor_ious
+from focaldet.datasets._anchor_fit import Objects, best_anchor_ious, fit_anchors, share_reached
 from focaldet.datasets.checks import check_dataset
 from tests.helpers.annotation_tables import table_of_rows
 
@@ -204,3 +204,50 @@ def test_classes_that_differ_from_the_model_are_a_note() -> None:
         assert (finding.kind, finding.message) == ("class-mismatch", message)
     same = RetinaNetConfig(num_classes=2, class_names=("cat", "dog"))
     assert not check_dataset(table, config=same, images="none").findings
+
+
+def squares(low: float, high: float, *, ratio: float = 1.0, count: int = 300) -> Objects:
+    """Return boxes of random sizes, h / w = ratio, at random places of images of 256 x 320 pixels."""
+    rng = np.random.default_rng(2)
+    sides = np.exp(rng.uniform(np.log(low), np.log(high), (count, 1)))
+    sides = sides * np.array([[ratio**-0.5, ratio**0.5]])
+    corners = rng.uniform(0, 1, (count, 2)) * ((320, 256) - sides)
+    return Objects(np.concatenate([corners, corners + sides], 1), np.array([(256, 320)] * count))
+
+
+def changed(config: RetinaNetConfig, factor: float) -> RetinaNetConfig:
+    return config.replace(anchor_sizes=tuple(factor * size for size in config.anchor_sizes))
+
+
+@pytest.mark.parametrize(
+    "objects", [squares(6, 16), squares(20, 60), squares(90, 200), squares(8, 200)]
+)
+def test_fitted_anchors_reach_as_many_as_the_default_half_and_double_ones_for_what_they_cost(
+    objects: Objects,
+) -> None:
+    default = RetinaNetConfig(num_classes=2)
+    fitted = fit_anchors(objects, default, STRIDES)
+    octaves = abs(np.log2(fitted.anchor_sizes[0] / 32))
+    cost = 0.01 * octaves + 0.01 * (fitted.aspect_ratios != default.aspect_ratios)
+    worth = share_reached(objects, fitted, STRIDES) - cost
+    for factor, price in ((1, 0), (0.5, 0.01), (2, 0.01)):
+        other = share_reached(objects, changed(default, factor), STRIDES) - price
+        assert worth >= other - 1e-4  # sizes are rounded to three digits
+    if octaves:
+        assert share_reached(objects, fitted, STRIDES) > share_reached(objects, default, STRIDES)
+
+
+def test_anchors_move_only_for_objects_that_need_it() -> None:
+    default = RetinaNetConfig(num_classes=2)
+    assert fit_anchors(squares(90, 200), default, STRIDES) == default
+    small = fit_anchors(squares(14, 60), default, STRIDES)
+    assert small.anchor_sizes[0] < 25
+    assert small.aspect_ratios == default.aspect_ratios
+    tall = fit_anchors(squares(40, 60, ratio=6), default, STRIDES)
+    assert max(tall.aspect_ratios) > 4
+    # One small object in two hundred is not worth an octave.
+    mixed = squares(90, 200, count=199)
+    tiny = squares(15, 15.1, count=1)
+    both = Objects(*(np.concatenate(parts) for parts in zip(mixed, tiny, strict=True)))
+    assert share_reached(both, default, STRIDES) == 0.995
+    assert fit_anchors(both, default, STRIDES) == default

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,6 +26,41 @@ def test_towers_are_shared_by_levels_and_separate_for_classes_and_boxes() -> Non
     assert_close(logits[0], logits[1], rtol=0, atol=0)
     weights = head.state_dict()
     assert not torch.equal(weights["class_tower.0.conv.weight"], weights["box_tower.0.conv.weight"])
+
+
+@pytest.mark.parametrize("norm", [None, "group"])
+@pytest.mark.parametrize("channels", [32, 64, 256])
+def test_with_fan_in_the_spread_of_the_output_does_not_depend_on_the_width(
+    channels: int, norm: Any
+) -> None:
+    squares = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        head = RetinaNetHead(channels, num_anchors=4, num_classes=16, norm=norm, init="fan_in")
+        with torch.no_grad():
+            [logits], [box_deltas] = head([torch.randn(1, channels, 20, 20)])
+        logits += math.log(0.99 / 0.01)  # without the bias of the prior
+        # Away from the zeros around the map.
+        squares.append([maps[..., 5:-5, 5:-5].square().mean() for maps in (logits, box_deltas)])
+    spreads = torch.tensor(squares).mean(0).sqrt()
+    # 0.01 * sqrt(9 * 256) times the root mean square of the tower's output, which is that of the input,
+    # 1, or sqrt(1 / 2) of the positive half of the normalised values.
+    expected = 0.48 * (1 if norm is None else 0.5**0.5)
+    assert_close(spreads, torch.full((2,), expected), rtol=0.2, atol=0)
+
+
+def test_with_the_papers_weights_a_narrow_head_is_almost_silent() -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(1, 64, 16, 16)
+    spreads = {}
+    inits: tuple[Literal["paper", "fan_in"], ...] = ("paper", "fan_in")
+    for init in inits:
+        head = RetinaNetHead(64, init=init)
+        [logits], _ = head([torch.zeros(1, 64, 1, 1)])
+        assert_close(logits.sigmoid(), torch.full_like(logits, 0.01))
+        with torch.no_grad():
+            spreads[init] = float(head.box_deltas(head.box_tower(feature)).std())
+    assert spreads["paper"] < 1e-3 * spreads["fan_in"]
 
 
 def test_group_norm_follows_convolutions_without_bias() -> None:
@@ -112,6 +148,7 @@ def test_the_number_of_anchors_must_divide_the_channels(num_anchors: int) -> Non
         ({"prior": 1.0}, r"prior must be in \(0, 1\), got 1.0"),
         ({"norm": "layer"}, "norm 'layer'.*'group'"),
         ({"box_norm": "layer"}, "box_norm 'layer'.*'same'"),
+        ({"init": "he"}, "init 'he'.*'paper' or 'fan_in'"),
         ({"box_norm": "group", "in_channels": 40}, "num_groups.* 40 .*32"),
         ({"norm": "group", "in_channels": 40}, "num_groups.* 40 .*32"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_small_data_is_what_the_accuracy_page_recommends() -> None:
     config, options = chosen.config, chosen.options
     assert (config.backbone, config.fpn_channels) == ("mobilenet_v2", 64)
     assert (config.head_norm, config.box_loss, config.box_loss_weight) == ("group", "giou", 2.0)
+    assert config.head_init == "fan_in"
     assert (options.optimizer, options.lr, options.schedule) == ("adamw", 1e-3, "cosine")
     assert (options.clip_norm, options.ema_decay) == (10.0, 0.99)
     assert (options.epochs, options.batch_size) == (25, 4)
@@ -102,22 +104,48 @@ def test_images_of_unknown_size_get_the_usual_one() -> None:
     assert recipe("small_data", table(size=(0, 0)), device="cpu").config.min_size == 320
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(5, 100), (292, 25), (1_000_000, 12)])
+@pytest.mark.parametrize(("images", "epochs"), [(5, 100), (292, 25), (20_000, 12)])
 def test_the_number_of_epochs_follows_from_the_number_of_images(images: int, epochs: int) -> None:
     chosen = recipe("small_data", table(images), device="cpu")
     assert chosen.options.epochs == epochs
 
 
-def test_small_objects_get_smaller_anchors() -> None:
-    small, large = (recipe("small_data", table(side=side), device="cpu") for side in (30, 40))
-    sizes = [list(one.config.anchor_sizes) for one in (small, large)]
-    assert sizes[0] == [16, 32, 64, 128, 256]  # 30 * 320 / 480 = 20 pixels
-    assert sizes[1] == [32, 64, 128, 256, 512]
-    assert "100% of the objects are smaller than 24 pixels" in reasons(small)
-    kept = recipe(
-        "small_data", table(side=30), device="cpu", config_changes={"anchor_sizes": (8,) * 5}
+def test_anchors_are_chosen_for_the_objects_at_the_input_size() -> None:
+    small, large = (recipe("small_data", table(side=side), device="cpu") for side in (30, 60))
+    assert list(large.config.anchor_sizes) == [32, 64, 128, 256, 512]
+    assert "Anchors of the default sizes, because they reach 100.0% of the objects" in reasons(
+        large
     )
-    assert kept.config.anchor_sizes == (8,) * 5
+    smallest = small.config.anchor_sizes[0]
+    assert smallest < 30  # 30 * 320 / 480 = 20 pixels
+    assert small.config.anchor_sizes == tuple(
+        pytest.approx(smallest * 2**level, rel=0.01) for level in range(5)
+    )
+    assert small.config.aspect_ratios == (0.5, 1.0, 2.0)
+    assert (
+        "they reach 100.0% and the default ones 0.0% of the objects with an IoU of 0.5"
+        in reasons(small)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"anchor_sizes": (8,) * 5}, {"aspect_ratios": (1.0,)}, {"assigner": "atss"}]
+)
+def test_anchors_are_not_changed_if_the_caller_says_them_or_matches_otherwise(
+    changes: dict[str, Any],
+) -> None:
+    default = RetinaNetConfig(num_classes=2)
+    chosen = recipe("small_data", table(side=30), device="cpu", config_changes=changes).config
+    assert chosen.anchor_sizes == changes.get("anchor_sizes", default.anchor_sizes)
+    assert chosen.aspect_ratios == changes.get("aspect_ratios", default.aspect_ratios)
+
+
+def test_a_few_or_degenerate_objects_do_not_change_the_anchors() -> None:
+    few = recipe("small_data", table(19, side=30), device="cpu")
+    flat = recipe("small_data", table(100, side=0), device="cpu")
+    for chosen, count in ((few, 19), (flat, 0)):
+        assert chosen.config.anchor_sizes == RetinaNetConfig(num_classes=2).anchor_sizes
+        assert f"the data has only {count} objects of a known size" in reasons(chosen)
 
 
 def test_the_sizes_of_the_transform_are_those_of_the_config() -> None:
@@ -162,6 +190,84 @@ def test_the_reasons_are_sentences() -> None:
         lines = str(recipe(data=table(), device=device)).splitlines()
         assert len(lines) >= 4
         assert all(line[0].isupper() and line.endswith(".") for line in lines), lines
+
+
+def test_each_choice_is_explained() -> None:
+    lines = recipe("small_data", table(292), device="cpu").reasons
+    assert lines[0] == "Recipe 'small_data', as asked for. The data has 292 images."
+    assert lines[3:] == (
+        "Anchors of the default sizes, because they reach 100.0% of the objects with an IoU of 0.5 or more.",
+        "The first 2 of 5 stages of the backbone stay as they are, as is usual with pretrained weights.",
+        "Updates use 4 images, so that few images still make many updates.",
+        "Epochs: 25, because 292 images make 73 updates per epoch, and this recipe aims at 1,800 in all.",
+        "Learning rate: 0.001, which was tried with AdamW and this backbone.",
+        (
+            "Images are mirrored left to right at random, and not top to bottom, because most scenes have "
+            "an upright direction."
+        ),
+        "Trains a mobilenet_v2 at 320 pixels for 25 epochs, about 1,825 updates of 4 images.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            {"epochs": 7, "option_changes": {"lr": 0.02, "batch_size": 2}},
+            (
+                "Epochs: 7, as asked for.",
+                "Learning rate: 0.02, as asked for.",
+                "Updates use 2 images, as",
+            ),
+        ),
+        ({"device": "cuda"}, ("Learning rate: 0.0001, the usual one for AdamW.",)),
+        ({"config_changes": {"trainable_stages": 5}}, ("All stages of the backbone train.",)),
+        ({"option_changes": {"freeze": ("fpn",)}}, ("Frozen, as asked for: ('fpn',).",)),
+        (
+            {"option_changes": {"lr": None}},
+            ("Learning rate: the optimizer's default, as asked for.",),
+        ),
+        ({"start": RetinaNetConfig(num_classes=9)}, ("0.0001, because a trained detector needs",)),
+        ({"option_changes": {"optimizer": "sgd"}}, ("0.001, which is meant for AdamW, so set",)),
+        (
+            {"transform_options": {"vertical_flip": 0.5}},
+            ("Images are mirrored left to right and top to bottom at random, as asked for.",),
+        ),
+        (
+            {"transform_options": {"horizontal_flip": 0.0, "vertical_flip": 0.5}},
+            ("Images are mirrored top to bottom at random, as asked for.",),
+        ),
+    ],
+)
+def test_the_explanations_follow_what_the_caller_says(
+    arguments: dict[str, Any], lines: tuple[str, ...]
+) -> None:
+    said = reasons(recipe("small_data", table(), **{"device": "cpu", **arguments}))
+    assert [line for line in lines if line not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (("turn left", "turn_right"), False),
+        (("hand-R", "LeftHand"), False),
+        (("leftover", "bright"), True),
+        (("left2", "copyright"), False),
+    ],
+)
+def test_images_are_not_mirrored_if_a_class_is_on_one_side(
+    names: tuple[str, str], *, mirrored: bool
+) -> None:
+    data = dataclasses.replace(table(), class_names=names)
+    chosen = recipe("small_data", data, device="cpu")
+    first = type(chosen.train_transform.transforms[0]).__name__
+    assert (first == "RandomHorizontalFlip") == mirrored
+    assert chosen.transform_options == ({} if mirrored else {"horizontal_flip": 0.0})
+    assert (
+        "not mirrored, because left and right differ in the class" in reasons(chosen)
+    ) != mirrored
+    kept = recipe("small_data", data, device="cpu", transform_options={"horizontal_flip": 0.5})
+    assert type(kept.train_transform.transforms[0]).__name__ == "RandomHorizontalFlip"
 
 
 def test_mistakes_are_named() -> None:

@@ -111,6 +111,7 @@ def build_parts(
             norm=config.head_norm,
             box_norm=config.head_box_norm,
             prior=config.prior,
+            init=config.head_init,
         ),
         anchor_generator=anchor_generator,
         criterion=criterion,

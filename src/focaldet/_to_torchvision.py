@@ -47,7 +47,7 @@ _CARRIED = frozenset(
     (
         *("num_classes", "class_names", "in_channels"),
         *("backbone", "backbone_norm", "backbone_norm_eps", "trainable_stages"),
-        *("levels", "fpn_channels", "p6_from", "prior"),
+        *("levels", "fpn_channels", "p6_from", "prior", "head_init"),
         *("anchor_sizes", "octave_scales", "aspect_ratios"),
         *("positive_threshold", "negative_threshold", "smooth_l1_beta", "atss_top_k"),
         *("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),

@@ -75,6 +75,11 @@ class RetinaNetConfig:
         head_box_norm: "same" for a box tower like the class tower, or what ``head_norm`` is for the box
             tower alone.
         prior: Initial probability of each class at each anchor, in (0, 1).
+        head_init: Initial weights of the head: "paper", or "fan_in", which suits pyramids with fewer than
+            256 channels; see ``init`` of :class:`focaldet.RetinaNetHead`. It has no effect on a model
+            whose weights are loaded.
+
+            .. versionadded:: 0.3.0
         anchor_sizes: One per level. The default is for the default ``levels``.
         octave_scales, aspect_ratios, anchor_offset, anchor_mode, anchor_plus_one: See
             :class:`focaldet.AnchorGenerator`.
@@ -125,7 +130,7 @@ class RetinaNetConfig:
             fields contradict each other.
 
     .. versionchanged:: 0.3.0
-        Added ``in_channels``, ``levels``, ``strided_padding``, ``head_box_norm``, ``box_encoding``,
+        Added ``in_channels``, ``levels``, ``strided_padding``, ``head_box_norm``, ``head_init``, ``box_encoding``,
         ``criterion``, ``assigner``, ``atss_top_k``, ``classification_loss``, ``pre_nms_top_k_of``, ``pre_nms_top_k_per_class``,
         ``suppression``, ``soft_nms_sigma``, ``scale_before_nms``, ``last_level_threshold``,
         ``keep_ratio``, ``resize_by`` and several values of other options. The ranges of all numbers are checked.
@@ -155,6 +160,7 @@ class RetinaNetConfig:
     head_norm: Literal["group", "group_with_bias", "batch"] | None = None
     head_box_norm: Literal["same", "group", "group_with_bias", "batch"] | None = "same"
     prior: float = 0.01
+    head_init: Literal["paper", "fan_in"] = "paper"
 
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
     octave_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))

@@ -45,8 +45,8 @@ _OUTPUT_VARIABLE = (
 )
 
 _CONFIG_FIELDS = (
-    "backbone", "trainable_stages", "fpn_channels", "head_depth", "head_norm", "min_size",
-    "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
+    "backbone", "trainable_stages", "fpn_channels", "head_depth", "head_norm", "head_init",
+    "min_size", "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
 )  # fmt: skip
 _OPTION_FIELDS = (
     "epochs", "batch_size", "accumulate", "optimizer", "lr", "schedule", "warmup_steps",
@@ -95,6 +95,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "recipe 'paper')")  # fmt: skip
     add("--vertical-flip", action="store_const", const=0.5,
         help="also mirror images top to bottom, for photos from a microscope or a satellite")  # fmt: skip
+    add("--no-horizontal-flip", action="store_const", const=0.0, dest="horizontal_flip",
+        help="do not mirror images left to right (default: mirror them, unless the recipe 'small_data' "
+        "finds left or right in the name of a class)")  # fmt: skip
     add("--color", action="store_const", const=True, help="also distort the colours of images")
 
 
@@ -125,6 +128,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--fpn-channels", type=int, metavar="N", help="channels of the feature pyramid")
     add("--head-depth", type=int, metavar="N", help="convolutions in each tower of the head")
     add("--head-norm", choices=["none", "group"], help="normalisation in the head")
+    add("--head-init", choices=["paper", "fan_in"],
+        help="initial weights of the head: 'paper', or 'fan_in' for pyramids with fewer than 256 channels")  # fmt: skip
     add("--min-size", type=int, metavar="PX", help="length of the short side of an image in pixels")
     add("--max-size", type=int, metavar="PX", help="maximum length of the long side in pixels")
     add("--anchor-sizes", type=float, nargs="+", metavar="PX",
@@ -435,7 +440,7 @@ def _option_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _transform_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("min_scale", "vertical_flip", "color")
+    names = ("min_scale", "horizontal_flip", "vertical_flip", "color")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 

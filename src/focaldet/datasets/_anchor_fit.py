@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-__all__ = ["Objects", "best_anchor_ious", "fit_anchors"]
+__all__ = ["Objects", "best_anchor_ious", "fit_anchors", "share_reached"]
 
 _CHUNK = 16384  # objects processed at once, which takes a few MB
 _SAMPLE = 4000  # objects on which candidates are compared
+_FINAL_SAMPLE = 20_000  # objects on which the best is compared with the current anchors
 _SHIFTS = range(-8, 9)  # shifts of the anchor sizes, in quarters of an octave
-_TAILS = (0.005, 0.02, 0.05)  # shares of the objects ignored at both ends of their size range
-_MIN_STEP = 2 ** (1 / 6)  # minimum ratio of neighbouring sizes
+_COST = 0.01  # of an octave, or of other ratios, in shares of the objects
 
 
 class Objects(NamedTuple):
@@ -94,56 +94,85 @@ def _ious_at(distances: Floats, sides: Floats, anchor_sides: Floats) -> Floats:
     return ious
 
 
+def share_reached(objects: Objects, config: RetinaNetConfig, strides: Sequence[int]) -> float:
+    """Return the share of the objects whose best anchor is positive by its IoU, in [0, 1].
+
+    It is the recall that the thresholds of :class:`~focaldet.matching.Matcher` allow, before it gives
+    every other object its best anchor and settles which of two objects an anchor belongs to.
+
+    Args:
+        objects: At least one object. An evenly spaced sample of at most 20,000 is used.
+        config: Its anchors and ``positive_threshold`` are used.
+        strides: Strides of the maps of the backbone.
+    """
+    sample = _evenly_spaced(objects, _FINAL_SAMPLE)
+    ious = best_anchor_ious(sample, build_anchor_generator(config, strides))
+    return float((ious >= config.positive_threshold).mean())
+
+
 def fit_anchors(
     objects: Objects, config: RetinaNetConfig, strides: Sequence[int]
 ) -> RetinaNetConfig:
     """Return a configuration with the anchors that fit the objects best among some candidates.
 
-    The numbers of octave scales and aspect ratios do not change. The candidates are the current sizes,
-    these sizes shifted by quarters of an octave, and sizes spread over the sizes of the objects. Each
-    is combined with the current aspect ratios and with two sets that follow those of the objects. The
-    candidate with the largest share of objects with a positive anchor wins, or among equal ones the
-    candidate with the highest mean of the best IoUs. The search is deterministic.
+    The objective is :func:`share_reached`, minus 0.01 for each octave by which the sizes move on
+    average and 0.01 for other aspect ratios. A pyramid finds an object best on the level whose stride is
+    about a quarter of its size, and with smaller anchors large objects move to levels with few and
+    coarse cells. The share does not show that, so a change must bring one object in a hundred per octave.
+
+    The candidates are the current sizes and sizes that double from level to level, both shifted by up
+    to two octaves in quarters of an octave. Each is combined with the current aspect ratios and with
+    two sets that follow those of the objects. The octave scales and the number of ratios do not change.
+    The result is at least as good, by the objective, as the current anchors and those half or twice as
+    large. The search is deterministic.
 
     Args:
-        objects: At least one object. The search uses an evenly spaced sample of at most 4,000.
+        objects: At least one object. Candidates are compared on an evenly spaced sample of at most
+            4,000, and the best of them with the current anchors on at most 20,000.
         config: The configuration to start from.
         strides: Strides of the maps of the backbone.
     """
-    step = -(-len(objects.boxes) // _SAMPLE)
-    sample = Objects(objects.boxes[::step], objects.padded_sizes[::step])
 
-    def fit(candidate: RetinaNetConfig) -> tuple[float, float]:
-        ious = best_anchor_ious(sample, build_anchor_generator(candidate, strides))
-        reached = (ious >= config.positive_threshold).mean()
-        return round(float(reached), 3), float(ious.mean())
+    def score(candidate: RetinaNetConfig, sample: Objects) -> float:
+        cost = _COST * _octaves_moved(candidate, config)
+        if candidate.aspect_ratios != config.aspect_ratios:
+            cost += _COST
+        return share_reached(sample, candidate, strides) - cost
 
+    sample = _evenly_spaced(objects, _SAMPLE)
     sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
     candidates = [
-        config.replace(anchor_sizes=sizes, octave_scales=scales, aspect_ratios=ratios)
-        for (sizes, scales), ratios in itertools.product(
-            _pyramids(sides, config), _ratios(sides, config)
-        )
+        config.replace(anchor_sizes=sizes, aspect_ratios=ratios)
+        for sizes, ratios in itertools.product(_pyramids(config), _ratios(sides, config))
     ]
-    return max(candidates, key=fit)
+    best = max(candidates, key=lambda candidate: score(candidate, sample))
+    halved, doubled = (
+        config.replace(anchor_sizes=tuple(factor * size for size in config.anchor_sizes))
+        for factor in (0.5, 2.0)
+    )
+    return max((config, best, halved, doubled), key=lambda candidate: score(candidate, objects))
 
 
-def _pyramids(
-    sides: Floats, config: RetinaNetConfig
-) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Yield candidates for the anchor sizes and octave scales."""
-    for shift in _SHIFTS:
-        sizes = tuple(_short(size * 2 ** (shift / 4)) for size in config.anchor_sizes)
-        yield sizes if shift else config.anchor_sizes, config.octave_scales
-    levels, scales = len(config.anchor_sizes), len(config.octave_scales)
-    mean_sides = np.sqrt(sides.prod(1))
-    for tail in _TAILS:
-        low, high = np.quantile(mean_sides, (tail, 1 - tail))
-        step = max(float(high / low) ** (1 / max(levels * scales - 1, 1)), _MIN_STEP)
-        yield (
-            tuple(_short(float(low) * step ** (scales * level)) for level in range(levels)),
-            tuple(_short(step**scale) for scale in range(scales)),
-        )
+def _evenly_spaced(objects: Objects, count: int) -> Objects:
+    step = -(-len(objects.boxes) // count)
+    return Objects(objects.boxes[::step], objects.padded_sizes[::step])
+
+
+def _octaves_moved(candidate: RetinaNetConfig, config: RetinaNetConfig) -> float:
+    """Return by how many octaves the sizes differ, as a mean over levels."""
+    moved = np.log2(np.divide(candidate.anchor_sizes, config.anchor_sizes))
+    return float(np.abs(moved).mean())
+
+
+def _pyramids(config: RetinaNetConfig) -> Iterator[tuple[float, ...]]:
+    """Yield candidates for the anchor sizes, the current ones first."""
+    smallest = config.anchor_sizes[0]
+    doubling = tuple(smallest * 2**level for level in range(len(config.anchor_sizes)))
+    yield config.anchor_sizes
+    for sizes in dict.fromkeys([config.anchor_sizes, doubling]):
+        for shift in _SHIFTS:
+            if shift or sizes != config.anchor_sizes:
+                yield tuple(_short(size * 2 ** (shift / 4)) for size in sizes)
 
 
 def _ratios(sides: Floats, config: RetinaNetConfig) -> Iterator[tuple[float, ...]]:

@@ -6,15 +6,18 @@ import dataclasses
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from focaldet._checks import check_choice, check_range
+from focaldet._checks import check_choice, check_range, printable, shortened
 from focaldet.config import RetinaNetConfig
 from focaldet.datasets import AnnotationTable, train_transform
+from focaldet.datasets._anchor_fit import fit_anchors, share_reached
+from focaldet.datasets.checks._anchors import objects_at_input
 from focaldet.training._optimisation import PAPER_BATCH
 from focaldet.training._options import TrainingOptions
 from focaldet.training._runs import read_run
@@ -39,8 +42,9 @@ _BATCH = 4
 _LONG_SIDE = 1333 / 800  # of the paper, relative to the short one
 _SHORT_SIDES = {"cpu": 320, "gpu": 800}  # the largest that "small_data" chooses by itself
 _SIZE_STEP = 32
-_SMALL_OBJECT = 24.0  # pixels, well below the smallest default anchor
-_SMALL_SHARE = 0.05  # of the objects
+_STAGES = 5  # of a backbone
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of the name of a class, such as LeftHand or left_hand
+_FEWEST_OBJECTS = 20  # from which anchors are chosen
 _GB_PER_IMAGE = 2.0  # GPU memory that a ResNet-50 needs at 800 x 1333 in float32, rounded up
 
 
@@ -99,7 +103,8 @@ def recipe(
     16 images per update, 12 epochs, one scale, horizontal flips. "small_data" is what did best on a
     few hundred photos in the comparison of the documentation (Accuracy): GroupNorm in the head, the
     GIoU loss, AdamW with a cosine schedule, clipped gradients, averaged weights, and about 1,800
-    updates.
+    updates. Its anchors follow from the objects of the data at the input size, and the images are not
+    mirrored if the name of a class says left or right. ``Recipe.reasons`` explains each choice.
 
     Args:
         name: "paper" or "small_data". None chooses "paper" for 10,000 images or more on a GPU, and
@@ -161,6 +166,7 @@ def recipe(
         devices=devices,
         config=changes,
         options=wanted,
+        transform=dict(transform_options or {}),
         reasons=[],
     )
     if like is not None:
@@ -173,7 +179,7 @@ def recipe(
         chosen = job.choose_name(name)
         plan = job.paper(start) if chosen == "paper" else job.small_data(start)
     options = TrainingOptions(**{**plan.options, **wanted})
-    transform = {**plan.transform, **(transform_options or {})}
+    transform = {**plan.transform, **job.transform}
     return Recipe(
         name=plan.name,
         config=plan.config,
@@ -202,6 +208,7 @@ class _Job(NamedTuple):
     devices: int
     config: dict[str, Any]  # the caller's changes, with the classes
     options: dict[str, Any]  # the caller's changes
+    transform: dict[str, Any]  # the caller's changes
     reasons: list[str]
 
     def choose_name(self, name: str | None) -> str:
@@ -239,23 +246,99 @@ class _Job(NamedTuple):
     def small_data(self, start: RetinaNetConfig | None) -> _Plan:
         """Return the settings that did best on a few hundred photos."""
         config = self._network_for_small_data() if start is None else self._fine_tuned(start)
-        # The rate was measured for MobileNetV2. The others, and trained detectors, get AdamW's usual one.
-        measured = start is None and config.backbone == "mobilenet_v2"
+        self._explain_stages(config)
         batch = self.options.get("batch_size", max(1, _BATCH // self.devices))
-        per_update = batch * self.options.get("accumulate", 1) * self.devices
-        low, high = _EPOCHS
-        updates_per_epoch = math.ceil(len(self.table) / per_update)
         options = {
-            "epochs": min(max(round(_UPDATES / updates_per_epoch), low), high),
+            "epochs": self._epochs(batch * self.options.get("accumulate", 1) * self.devices),
             "batch_size": batch,
             "optimizer": "adamw",
-            "lr": 1e-3 if measured else 1e-4,
+            "lr": self._lr(config, start),
             "schedule": "cosine",
             "clip_norm": 10.0,
             "ema_decay": 0.99,
             "workers": self._workers(),
         }
-        return _Plan("small_data", config, options, {})
+        return _Plan("small_data", config, options, self._flips())
+
+    def _explain_stages(self, config: RetinaNetConfig) -> None:
+        trained = config.trainable_stages
+        if trained < _STAGES:
+            self.reasons.append(
+                f"The first {_STAGES - trained} of {_STAGES} stages of the backbone stay as they are, as is "
+                "usual with pretrained weights."
+            )
+        elif self.options.get("freeze") is None:
+            self.reasons.append("All stages of the backbone train.")
+        if self.options.get("freeze") is not None:
+            self.reasons.append(f"Frozen, as asked for: {shortened(self.options['freeze'])}.")
+
+    def _epochs(self, per_update: int) -> int:
+        """Return the number of epochs, and explain it together with the images per update."""
+        low, high = _EPOCHS
+        updates = math.ceil(len(self.table) / per_update)
+        epochs = min(max(round(_UPDATES / updates), low), high)
+        self.reasons.append(
+            f"Updates use {_counted(per_update, 'image')}, "
+            + (
+                "as asked for."
+                if {"batch_size", "accumulate"} & self.options.keys()
+                else "so that few images still make many updates."
+            )
+        )
+        if "epochs" in self.options:
+            why = "as asked for"
+        elif epochs == high:
+            why = "the most that this recipe chooses"
+        elif epochs == low:
+            why = "the fewest that this recipe chooses"
+        else:
+            why = (
+                f"because {_counted(len(self.table), 'image')} make {_counted(updates, 'update')} per "
+                f"epoch, and this recipe aims at {_UPDATES:,} in all"
+            )
+        self.reasons.append(f"Epochs: {self.options.get('epochs', epochs)}, {why}.")
+        return epochs
+
+    def _lr(self, config: RetinaNetConfig, start: RetinaNetConfig | None) -> float:
+        """Return the learning rate. That of MobileNetV2 was measured; the others are AdamW's usual one."""
+        measured = start is None and config.backbone == "mobilenet_v2"
+        lr = 1e-3 if measured else 1e-4
+        if "lr" in self.options:
+            why = "as asked for"
+        elif "optimizer" in self.options and self.options["optimizer"] != "adamw":
+            why = "which is meant for AdamW, so set another for a different optimizer"
+        elif measured:
+            why = "which was tried with AdamW and this backbone"
+        elif start is not None:
+            why = "because a trained detector needs only small steps"
+        else:
+            why = "the usual one for AdamW"
+        chosen = self.options.get("lr", lr)
+        value = "the optimizer's default" if chosen is None else f"{chosen:g}"
+        self.reasons.append(f"Learning rate: {value}, {why}.")
+        return lr
+
+    def _flips(self) -> dict[str, Any]:
+        """Return the options of the transform about mirroring, with those of the caller explained."""
+        sided = [name for name in self.table.class_names if _has_a_side(name)]
+        found: dict[str, Any] = {"horizontal_flip": 0.0} if sided else {}
+        flips = {**found, **self.transform}
+        across, upright = flips.get("horizontal_flip", 0.5), flips.get("vertical_flip", 0.0)
+        if across and upright:
+            how = "Images are mirrored left to right and top to bottom at random"
+        elif across or upright:
+            way = "left to right" if across else "top to bottom"
+            how = f"Images are mirrored {way} at random"
+        else:
+            how = "Images are not mirrored"
+        if {"horizontal_flip", "vertical_flip"} & self.transform.keys():
+            why = "as asked for"
+        elif sided:
+            why = f"because left and right differ in the class {printable(shortened(sided[0]))}"
+        else:
+            why = "and not top to bottom, because most scenes have an upright direction"
+        self.reasons.append(f"{how}, {why}.")
+        return found
 
     def like(self, folder: str | os.PathLike[str]) -> _Plan:
         """Return the settings of a run."""
@@ -296,7 +379,7 @@ class _Job(NamedTuple):
 
     def _network_for_small_data(self) -> RetinaNetConfig:
         config = RetinaNetConfig.paper().replace(
-            head_norm="group", box_loss="giou", box_loss_weight=2.0
+            head_norm="group", head_init="fan_in", box_loss="giou", box_loss_weight=2.0
         )
         if self.kind == "cpu":
             config = config.replace(backbone="mobilenet_v2", fpn_channels=64)
@@ -304,21 +387,40 @@ class _Job(NamedTuple):
             which = "no GPU, and a ResNet-50 would take too long" if self.kind == "cpu" else "a GPU"
             self.reasons.append(f"Backbone {config.backbone}, because there is {which}.")
         config = self._sized(config, self._short_side()).replace(**self.config)
-        if "anchor_sizes" in self.config:
+        if {"anchor_sizes", "octave_scales", "aspect_ratios"} & self.config.keys():
             return config
-        return config.replace(anchor_sizes=self._anchor_sizes(config))
+        return self._anchors(config)
 
-    def _anchor_sizes(self, config: RetinaNetConfig) -> tuple[float, ...]:
-        """Return the anchor sizes for the objects of the data. Halved ones find small objects."""
-        sides = _object_sides(self.table, self.sizes, config)
-        share = float((sides < _SMALL_OBJECT).mean()) if len(sides) else 0.0
-        if share <= _SMALL_SHARE:
-            return config.anchor_sizes
+    def _anchors(self, config: RetinaNetConfig) -> RetinaNetConfig:
+        """Return the config with anchors for the objects of the data, at the size of the input."""
+        if config.criterion != "retinanet" or config.assigner != "iou":
+            self.reasons.append(
+                "Anchors stay as they are, because they are not assigned to objects by IoU thresholds."
+            )
+            return config
+        objects, _ = objects_at_input(self.table, self.sizes, config)
+        if len(objects.boxes) < _FEWEST_OBJECTS:
+            self.reasons.append(
+                f"Anchors stay as they are, because the data has only "
+                f"{_counted(len(objects.boxes), 'object')} of a known size in a known image size."
+            )
+            return config
+        strides = [2**level for level in config.map_levels]
+        fitted = fit_anchors(objects, config, strides)
+        before = share_reached(objects, config, strides)
+        share = f"{before:.1%} of the objects with an IoU of {config.positive_threshold:g} or more"
+        if fitted == config:
+            self.reasons.append(f"Anchors of the default sizes, because they reach {share}.")
+            return config
+        sizes = ", ".join(f"{size:g}" for size in fitted.anchor_sizes)
+        ratios = ""
+        if fitted.aspect_ratios != config.aspect_ratios:
+            ratios = f" (height / width: {', '.join(f'{r:g}' for r in fitted.aspect_ratios)})"
         self.reasons.append(
-            f"Anchors half as large as usual, because {share:.0%} of the objects are smaller than "
-            f"{_SMALL_OBJECT:g} pixels after resizing."
+            f"Anchors of {sizes} pixels{ratios}, because they reach "
+            f"{share_reached(objects, fitted, strides):.1%} and the default ones {share}."
         )
-        return tuple(size / 2 for size in config.anchor_sizes)
+        return fitted
 
     def _sized(self, config: RetinaNetConfig, min_size: int | None = None) -> RetinaNetConfig:
         """Return the config with a min_size, or that of the caller, and a max_size to go with it."""
@@ -364,6 +466,15 @@ class _Job(NamedTuple):
         return max(1, min(4, cores - 1))
 
 
+def _has_a_side(name: str) -> bool:
+    """Return whether the name of a class says left or right, so that its mirror image is not one.
+
+    >>> [_has_a_side(name) for name in ("turn left", "RightHand", "leftover")]
+    [True, True, False]
+    """
+    return bool({"left", "right"} & {word.lower() for word in _WORD.findall(name)})
+
+
 def _device_type(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -376,20 +487,6 @@ def _images_that_fit() -> int:
         return 2
     gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
     return max(1, int(gigabytes / _GB_PER_IMAGE))
-
-
-def _object_sides(
-    table: AnnotationTable, sizes: npt.NDArray[np.int32], config: RetinaNetConfig
-) -> npt.NDArray[np.float64]:
-    """Return the square root of the area of each object in pixels of the resized image."""
-    boxes, image_sizes = table.boxes[~table.crowd], sizes[table.image_indices[~table.crowd]]
-    known = (image_sizes > 0).all(axis=1) & np.isfinite(boxes).all(axis=1)
-    boxes, image_sizes = boxes[known], image_sizes[known]
-    short, long = image_sizes.min(axis=1), image_sizes.max(axis=1)
-    factors = np.minimum(config.min_size / short, config.max_size / long)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
-    sides: npt.NDArray[np.float64] = np.sqrt(areas) * factors
-    return sides
 
 
 def _outcome(config: RetinaNetConfig, options: TrainingOptions, images: int, devices: int) -> str:

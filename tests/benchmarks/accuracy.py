@@ -1,0 +1,259 @@
+"""Accuracy on any small dataset: the RetinaNet of torchvision, of focaldet, and focaldet's recipe.
+
+All variants train on the same photos with the same pretrained backbone, frozen stages, width of the
+pyramid, images per step, number of steps and seeds, in the same loop:
+
+- torchvision: the class RetinaNet with its defaults, AdamW and the paper's step schedule;
+- focaldet: RetinaNetConfig with its defaults, everything else the same;
+- recipe: what `focaldet.training.recipe` chooses for the data, for the same number of epochs.
+
+`--variants` adds others, such as recipe-half-anchors. The trainings of a seed run one after the other
+in this order, so that the machine is the same for all. DATA is a folder with splits, or files:
+
+    python -m tests.benchmarks.accuracy chess --splits train val --weights FEATURES.pth
+    python -m tests.benchmarks.accuracy cells=coco/train.json,coco/val.json,photos --weights ...
+
+Each finished training is one file in --output. Run the same command again after an interruption: it
+skips what is finished, and continues an unfinished training after its last epoch. Several processes may
+share an output folder; each takes what the others leave. `--table` prints what is finished, in the
+format of docs/accuracy.md, and does not need DATA. FEATURES.pth is a state dict of torchvision's
+classifier or of its features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torchvision
+
+from focaldet import RetinaNetConfig
+from focaldet.training import TrainingOptions, recipe
+from tests.benchmarks.trainings import Data, Job, Network, read_record, run_all, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from focaldet.datasets import AnnotationTable
+
+_SIZES = RetinaNetConfig(num_classes=1).anchor_sizes
+_RATIOS = RetinaNetConfig(num_classes=1).aspect_ratios
+
+
+def _anchors(factor: float) -> dict[str, Any]:
+    return {"anchor_sizes": tuple(factor * size for size in _SIZES), "aspect_ratios": _RATIOS}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A contestant: a library's defaults, or the recipe with changes."""
+
+    kind: Literal["torchvision", "focaldet", "recipe"] = "recipe"
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "torchvision": Variant("torchvision"),
+    "focaldet": Variant("focaldet"),
+    "recipe": Variant(),
+    "recipe-default-anchors": Variant(config=_anchors(1)),
+    "recipe-half-anchors": Variant(config=_anchors(0.5)),
+    "recipe-double-anchors": Variant(config=_anchors(2)),
+    "recipe-paper-init": Variant(config={"head_init": "paper"}),
+}
+
+
+def job_of(
+    name: str,
+    variant: Variant,
+    *,
+    data: Data,
+    table: AnnotationTable,
+    network: Network,
+    min_size: int,
+    epochs: int,
+    seed: int,
+    output: Path,
+    vertical_flip: bool = False,
+    threads: int = 1,
+) -> Job:
+    """Return the training of a variant. ``table`` is the training data."""
+    shared: dict[str, Any] = {
+        "backbone": network.backbone,
+        "fpn_channels": network.fpn_channels,
+        "trainable_stages": network.trainable_stages,
+    }
+    flip = {"vertical_flip": 0.5} if vertical_flip else {}
+    chosen = recipe(
+        "small_data",
+        table,
+        device="cpu",
+        min_size=min_size,
+        epochs=epochs,
+        config_changes={**shared, **variant.config},
+        option_changes={"seed": seed},
+        transform_options=flip,
+    )
+    config, options, transform = chosen.config, chosen.options, chosen.transform_options
+    if variant.kind != "recipe":
+        config = RetinaNetConfig(
+            num_classes=config.num_classes,
+            class_names=config.class_names,
+            min_size=config.min_size,
+            max_size=config.max_size,
+            **shared,
+        )
+        # The paper's SGD barely trains a narrow pyramid in so few steps, in either library.
+        options = TrainingOptions(
+            epochs=epochs,
+            batch_size=options.batch_size,
+            optimizer="adamw",
+            lr=1e-3,
+            clip_norm=10.0,
+            seed=seed,
+        )
+        transform = {"min_scale": 1.0}
+    return Job(
+        data=data,
+        network=network,
+        variant=name,
+        library="torchvision" if variant.kind == "torchvision" else "focaldet",
+        config=config,
+        options=options,
+        transform=transform,
+        output=output,
+        threads=threads,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if not options.table:
+        if not options.data:
+            raise SystemExit("DATA is required (or --table).")
+        _run(options)
+    for line in table_lines(read_record(path) for path in sorted(options.output.glob("*.json"))):
+        print(line)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", nargs="*", metavar="DATA", help="FOLDER, or NAME=TRAIN.json,TEST.json[,PHOTOS]")
+    add("--splits", nargs=2, default=["train", "val"], metavar=("TRAIN", "TEST"),
+        help="splits of folders (default: train val)")  # fmt: skip
+    add("--weights", type=Path, help="file of the backbone's weights")
+    add("--backbone", default="mobilenet_v2", help="mobilenet_v2 (default) or a ResNet")
+    add("--fpn-channels", type=int, default=64, help="width of the pyramid (default: 64)")
+    add("--min-size", type=int, default=240, help="short side of the images (default: 240)")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:3], metavar="NAME",
+        help=f"any of {', '.join(VARIANTS)} (default: the first three)")  # fmt: skip
+    add("--epochs", type=int, nargs="+", default=[12, 30], help="default: 12 30")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--vertical-flip", action="store_true", help="mirror top to bottom too, in the recipe")
+    add("--threads", type=int, default=1, help="threads of a training (default: 1)")
+    add("--processes", type=int, default=1, help="trainings at once (default: 1)")
+    add("--output", type=Path, default=Path("accuracy-results"),
+        help="folder of the results (default: accuracy-results)")  # fmt: skip
+    add("--table", action="store_true", help="only print the table of what is finished")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    network = Network(
+        backbone=options.backbone, weights=options.weights, fpn_channels=options.fpn_channels
+    )
+    network.state()  # an error now rather than after the first photos
+    print(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.threads} thread(s) "
+        f"per training, {options.processes} in parallel, load {os.getloadavg()[0]:.1f}; "
+        f"{options.backbone} at {options.min_size} pixels, {options.fpn_channels} FPN channels"
+    )
+    jobs = []
+    for text in options.data:
+        data = Data.parse(text, options.splits)
+        table, _ = data.read()
+        for epochs, seed, name in itertools.product(
+            options.epochs, options.seeds, options.variants
+        ):
+            job = job_of(
+                name,
+                VARIANTS[name],
+                data=data,
+                table=table,
+                network=network,
+                min_size=options.min_size,
+                epochs=epochs,
+                seed=seed,
+                output=options.output,
+                vertical_flip=options.vertical_flip,
+                threads=options.threads,
+            )
+            jobs.append(job)
+    for job, record in zip(jobs, run_all(jobs, options.processes), strict=True):
+        if record is not None:
+            print(f"{job.name}  {summary(record)}", flush=True)
+
+
+def table_lines(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a Markdown table of all results, a row for all seeds of a variant."""
+    groups: dict[tuple[str, int, str], dict[str, list[dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for record in records:
+        network, config = (record["settings"][name] for name in ("network", "config"))
+        size = f"{network['backbone']}, {config['min_size']} px"
+        groups[record["data"], record["epochs"], size][record["variant"]].append(record)
+    columns = (
+        *("data", "epochs", "variant", "seeds", "AP: mean (lowest to highest)", "AP50", "AP75"),
+        *("CPU seconds per step", "per run", "peak memory"),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    notes = []
+    order = list(VARIANTS)
+    for (data, epochs, size), variants in sorted(groups.items()):
+        names = sorted(
+            variants, key=lambda name: (order.index(name) if name in order else len(order), name)
+        )
+        for name in names:
+            found = variants[name]
+            lines.append(f"| {data} | {epochs} | {name} | {len(found)} | {_cells(found)} |")
+            if len({_without_seed(record) for record in found}) > 1:
+                notes.append(
+                    f"The {name} of {data}, {epochs} epochs, {size}: not all seeds have the same settings."
+                )
+    return lines + notes
+
+
+def _cells(records: Sequence[dict[str, Any]]) -> str:
+    each = [[100 * value for value in record["stats"][:3]] for record in records]
+    ap, ap50, ap75 = (statistics.mean(column) for column in zip(*each, strict=True))
+    step, run = (
+        statistics.median(record[name] for record in records)
+        for name in ("step_seconds", "train_seconds")
+    )
+    low, high = min(values[0] for values in each), max(values[0] for values in each)
+    peak = max(record["peak_mib"] for record in records)
+    return (
+        f"{ap:.1f} ({low:.1f} to {high:.1f}) | {ap50:.1f} | {ap75:.1f} | {step:.2f} | {run:.0f} | "
+        f"{peak:.0f} MiB"
+    )
+
+
+def _without_seed(record: dict[str, Any]) -> str:
+    settings = record["settings"]
+    options = {name: value for name, value in settings["options"].items() if name != "seed"}
+    return repr({**settings, "options": options})
+
+
+if __name__ == "__main__":
+    main()
