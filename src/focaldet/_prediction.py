@@ -171,7 +171,7 @@ class Predictor(ABC):
                 overlapping windows of this size, each of which is resized and predicted like an image,
                 and the detections are merged as described below. Of a TIFF file with tiles or strips,
                 and of an array, such as a ``numpy.memmap`` or an array of zarr or h5py, only the
-                windows are read. None does not cut images.
+                windows are read. With None, images are processed whole.
 
                 .. versionadded:: 0.3.0
             overlap: Minimum overlap of neighbouring windows, as a fraction of the tile's sides in

@@ -151,7 +151,7 @@ class WindowSources:
     in these windows, in order, and returns those in the images.
 
     Args:
-        tile: The ``(height, width)`` of a window in pixels of the image. None does not cut images.
+        tile: The ``(height, width)`` of a window in pixels of the image. With None, images are processed whole.
         overlap: The minimum overlap of neighbouring windows, as a fraction of a window's side.
         augment: Whether to predict in several views of each window.
         mean: The mean of each channel of the images.
