@@ -471,11 +471,12 @@ def test_the_shape_of_a_summand_is_read_from_the_sum() -> None:
             [
                 helper.make_node("Relu", ["images"], ["map"]),
                 helper.make_node("Shape", ["map"], ["size"]),
-                helper.make_node("Shape", ["map"], ["used_before_the_sum"]),
-                helper.make_node("Expand", ["map", "used_before_the_sum"], ["expanded"]),
+                helper.make_node("Identity", ["size"], ["same_size"]),
+                helper.make_node("Shape", ["map"], ["part_of_the_sum"]),
+                helper.make_node("Expand", ["map", "part_of_the_sum"], ["expanded"]),
                 helper.make_node("Add", ["map", "expanded"], ["sum"]),
                 helper.make_node("Shape", ["images"], ["other"]),
-                helper.make_node("Expand", ["sum", "size"], ["out"]),
+                helper.make_node("Expand", ["sum", "same_size"], ["out"]),
             ],
             "test",
             [value("images")],
@@ -487,6 +488,6 @@ def test_the_shape_of_a_summand_is_read_from_the_sum() -> None:
     onnx.checker.check_model(file, full_check=True)
     assert {n.output[0]: n.input[0] for n in file.graph.node if n.op_type == "Shape"} == {
         "size": "sum",
-        "used_before_the_sum": "map",
+        "part_of_the_sum": "map",
         "other": "images",
     }

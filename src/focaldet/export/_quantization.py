@@ -17,6 +17,7 @@ one by one until the error of the whole network is within the budget.
 from __future__ import annotations
 
 import contextlib
+import graphlib
 import importlib.util
 import logging
 import re
@@ -223,24 +224,40 @@ def read_shapes_of_sums(model: Any) -> None:
     """
     nodes = list(model.graph.node)
     shapes = {value.name: value.type.tensor_type.shape for value in model.graph.value_info}
-    first_use: dict[str, int] = {}
-    sums: dict[str, int] = {}  # by the summand
-    for position, node in enumerate(nodes):
-        for name in node.input:
-            first_use.setdefault(name, position)
-            same = name in shapes and shapes[name] == shapes.get(node.output[0])
-            if same and node.op_type == "Add":
-                sums.setdefault(name, position)
-    places = []
-    for position, node in enumerate(nodes):
-        places.append((position, 0))
-        if node.op_type == "Shape" and node.input[0] in sums:
-            last = sums[node.input[0]]
-            if last < first_use.get(node.output[0], len(nodes)):
-                node.input[0] = nodes[last].output[0]
-                places[-1] = (last, 1)  # immediately after the sum
+    sums = {
+        name: node.output[0]
+        for node in nodes
+        for name in node.input
+        if node.op_type == "Add" and name in shapes and shapes[name] == shapes.get(node.output[0])
+    }
+    changes = [
+        (node, sums[node.input[0]])
+        for node in nodes
+        if node.op_type == "Shape"
+        and node.input[0] in sums
+        # The sum must not depend on the shape.
+        and sums[node.input[0]] not in _descendants(nodes, node.output[0])
+    ]
+    for node, total in changes:
+        node.input[0] = total
+    sources = {name: index for index, node in enumerate(nodes) for name in node.output}
+    order = graphlib.TopologicalSorter(
+        {
+            index: [sources[name] for name in node.input if name in sources]
+            for index, node in enumerate(nodes)
+        }
+    ).static_order()
     del model.graph.node[:]
-    model.graph.node.extend(nodes[i] for i in sorted(range(len(nodes)), key=places.__getitem__))
+    model.graph.node.extend(nodes[index] for index in order)
+
+
+def _descendants(nodes: Sequence[Any], name: str) -> set[str]:
+    """Return the names of all values that are computed from a value, with its own."""
+    found = {name}
+    for node in nodes:
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found
 
 
 class _Convolution(NamedTuple):
