@@ -40,6 +40,11 @@ HALF = (torch.bfloat16, torch.float16)
 SIZES = [(14, 16), (7, 8), (0, 3), (1, 1)]
 
 
+def set_piece_size(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(_pieces, "SMALLEST", size)
+    monkeypatch.setattr(_pieces, "LARGEST", size)
+
+
 def options(**changed: Any) -> Options:
     usual: dict[str, Any] = {"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "normalizer": None}
     return Options(**{**usual, "ignore_index": -100, **changed})
@@ -278,8 +283,7 @@ def test_half_precision_in_pieces_has_the_loss_and_gradient_of_float64(
     changed: dict[str, Any],
 ) -> None:
     if size is not None:  # pieces of less than a plane
-        monkeypatch.setattr(_pieces, "SMALLEST", size)
-        monkeypatch.setattr(_pieces, "LARGEST", size)
+        set_piece_size(monkeypatch, size)
     maps, targets = draw_maps(dtype, layout)
     exact_maps = [m.double().requires_grad_() for m in maps]
     for m in maps:
@@ -359,8 +363,7 @@ def test_losses_of_entries_in_pieces_have_the_values_and_gradient_of_float64(
     changed: dict[str, Any],
 ) -> None:
     if size is not None:  # pieces of less than a plane
-        monkeypatch.setattr(_pieces, "SMALLEST", size)
-        monkeypatch.setattr(_pieces, "LARGEST", size)
+        set_piece_size(monkeypatch, size)
     for shape in ((5, 6), (2, 6, 5, 4), (6,)):
         targets = ENTRIES[kind](shape) if len(shape) > 1 else ENTRIES["soft"](shape)
         asked = {"ignore_index": -2, **changed}

@@ -110,8 +110,8 @@ class GraphCache:
                 inputs, and it must read no other tensors than the inputs and those of the state.
             inputs: Copied at each call that runs a graph.
             key: The name of the function, for messages, and everything that changes its operations.
-            find_state: Returns what identifies the tensors that the function reads besides the inputs,
-                or None if the function cannot run as a graph. All graphs are dropped if it changes.
+            find_state: Returns what identifies the other tensors that the function reads, or None if the
+                function cannot run as a graph. All graphs are dropped if it changes.
         """
         if not self._kind.applies(inputs):
             return function(*inputs)
