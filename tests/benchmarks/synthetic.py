@@ -3,7 +3,7 @@
     python -m tests.benchmarks.synthetic FOLDER [--sets tiny large crowded long_tail]
     python -m tests.benchmarks.accuracy FOLDER/tiny --splits train test --weights FEATURES.pth
 
-Each set has 240 photos to train on and 100 to test on, 320x240 pixels, in COCO format:
+Each set has 160 photos to train on and 100 to test on, 320x240 pixels, in COCO format:
 
 - tiny: three classes, 15 to 40 objects of 6 to 16 pixels per photo;
 - large: four classes, objects of 90 to 210 pixels, one in 70 % of the photos and none in the others;
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 WIDTH, HEIGHT = 320, 240
-IMAGES = {"train": 240, "test": 100}
+IMAGES = {"train": 160, "test": 100}
 SHAPES = (
     *("disc", "square", "triangle", "ring", "cross"),
     *("star", "hexagon", "crescent", "arrow", "frame"),
