@@ -126,7 +126,7 @@ def test_mistakes_of_predict_are_one_line(files: Path, capsys: pytest.CaptureFix
     for arguments, message in (
         (["nowhere", "photo.jpg"], "No such file, folder, published name or Hub repository"),
         ([str(files / "run"), "photo.jpg"], "'photo.jpg'"),
-        ([str(files / "run"), "."], "The folder '.' (sources) contains no images"),
+        ([str(files / "run"), "."], "The folder '.' (paths) contains no images"),
         ([str(files / "run"), "photo.jpg", "--device", "toaster"], "--device toaster cannot be"),
     ):
         assert main(["predict", *arguments]) == 2

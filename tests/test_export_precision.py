@@ -346,6 +346,14 @@ def test_a_calibration_folder_without_images_is_an_error(model: RetinaNet, tmp_p
         export_onnx(model, tmp_path / "model.onnx", precision="int8", calibration=tmp_path)
 
 
+def test_a_missing_calibration_photo_is_named_by_its_argument(
+    model: RetinaNet, tmp_path: Path
+) -> None:
+    photos = [tmp_path / "missing.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg' \(calibration\[0\]\)"):
+        export_onnx(model, tmp_path / "model.onnx", precision="int8", calibration=photos)
+
+
 @pytest.mark.parametrize(
     ("count", "seeds", "message"),
     [(3, 3, "has only 3 images"), (20, 2, "has 20 images, but only 2 that differ visibly")],

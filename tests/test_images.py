@@ -788,5 +788,5 @@ def test_folders_among_paths_are_replaced_with_their_images(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     lost = Path("lost.jpg")
     assert list_images([lost, tmp_path]) == [lost, tmp_path / "a.PNG", tmp_path / "b.jpg"]
-    with pytest.raises(ValueError, match=r"empty' \(sources\) contains no images"):
+    with pytest.raises(ValueError, match=r"empty' \(paths\) contains no images"):
         list_images([tmp_path / "empty"])

@@ -395,7 +395,7 @@ def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
     >>> count_images(torch.rand(8, 3, 32, 32))
     8
     """
-    items = _expand(sources)
+    items = _expand(sources, "sources")
     if isinstance(items, _SINGLE) or is_encoded(items):
         return 1
     try:
@@ -404,12 +404,14 @@ def count_images(sources: ImageSource | Iterable[ImageSource]) -> int | None:
         return None
 
 
-def _expand(sources: ImageSource | Iterable[ImageSource]) -> ImageSource | Iterable[ImageSource]:
+def _expand(
+    sources: ImageSource | Iterable[ImageSource], name: str
+) -> ImageSource | Iterable[ImageSource]:
     """Return the files of a folder, the images of a batch, or anything else unchanged."""
     if isinstance(sources, Tensor) and sources.ndim == 4:
         return sources.unbind()
     if isinstance(sources, (str, os.PathLike)) and os.fspath(sources) and _is_folder(sources):
-        return _list_folder(Path(sources))
+        return _list_folder(Path(sources), name)
     return sources
 
 
@@ -434,7 +436,7 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return [
         image
         for path in map(Path, paths)
-        for image in (_list_folder(path) if _is_folder(path) else [path])
+        for image in (_list_folder(Path(path), "paths") if _is_folder(path) else [path])
     ]
 
 
@@ -444,24 +446,25 @@ def _is_folder(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def _list_folder(folder: Path) -> list[Path]:
+def _list_folder(folder: Path, name: str) -> list[Path]:
     files = list_files(folder, IMAGE_EXTENSIONS)
     if not files:
         extensions = ", ".join(IMAGE_EXTENSIONS)
         raise ValueError(
-            f"The folder {str(folder)!r} (sources) contains no images ({extensions}). Folders inside "
+            f"The folder {str(folder)!r} ({name}) contains no images ({extensions}). Folders inside "
             "it are not searched."
         )
     return files
 
 
 def named_sources(
-    sources: ImageSource | Iterable[ImageSource],
+    sources: ImageSource | Iterable[ImageSource], name: str = "sources"
 ) -> Iterator[tuple[str, ImageSource]]:
     """Iterate over the single sources that :func:`iter_images` reads, each with a name for messages.
 
     Args:
         sources: As for :func:`iter_images`. A generator is advanced by one item at a time.
+        name: Name of the caller's argument.
 
     Raises:
         ValueError, TypeError: Immediately, if ``sources`` as a whole is wrong, such as an empty
@@ -470,15 +473,15 @@ def named_sources(
     >>> list(named_sources(["a.jpg", "b.jpg"]))
     [('sources[0]', 'a.jpg'), ('sources[1]', 'b.jpg')]
     """
-    items: Any = _expand(sources)
+    items: Any = _expand(sources, name)
     if isinstance(items, _SINGLE) or is_encoded(items):
-        return iter([("sources", items)])
+        return iter([(name, items)])
     if not hasattr(items, "__iter__"):
         raise TypeError(
-            "sources must be a path, a folder, bytes, a binary file, a PIL image, an array, a tensor or "
+            f"{name} must be a path, a folder, bytes, a binary file, a PIL image, an array, a tensor or "
             f"an iterable of these, got {_an(type(items).__name__)}."
         )
-    return ((f"sources[{index}]", item) for index, item in enumerate(items))
+    return ((f"{name}[{index}]", item) for index, item in enumerate(items))
 
 
 def _iterate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from focaldet.export._file_model import fit_to_shape
-from focaldet.images import is_encoded, iter_images, named_sources, read_encoded, to_float
+from focaldet.images import is_encoded, load_image, named_sources, read_encoded, to_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -51,13 +51,10 @@ class CalibrationImages:
         model: RetinaNet,
         metadata: ExportMetadata,
     ) -> None:
-        try:
-            items = [*named_sources(sources)]
-        except ValueError as error:  # a folder without images
-            raise ValueError(str(error).replace("(sources)", "(calibration)")) from error
         # An open file can only be read once.
         self.sources: list[Any] = [
-            read_encoded(source, name) if is_encoded(source) else source for name, source in items
+            read_encoded(source, name) if is_encoded(source) else source
+            for name, source in named_sources(sources, "calibration")
         ]
         if not self.sources:
             raise ValueError("calibration is empty; pass at least one image.")
@@ -87,9 +84,8 @@ class CalibrationImages:
         return [self.sources[index * count // most] for index in range(most)]
 
     def _images(self, sources: Sequence[Any]) -> Iterator[Tensor]:
-        for loaded in iter_images(sources, channels=self._metadata.num_channels):
-            assert loaded is not None  # noqa: S101  # on_error is "raise"
-            yield loaded.image
+        for name, source in named_sources(sources, "calibration"):
+            yield load_image(source, name, channels=self._metadata.num_channels)
 
     def _warn_if_few_differ(self) -> None:
         different: list[Tensor] = []
