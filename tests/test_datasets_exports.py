@@ -304,7 +304,7 @@ def test_a_yolo_export_of_roboflow_opens_without_its_test_folder(
     assert list(read_splits(tmp_path)) == ["train", "val"]
     check_yolo(tmp_path, "val")
     assert any(
-        "left out the splits 'test', whose images do not exist" in one for one in caplog.messages
+        "skipped the splits 'test', whose images do not exist" in one for one in caplog.messages
     )
 
 

@@ -97,7 +97,7 @@ def test_names_that_are_changed_or_left_out_are_logged(
     csv_folders(tmp_path / "csv")
     for name in ("voc", "coco", "csv"):
         read_splits(tmp_path / name)
-    assert any("left out the splits ['trainval']" in one for one in caplog.messages)
+    assert any("skipped the split 'trainval'" in one for one in caplog.messages)
     assert any("'train2017' as 'train', 'val2017' as 'val'" in one for one in caplog.messages)
     assert any("no annotations in the folders test" in one for one in caplog.messages)
 

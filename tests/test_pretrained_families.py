@@ -166,7 +166,7 @@ def test_the_error_for_an_unsupported_file_names_the_nearest_family(tmp_path: Pa
     with pytest.raises(CheckpointError, match="3 tensors: 'bn1.bias', 'conv1.weight'") as caught:
         RetinaNet.from_pretrained(path)
     assert str(caught.value).partition("format. ")[2] == (
-        "The nearest is yhenon/pytorch-retinanet: 3 keys ('fpn.P5_1.weight', "
+        "The most similar format is yhenon/pytorch-retinanet, but 3 keys ('fpn.P5_1.weight', "
         "'classificationModel.output.weight', 'regressionModel.output.weight') are missing. Also tried: "
         "focaldet, torchvision, Detectron2, MMDetection, ODTK, Detectron, keras-retinanet, "
         "PaddleDetection."

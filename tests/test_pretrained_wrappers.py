@@ -309,8 +309,8 @@ def test_the_error_for_an_unknown_file_names_the_nearest_family_and_what_it_lack
     cut = {key: value for key, value in state.items() if "retina_" not in key}
     path = saved({"state_dict": prefixed("model.", cut)}, tmp_path / "x.pth")
     message = (
-        r"x\.pth' \(\d+ tensors: .*\) is not a RetinaNet in a supported format\. The nearest is "
-        r"MMDetection: 2 keys \('bbox_head\.retina_cls\.weight', 'bbox_head\.retina_reg\.weight'\) under "
+        r"x\.pth' \(\d+ tensors: .*\) is not a RetinaNet in a supported format\. The most similar "
+        r"format is MMDetection, but 2 keys \('bbox_head\.retina_cls\.weight', 'bbox_head\.retina_reg\.weight'\) under "
         r"'model\.' are missing\. Also tried: .*torchvision.*\."
     )
     with pytest.raises(CheckpointError, match=message):

@@ -102,11 +102,12 @@ class Matcher:
 
     An anchor is positive if its IoU with some ground truth is at least ``positive_threshold``,
     ``BETWEEN`` if it is at least ``negative_threshold``, and ``BACKGROUND`` otherwise. A positive
-    anchor is matched to the ground truth that it overlaps most (the first of equals).
+    anchor is matched to the ground truth that it overlaps most, or to the first of several that it
+    overlaps equally.
 
-    In addition, the anchors that overlap a ground truth best (all of equals) are positive whatever
-    their IoU, if it is above ``force_match_floor``, so that every object that touches an anchor is
-    learned. A forced anchor is matched to the ground truth that it overlaps most, which may be a
+    In addition, the anchor that overlaps a ground truth best, or each of several that overlap it
+    equally, is positive whatever the IoU, if that is above ``force_match_floor``, so that every object
+    that touches an anchor is learned. A forced anchor is matched to the ground truth that it overlaps most, which may be a
     different one, as in torchvision.
 
     Args:
@@ -281,8 +282,8 @@ class ATSSAssigner:
     The candidates of a ground truth are the anchors of the ``top_k`` cells of each level whose
     centres are nearest to its own. A candidate is positive if its centre is inside the ground truth
     and its IoU is at least the mean plus the standard deviation of the candidates' IoUs. A candidate
-    of several ground truths is matched to the one that it overlaps most (the first of equals). All
-    other anchors are ``BACKGROUND``; none is ``BETWEEN``.
+    of several ground truths is matched to the one that it overlaps most, or to the first of several
+    that it overlaps equally. All other anchors are ``BACKGROUND``; none is ``BETWEEN``.
 
     A ground truth has no positive anchor if no candidate above its threshold has its centre inside,
     which happens for objects that are smaller than a cell.

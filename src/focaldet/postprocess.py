@@ -425,8 +425,8 @@ class PostProcess(nn.Module):
             score_threshold: Used instead of the module's thresholds, for all levels, or ``[L]`` for
                 each level.
             labels: ``[K']``, int64, the labels to keep. None keeps all.
-            max_detections: Number of rows per image, D. None uses the module's, or if that is None too,
-                the number of candidates. There are fewer if there are not as many candidates.
+            max_detections: Number of rows per image, D. None uses the module's, or the number of
+                candidates if that is None too. If there are fewer candidates, D is their number.
             min_cells: The minimum number of cells of each level if sizes are dynamic. A level that may
                 have fewer values than ``pre_nms_top_k`` is padded. None assumes one cell.
 

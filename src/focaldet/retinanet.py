@@ -139,8 +139,8 @@ class RetinaNet(RetinaNetDetector):
                 ValueError.
             TypeError: If a custom backbone is missing, lacks ``channels`` or ``strides``, or was
                 passed together with the name of another or with ``backbone_weights``.
-            ValueError: If a custom backbone has not as many maps as ``config.levels`` has levels up to
-                5.
+            ValueError: If a custom backbone does not have one map per level of ``config.levels``
+                up to 5.
 
         Warns:
             UserWarning: If BatchNorm is frozen and there are no weights, so that the backbone barely
@@ -407,8 +407,8 @@ class RetinaNet(RetinaNetDetector):
         Args:
             dtype: torch.bfloat16 or torch.float16 is faster but less exact. None keeps the model's
                 dtype.
-            winograd: Whether to compute wide 3x3 convolutions by Winograd's F(4x4, 3x3), which stores
-                transformed weights four times as large in addition (176 MiB for a ResNet-50 and 80
+            winograd: Whether to compute wide 3x3 convolutions by Winograd's F(4x4, 3x3), which also
+                stores transformed weights, four times as large (176 MiB for a ResNet-50 and 80
                 classes). None uses it in float32 on a CPU if a measurement of half a second finds it
                 faster there.
             allow_tf32: Whether cuDNN may compute float32 convolutions of the copy in TF32, which is

@@ -122,8 +122,8 @@ def add_suppression(parser: _Arguments) -> None:
     parser.add_argument(
         "--suppression",
         choices=["hard", "linear", "gaussian"],
-        help="what to do about an object that overlaps a surer one of its class: remove it, or lower "
-        "its score by linear or Gaussian soft-NMS (default: that of the model, usually hard)",
+        help="what to do about an object that overlaps one of its class with a higher score: remove "
+        "it, or lower its score by linear or Gaussian soft-NMS (default: that of the model, usually hard)",
     )
 
 

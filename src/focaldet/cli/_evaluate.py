@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100,
         metavar="N",
         help="maximum number of detections that count per image and class, at least 100; above 100, "
-        "the model also returns at least so many per image; COCO's numbers are those with 100 "
+        "the model also returns at least that many per image; COCO's numbers are those with 100 "
         "(default: 100)",
     )
     add_suppression(group)

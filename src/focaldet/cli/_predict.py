@@ -154,8 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part-size",
         type=positive,
         metavar="N",
-        help="photos per part, which a run that was killed predicts again at most (default: up to "
-        "100)",
+        help="photos per part; a run that is resumed repeats at most one part (default: up to 100)",
     )
 
 

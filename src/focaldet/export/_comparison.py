@@ -95,7 +95,7 @@ class Comparison:
             return f"{images}: no detections to compare; pass a photo with objects as check_image"
         missing = f", {self.unmatched} without a match" if self.unmatched else ""
         if self.decided_by_rounding:
-            missing += f", {self.decided_by_rounding} on which rounding decides"
+            missing += f", {self.decided_by_rounding} of them affected by rounding"
         return (
             f"{images}: {self.detections} detections{missing}, boxes within "
             f"{self.box_difference:.4f} px, scores within {self.score_difference:.1e}"

@@ -66,8 +66,8 @@ class ExportableDetector(nn.Module):
     Raises:
         ValueError: If ``pre_nms_top_k`` is None or counts anchors, or ``pre_nms_top_k_per_class`` is
             given: the number of candidates would have no bound that is small enough. Also if ``clip_to``
-            is "original" or ``scale_before_nms`` is True, because the sizes of the input images are no
-            input, and if ``suppression`` is not "hard", because ONNX has no operator for it.
+            is "original" or ``scale_before_nms`` is True, because the
+            network is not given the sizes of the input images, and if ``suppression`` is not "hard", because ONNX has no operator for it.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
     >>> config = RetinaNetConfig(

@@ -83,8 +83,8 @@ def export_onnx(
             - "float32" gives the model's results, except for rounding.
             - "float16" halves the file. It is for GPUs and processors with float16 units; others
               convert back to float32.
-            - "int8" quarters the file, is for processors, most of all those with VNNI or AMX, and
-              requires ``calibration``. Convolutions have INT8 weights with a scale per output
+            - "int8" gives a file of a quarter of the size, for processors, especially those with
+              VNNI or AMX, and requires ``calibration``. Convolutions have INT8 weights with a scale per output
               channel. Those that would cost too much accuracy stay in float32: groups of them are
               measured on the calibration images, and the report lists them. They are measured in
               onnxruntime, and in OpenVINO too if it is installed, which computes some layers of some

@@ -183,7 +183,7 @@ def _unknown(sets: Sequence[WeightSet], near: _Near | None, path: Path) -> Check
     under = f" under {near.prefix!r}" if near.prefix else ""
     others = ", ".join(name for name in names if name != near.family.NAME)
     return CheckpointError(
-        f"{message} The nearest is {near.family.NAME}: {lacks}{under} {_are(near.missing)} missing. Also "
+        f"{message} The most similar format is {near.family.NAME}, but {lacks}{under} {_are(near.missing)} missing. Also "
         f"tried: {others}."
     )
 

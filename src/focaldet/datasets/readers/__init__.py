@@ -271,11 +271,13 @@ def _chosen_splits(reader: Reader, path: Path, splits: Sequence[str]) -> dict[st
         _logger.info("%s: read the split %s.", source, printable(", ".join(renamed)))
     left_out = [name for name in splits if name not in chosen.values()]
     if left_out:
-        _logger.warning("%s: left out the splits %s.", source, printable(shortened(left_out)))
+        what = "split" if len(left_out) == 1 else "splits"
+        names = shortened(left_out)[1:-1]  # without the brackets
+        _logger.warning("%s: skipped the %s %s.", source, what, printable(names))
     unread = reader.unread if isinstance(reader, FolderReader) else ()
     if unread:
         _logger.warning(
-            "%s: no annotations in the folders %s, which are left out.",
+            "%s: skipped the folders %s, which contain no annotations.",
             source,
             printable(", ".join(folder.name for folder in unread)),
         )

@@ -64,7 +64,7 @@ class _DataFile(NamedTuple):
         found = [key for key in named if self._exists(key)]
         if found and len(found) < len(named):
             _logger.warning(
-                "%s: left out the splits %s, whose images do not exist.",
+                "%s: skipped the splits %s, whose images do not exist.",
                 printable(str(self.path)),
                 ", ".join(repr(key) for key in named if key not in found),
             )
