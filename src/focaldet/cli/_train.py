@@ -49,8 +49,8 @@ _CONFIG_FIELDS = (
     "min_size", "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
 )  # fmt: skip
 _OPTION_FIELDS = (
-    "epochs", "batch_size", "accumulate", "optimizer", "lr", "schedule", "warmup_steps",
-    "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "class_weights",
+    "epochs", "batch_size", "accumulate", "optimizer", "lr", "backbone_lr_decay", "schedule",
+    "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "class_weights",
     "precision", "workers", "on_error", "seed", "checkpoint_every",
 )  # fmt: skip
 
@@ -154,6 +154,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--accumulate", type=int, metavar="N", help="steps per update of the weights")
     add("--optimizer", choices=["sgd", "adamw"], help="optimizer")
     add("--lr", type=float, metavar="RATE", help="learning rate after the warm-up")
+    add("--backbone-lr-decay", type=float, metavar="FACTOR",
+        help="ratio of the learning rates of neighbouring backbone stages, e.g. 0.7; the last stage "
+        "trains with this factor times --lr (default: 1, the same rate for all)")  # fmt: skip
     add("--schedule", choices=["step", "cosine", "constant"],
         help="learning rate schedule; 'step' divides by 10 after 2/3 and 8/9 of the updates")  # fmt: skip
     add("--warmup", type=int, dest="warmup_steps", metavar="N",
