@@ -99,6 +99,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="do not mirror images left to right (default: mirror them, unless the recipe 'small_data' "
         "finds left or right in the name of a class)")  # fmt: skip
     add("--color", action="store_const", const=True, help="also distort the colours of images")
+    add("--mosaic", type=float, metavar="P",
+        help="probability of showing four images in one, from 0 to 1 (default: 0)")  # fmt: skip
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
@@ -443,7 +445,7 @@ def _option_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _transform_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("min_scale", "horizontal_flip", "vertical_flip", "color")
+    names = ("min_scale", "horizontal_flip", "vertical_flip", "color", "mosaic")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 

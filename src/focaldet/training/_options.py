@@ -146,8 +146,8 @@ class TrainingOptions:
                 check_range(name, getattr(self, name), 0, low_open=True)
         if self.ema_decay is not None:
             check_range("ema_decay", self.ema_decay, 0, 1)
-        for name in ("repeat_threshold", "backbone_lr_decay"):
-            check_range(name, getattr(self, name), 0, 1, low_open=True)
+        check_range("repeat_threshold", self.repeat_threshold, 0, 1, low_open=True)
+        check_range("backbone_lr_decay", self.backbone_lr_decay, 0, 1, low_open=True)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         _check_devices(self.devices)
