@@ -84,7 +84,7 @@ def train_transform(
             least a quarter of each side away from the border. Each shows a random part of its image,
             at a scale drawn between the one at which the image just fills its rectangle and the one
             it would have alone, so that nothing is padded. Boxes are clipped to their rectangle; those
-            with less than a quarter of their area left, or less than a pixel wide or high, are
+            with less than a tenth of their area left, or less than a pixel wide or high, are
             removed. Mirrors and colours are drawn for each of the four images. The target has the
             ``image_id`` of the first. A mosaic reads four images, so it takes the workers up to four
             times as long. With ``large_scale_jitter`` it is a square of that side.

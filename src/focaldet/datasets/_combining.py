@@ -28,9 +28,13 @@ class ImageCombiner(ABC):
     item.
     """
 
-    @abstractmethod
     def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Transform one image and its target."""
+        """Raise ``TypeError``, because only a dataset has the other images."""
+        del image, target
+        raise TypeError(
+            f"{self} needs other images of the dataset. Pass it as the transform of a DetectionDataset, "
+            "not as a step of a different transform."
+        )
 
     @abstractmethod
     def draw_others(self, count: int) -> list[int]:
@@ -40,12 +44,12 @@ class ImageCombiner(ABC):
             count: Number of images in the dataset.
 
         Returns:
-            Their indices. If there are none, the image is transformed alone.
+            Their indices, often none.
         """
 
     @abstractmethod
     def combine(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, Any]]:
-        """Combine an image and its target with those that `draw_others` has drawn, which follow."""
+        """Transform an image and its target, followed by those that `draw_others` has drawn."""
 
 
 def transformed_item(
@@ -65,9 +69,9 @@ def transformed_item(
     Raises:
         TypeError: If the transform does not return an image and its target.
     """
-    others = transform.draw_others(count) if isinstance(transform, ImageCombiner) else []
     result: Any
-    if isinstance(transform, ImageCombiner) and others:
+    if isinstance(transform, ImageCombiner):
+        others = transform.draw_others(count)
         result = transform.combine([_wrapped(*read(each)) for each in (index, *others)])
     else:
         result = transform(*_wrapped(*read(index)))

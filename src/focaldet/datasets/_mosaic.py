@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MosaicTransform", "Tile", "assemble", "draw_tiles"]
 
 _MARGIN = 0.25  # smallest part of a side between the centre and the border
-_MIN_VISIBLE = 0.25  # smallest part of a box's area that must be left
+_MIN_VISIBLE = 0.1  # smallest part of a box's area that must be left
 _MIN_SIDE = 1.0  # smallest side of a box, in pixels of the mosaic
 
 
@@ -56,8 +56,10 @@ class MosaicTransform(ImageCombiner):
     rectangle. Nothing is padded. Only where that is impossible, as for a portrait in a wide
     rectangle, the image is enlarged a little more.
 
-    Boxes are clipped to their rectangle. Those of which less than a quarter of the area is left, or
-    which are less than a pixel wide or high, are removed together with their labels.
+    Boxes are clipped to their rectangle. Those of which less than a tenth of the area is left, or
+    which are less than a pixel wide or high, are removed together with their labels. What is left of
+    such an object trains as background, so few objects should be removed; but a sliver shows too
+    little to be recognised, or to tell where the rest would be.
 
     Args:
         probability: Probability that an image becomes a mosaic.
@@ -87,13 +89,8 @@ class MosaicTransform(ImageCombiner):
         self.single = single
         self.antialias = antialias
 
-    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Transform one image, which does not become a mosaic."""
-        result: tuple[Any, dict[str, Any]] = self.single(image, target)
-        return result
-
     def __repr__(self) -> str:
-        return f"MosaicTransform({self.probability}, each={self.each}, single={self.single})"
+        return f"MosaicTransform({self.probability}, {self.single})"
 
     def draw_others(self, count: int) -> list[int]:
         """Draw three images with the probability of a mosaic."""
@@ -103,7 +100,11 @@ class MosaicTransform(ImageCombiner):
         return others
 
     def combine(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, Any]]:
-        """Return a mosaic of four images, with the image id of the first."""
+        """Return a mosaic of four images, with the image id of the first, or transform a single image."""
+        if len(samples) == 1:
+            [sample] = samples
+            result: tuple[Any, dict[str, Any]] = self.single(*sample)
+            return result
         changed = [self.each(*sample) for sample in samples]
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image, _ in changed]
         length = self.sizes.draw()
