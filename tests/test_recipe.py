@@ -283,7 +283,7 @@ def test_mistakes_are_named() -> None:
         recipe(data=table(), device="cpu", config_changes={"colour": 1})
     for name in ("paper", "small_data"):
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-            recipe(name, table(), device="cpu", option_changes={"batch_size": 0})  # type: ignore[arg-type]
+            recipe(name, table(), device="cpu", option_changes={"batch_size": 0})
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
         recipe(data=table(), device="cpu", option_changes={"accumulate": 0})
     with pytest.raises(TypeError, match="like cannot be combined with name or start"):

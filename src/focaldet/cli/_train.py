@@ -50,8 +50,8 @@ _CONFIG_FIELDS = (
 )  # fmt: skip
 _OPTION_FIELDS = (
     "epochs", "batch_size", "accumulate", "optimizer", "lr", "backbone_lr_decay", "schedule",
-    "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "class_weights",
-    "precision", "workers", "on_error", "seed", "checkpoint_every",
+    "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler",
+    "class_weights", "precision", "workers", "on_error", "seed", "checkpoint_every",
 )  # fmt: skip
 
 

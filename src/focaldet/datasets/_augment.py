@@ -100,7 +100,7 @@ def train_transform(
     References:
         Lin et al., Focal Loss for Dense Object Detection (flip; scales of 640 to 800 for the longer
         schedule). arXiv:1708.02002. Ghiasi et al., Simple Copy-Paste (large-scale jitter).
-        arXiv:2012.07177. Bochkovskiy et al., YOLOv4 (mosaic, there with all images at one scale).
+        arXiv:2012.07177. Bochkovskiy et al., YOLOv4 (mosaic; its geometry here is ours).
         arXiv:2004.10934.
 
     .. versionchanged:: 0.3.0

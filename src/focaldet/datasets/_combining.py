@@ -32,7 +32,7 @@ class ImageCombiner(ABC):
         """Raise ``TypeError``, because only a dataset has the other images."""
         del image, target
         raise TypeError(
-            f"{self} needs other images of the dataset. Pass it as the transform of a DetectionDataset, "
+            f"{type(self).__name__} needs other images of the dataset. Pass it as the transform of a DetectionDataset, "
             "not as a step of a different transform."
         )
 

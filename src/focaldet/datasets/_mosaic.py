@@ -69,9 +69,10 @@ class MosaicTransform(ImageCombiner):
         antialias: Whether to antialias when resizing.
 
     References:
-        Bochkovskiy et al., YOLOv4 (mosaic). arXiv:2004.10934. There, the parts of the images are at
-        one scale. The range of scales here is ours, so that objects are as large as in the other
-        images or smaller, for which the anchors have been chosen.
+        Bochkovskiy et al., YOLOv4 (mosaic). arXiv:2004.10934. The paper says that four images are
+        mixed, but not how. The centre, the scales and the rule for boxes are ours. At these scales
+        most objects are between half as large and as large as in images that are not mosaics, so that
+        anchors that fit the ones fit the others.
     """
 
     def __init__(
