@@ -16,11 +16,21 @@ from torch.testing import assert_close
 
 from focaldet.errors import TrainingError
 from tests.benchmarks import trainings
-from tests.benchmarks.accuracy import VARIANTS, job_of, table_lines
-from tests.benchmarks.trainings import Data, Focaldet, Job, Network, Photos, Torchvision, run
+from tests.benchmarks.accuracy import VARIANTS, ablation_lines, job_of, main, table_lines
+from tests.benchmarks.trainings import (
+    Data,
+    Focaldet,
+    Job,
+    Network,
+    Photos,
+    Torchvision,
+    read_records,
+    run,
+)
 from tests.helpers.tiny_training import write_data
 
 MIN_SIZE = 48
+NAMES = [name for name in VARIANTS if name != "recipe-quality"]
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +123,12 @@ def test_both_libraries_train_the_same_stages_of_the_same_backbone(
 
 
 def test_the_contestants_differ_in_nothing_but_what_the_recipe_chooses(tmp_path: Path) -> None:
-    all_jobs = jobs(tmp_path, *VARIANTS)
+    all_jobs = jobs(tmp_path, *NAMES)
     plain, best = all_jobs["focaldet"], all_jobs["recipe"]
     assert all_jobs["torchvision"].settings() == {**plain.settings(), "library": "torchvision"}
-    assert {(j.options.epochs, j.options.batch_size) for j in all_jobs.values()} == {(2, 4)}
+    for name, each in all_jobs.items():
+        batch_size = {"recipe-batch-2": 2, "recipe-batch-8": 8, "recipe-batch-8-double-rate": 8}
+        assert (each.options.epochs, each.options.batch_size) == (2, batch_size.get(name, 4))
     for name in ("backbone", "fpn_channels", "trainable_stages", "min_size", "max_size"):
         assert getattr(plain.config, name) == getattr(best.config, name)
     halved = all_jobs["recipe-half-anchors"].config
@@ -129,25 +141,146 @@ def test_the_contestants_differ_in_nothing_but_what_the_recipe_chooses(tmp_path:
     )
 
 
-def test_the_table_has_a_row_for_all_seeds_of_a_variant() -> None:
-    settings = {"network": {"backbone": "resnet18"}, "config": {"min_size": 240}}
-    records: list[dict[str, Any]] = [
-        {
-            "data": "cells",
-            "epochs": 12,
-            "variant": variant,
-            "stats": [ap, ap + 0.2, ap + 0.1],
-            "step_seconds": 0.5,
-            "train_seconds": 100.0,
-            "peak_mib": 1000.0 + seed,
-            "settings": {**settings, "options": {"seed": seed}},
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("recipe-atss", {"config": {"assigner"}}),
+        ("recipe-ciou", {"config": {"box_loss"}}),
+        ("recipe-smooth-l1", {"config": {"box_loss", "box_loss_weight"}}),
+        ("recipe-no-group-norm", {"config": {"head_norm"}}),
+        ("recipe-step", {"options": {"schedule"}}),
+        ("recipe-no-average", {"options": {"ema_decay"}}),
+        ("recipe-layer-rate", {"options": {"backbone_lr_decay"}}),
+        ("recipe-jitter", {"transform": {"min_scale"}}),
+        ("recipe-mosaic", {"transform": {"mosaic"}}),
+        ("recipe-batch-8", {"options": {"batch_size"}}),
+        ("recipe-batch-8-double-rate", {"options": {"batch_size", "lr"}}),
+    ],
+)
+def test_a_variant_of_the_recipe_has_one_change(
+    job: Job, tmp_path: Path, name: str, changes: dict[str, set[str]]
+) -> None:
+    best, other = job.settings(), jobs(tmp_path, name)[name].settings()
+    found = {
+        part: {
+            key
+            for key in best[part].keys() | other[part].keys()
+            if best[part].get(key) != other[part].get(key)
         }
-        for seed, variant, ap in [
-            (0, "recipe", 0.5),
-            (1, "recipe", 0.6),
-            (0, "torchvision", 0.25),
-            (1, "torchvision", 0.25),
-        ]
+        for part in ("config", "options", "transform")
+    }
+    assert {part: keys for part, keys in found.items() if keys} == changes
+
+
+def test_a_single_anchor_is_8_strides_wide(tmp_path: Path) -> None:
+    config = jobs(tmp_path, "recipe-atss-single")["recipe-atss-single"].config
+    assert (config.octave_scales, config.aspect_ratios) == ((1.0,), (1.0,))
+    assert [
+        size / 2**level for size, level in zip(config.anchor_sizes, config.levels, strict=True)
+    ] == [8] * 5
+
+
+def test_the_settings_of_finished_trainings_stay_valid(job: Job) -> None:
+    settings = job.settings()
+    assert set(settings) == {"library", "network", "config", "options", "transform"}
+    assert set(settings["options"]) == {
+        *("epochs", "batch_size", "optimizer", "lr", "weight_decay", "decay_norm_and_bias"),
+        *("schedule", "warmup_steps", "clip_norm", "ema_decay", "seed"),
+    }
+    assert job.has_settings(settings)
+    del settings["config"]["assigner"]  # as if the field were new
+    assert job.has_settings(settings)
+    settings["config"]["head_depth"] = 3
+    assert not job.has_settings(settings)
+
+
+def test_mosaics_and_the_rates_of_stages_reach_the_loop(job: Job, tmp_path: Path) -> None:
+    photos = Photos.read(job.data.read()[0], job.config)
+    once = dataclasses.replace(job.options, epochs=1)
+    plain = dataclasses.replace(job, options=once)
+    states = {}
+    for name, changed in {
+        "plain": plain,
+        "mosaic": dataclasses.replace(plain, transform={**job.transform, "mosaic": 1.0}),
+        "rate": dataclasses.replace(
+            plain, options=dataclasses.replace(once, backbone_lr_decay=1e-6, ema_decay=None)
+        ),
+    }.items():
+        trained, _, _ = trainings.train(changed, photos, tmp_path / f"{name}.ckpt")
+        states[name] = trained.state_dict()
+    torch.manual_seed(job.options.seed)
+    start = Focaldet(job.config, job.network).state_dict()
+    weight = "model.backbone.features.17.conv.0.0.weight"
+    assert not torch.equal(states["plain"][weight], states["mosaic"][weight])
+    assert_close(states["rate"][weight], start[weight], rtol=0, atol=1e-6)
+    assert float((states["plain"][weight] - start[weight]).abs().max()) > 1e-5
+
+
+def record_of(variant: str, seed: int, ap: float, data: str = "cells") -> dict[str, Any]:
+    settings = {"network": {"backbone": "resnet18"}, "config": {"min_size": 240}}
+    return {
+        "data": data,
+        "epochs": 12,
+        "variant": variant,
+        "seed": seed,
+        "stats": [ap, ap + 0.2, ap + 0.1],
+        "step_seconds": 0.5,
+        "train_seconds": 100.0,
+        "peak_mib": 1000.0 + seed,
+        "settings": {**settings, "options": {"seed": seed}},
+    }
+
+
+def test_the_ablation_is_sorted_by_the_difference_to_the_recipe_of_the_same_seeds() -> None:
+    records = [
+        record_of("recipe-step", 0, 0.45),
+        record_of("recipe-step", 1, 0.51),
+        record_of("recipe", 0, 0.5),
+        record_of("recipe", 1, 0.55),
+        record_of("recipe-mosaic", 1, 0.57),
+        record_of("recipe-ciou", 2, 0.9),
+        record_of("recipe", 0, 0.2, data="chess"),
+    ]
+    head = "| cells | 12 | resnet18, 240 px |"
+    assert ablation_lines(records)[2:] == [
+        f"{head} recipe-mosaic | 1 | 57.0 | +2.0 (+2.0 to +2.0) |",
+        f"{head} recipe | 2 | 52.5 | +0.0 (+0.0 to +0.0) |",
+        f"{head} recipe-step | 2 | 48.0 | -4.5 (-5.0 to -4.0) |",
+        "| chess | 12 | resnet18, 240 px | recipe | 1 | 20.0 | +0.0 (+0.0 to +0.0) |",
+        "No recipe with the same seeds for cells, 12 epochs, resnet18, 240 px: recipe-ciou.",
+    ]
+
+
+def test_results_are_collected_in_one_file_without_paths(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "results", tmp_path / "results.jsonl"
+    folder.mkdir()
+    for seed in (0, 1):
+        record = {**record_of("recipe", seed, 0.5), "settings": job.settings()}
+        (folder / f"recipe_{seed}.json").write_text(json.dumps(record))
+    main(["--output", str(folder), "--collect", str(file)])
+    assert f"Wrote 2 results to {file}." in capsys.readouterr().out
+    assert len(file.read_text().splitlines()) == 2
+    assert str(job.output) not in file.read_text()
+    assert "/" not in file.read_text()
+    assert read_records(file) == read_records(folder)
+    printed = []
+    for source in (folder, file):
+        main(["--output", str(source), "--table"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "| recipe | 2 | 50.0 (50.0 to 50.0) |" in printed[0]
+    main(["--output", str(file), "--ablation"])
+    assert "| recipe | 2 | 50.0 | +0.0 (+0.0 to +0.0) |" in capsys.readouterr().out
+
+
+def test_the_table_has_a_row_for_all_seeds_of_a_variant() -> None:
+    records = [
+        record_of("recipe", 0, 0.5),
+        record_of("recipe", 1, 0.6),
+        record_of("torchvision", 0, 0.25),
+        record_of("torchvision", 1, 0.25),
     ]
     assert table_lines(records)[2:] == [
         "| cells | 12 | torchvision | 2 | 25.0 (25.0 to 25.0) | 45.0 | 35.0 | 0.50 | 100 | 1001 MiB |",

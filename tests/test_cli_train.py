@@ -178,12 +178,15 @@ def test_options_reach_the_training(data: Path, monkeypatch: pytest.MonkeyPatch)
         "--patience", 3, "--freeze", "backbone", "fpn", "--sampler", "repeat_factor", "--clip", 5,
         "--no-norm-decay", "--ema", 0.9, "--warmup", 7, "--val-fraction", 0.4, "--seed", 3,
         "--class-weights", "square=2", "circle=0.5", "--no-image-check",
+        "--backbone-lr-decay", 0.7, "--mosaic", 0.25,
     )  # fmt: skip
     assert train(data, "--backbone-weights", "none", *given, *TINY) == 0
     options = seen["options"]
     assert (options.patience, options.freeze) == (3, ("backbone", "fpn"))
     assert (options.sampler, options.clip_norm, options.ema_decay) == ("repeat_factor", 5, 0.9)
     assert (options.warmup_steps, options.seed) == (7, 3)
+    assert options.backbone_lr_decay == 0.7
+    assert seen["recipe"]["transform_options"]["mosaic"] == 0.25
     assert (options.class_weights, options.check_images) == ({"square": 2, "circle": 0.5}, False)
     assert options.decay_norm_and_bias is False
     assert seen["recipe"]["data"]["val_fraction"] == 0.4

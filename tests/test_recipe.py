@@ -281,6 +281,11 @@ def test_mistakes_are_named() -> None:
         recipe(data=table(), device="cpu", epochs=0)
     with pytest.raises(TypeError, match="colour"):
         recipe(data=table(), device="cpu", config_changes={"colour": 1})
+    for name in ("paper", "small_data"):
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            recipe(name, table(), device="cpu", option_changes={"batch_size": 0})
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        recipe(data=table(), device="cpu", option_changes={"accumulate": 0})
     with pytest.raises(TypeError, match="like cannot be combined with name or start"):
         recipe("paper", table(), like="run")
     with pytest.raises(FileNotFoundError, match="No such folder: 'none'"):

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from focaldet import Detections, RetinaNet
+from focaldet import Detections, RetinaNet, RetinaNetConfig
 from focaldet.datasets import DetectionDataset
 from focaldet.training import (
     AverageWeights,
     DetectionDataModule,
     LastCheckpoint,
     Pictures,
+    RetinaNetModule,
     TrainingError,
     TrainingOptions,
     lr_factor,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
         ({"ema_decay": 1.5}, r"ema_decay.*\[0, 1\].*1\.5"),
         ({"warmup_steps": -1}, "warmup_steps.*-1"),
         ({"clip_norm": 0.0}, r"clip_norm.*0\.0"),
+        ({"backbone_lr_decay": 0.0}, r"backbone_lr_decay.*\(0, 1\].*0\.0"),
+        ({"backbone_lr_decay": 1.5}, r"backbone_lr_decay.*\(0, 1\].*1\.5"),
         ({"checkpoint_every": 0}, "checkpoint_every.*0"),
         ({"devices": 0}, "devices.*0"),
         ({"devices": "all"}, "devices.*'auto'.*'all'"),
@@ -101,6 +104,63 @@ def test_weight_decay_on_norms_and_biases_is_optional() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
     sgd = build_optimizer(model, TrainingOptions(), 0.3)
     assert (sgd.defaults["momentum"], sgd.param_groups[0]["weight_decay"]) == (0.9, 1e-4)
+
+
+def test_each_stage_of_the_backbone_has_its_own_learning_rate() -> None:
+    model = tiny_detector("batch")  # all norms train, so each stage has weights and others
+    backbone: Any = model.backbone
+    for part in backbone.stages[0]:
+        part.requires_grad_(requires_grad=False)
+    options = TrainingOptions(backbone_lr_decay=0.5, decay_norm_and_bias=False, lr=0.8)
+    groups = build_optimizer(model, options, 0.8).param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert rates.keys() == set(trained)
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    for stage, rate in zip(backbone.stages[1:], (0.05, 0.1, 0.2, 0.4), strict=True):
+        assert {rates[p] for part in stage for p in part.parameters()} == {rate}
+    outside = [p for part in (model.fpn, model.head) for p in part.parameters()]
+    assert {rates[p] for p in outside} == {0.8}
+    assert all(decays[p] == (1e-4 if p.ndim > 1 else 0) for p in trained)
+    assert groups[0]["lr"] == 0.8  # the rate that is logged
+
+
+def test_a_decay_of_1_changes_no_group() -> None:
+    model = tiny_detector()
+    for both in (True, False):
+        before = parameter_groups(model, 0.1, decay_norm_and_bias=both)
+        after = parameter_groups(model, 0.1, decay_norm_and_bias=both, backbone_lr_decay=1.0)
+        assert [group.keys() for group in after] == [{"params", "weight_decay"}] * (2 - both)
+        assert [[id(p) for p in group["params"]] for group in after] == [
+            [id(p) for p in group["params"]] for group in before
+        ]
+
+
+def test_stages_that_are_not_built_do_not_count() -> None:
+    config = RetinaNetConfig(
+        num_classes=1,
+        backbone="resnet18",
+        backbone_norm="batch",
+        levels=(3, 4),
+        anchor_sizes=(32, 64),
+        fpn_channels=8,
+        trainable_stages=5,
+    )
+    model = RetinaNet.from_config(config)
+    backbone: Any = model.backbone
+    assert not backbone.stages[4]
+    groups = parameter_groups(model, 0.0, decay_norm_and_bias=True, backbone_lr_decay=0.5)
+    rates = {p: group["lr_factor"] for group in groups for p in group["params"]}
+    assert rates[backbone.layer3[0].conv1.weight] == 0.5
+    assert rates[backbone.conv1.weight] == 0.5**4
+
+
+def test_a_backbone_without_stages_has_only_one_learning_rate() -> None:
+    model = RetinaNet.from_config(TINY_CONFIG, backbone=TinyBackbone())
+    message = r"backbone_lr_decay=0\.7 counts stages.*TinyBackbone is not divided.*decay=1\."
+    with pytest.raises(ValueError, match=message):
+        RetinaNetModule(model, TrainingOptions(backbone_lr_decay=0.7))
 
 
 def test_the_weight_average_follows_fast_at_first_and_slowly_later() -> None:

@@ -52,11 +52,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def steps_in(folder: Path) -> list[tuple[str, str, str]]:
-    """Return epoch, step and loss of each update, leaving out the rows of validations and epochs."""
+def steps_in(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Return epoch, step, loss and learning rate of each update, leaving out the rows of validations and epochs."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
-    return [(row["epoch"], row["step"], row["train/loss"]) for row in rows]
+    return [(row["epoch"], row["step"], row["train/loss"], row["train/lr"]) for row in rows]
 
 
 def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any) -> None:
@@ -77,7 +77,9 @@ def check_resumed(data: Path, folder: Path, name: str, step: int, **options: Any
 def test_a_run_killed_in_mid_epoch_continues_from_the_previous_epochs_end(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_resumed(data, tmp_path, "SIGKILL", 4)
+    check_resumed(data, tmp_path, "SIGKILL", 4, backbone_lr_decay=0.5)
+    _, _, _, lr = steps_in(tmp_path / "whole")[0]
+    assert float(lr) == pytest.approx(0.01 * 4 / 16)  # not that of a stage of the backbone
     assert "last.ckpt' after update 3." in caplog.text
 
 

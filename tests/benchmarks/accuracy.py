@@ -7,8 +7,9 @@ pyramid, images per step, number of steps and seeds, in the same loop:
 - focaldet: RetinaNetConfig with its defaults, everything else the same;
 - recipe: what `focaldet.training.recipe` chooses for the data, for the same number of epochs.
 
-`--variants` adds others, such as recipe-half-anchors. The trainings of a seed run one after the other
-in this order, so that the machine is the same for all. DATA is a folder with splits, or files:
+`--variants` adds others, each of which is the recipe with one change, such as recipe-half-anchors. The
+trainings of a seed run one after the other in this order, so that the machine is the same for all. DATA
+is a folder with splits, or files:
 
     python -m tests.benchmarks.accuracy chess --splits train val --weights FEATURES.pth
     python -m tests.benchmarks.accuracy cells=coco/train.json,coco/val.json,photos --weights ...
@@ -16,13 +17,16 @@ in this order, so that the machine is the same for all. DATA is a folder with sp
 Each finished training is one file in --output. Run the same command again after an interruption: it
 skips what is finished, and continues an unfinished training after its last epoch. Several processes may
 share an output folder; each takes what the others leave. `--table` prints what is finished, in the
-format of docs/accuracy.md, and does not need DATA. FEATURES.pth is a state dict of torchvision's
-classifier or of its features.
+format of docs/accuracy.md, and `--ablation` the difference between each variant and the recipe.
+`--collect FILE.jsonl` writes what is finished to one file, from which `--output FILE.jsonl` prints the
+tables. None of the three needs DATA. FEATURES.pth is a state dict of torchvision's classifier or of its
+features.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 import statistics
@@ -36,7 +40,15 @@ import torchvision
 
 from focaldet import RetinaNetConfig
 from focaldet.training import TrainingOptions, recipe
-from tests.benchmarks.trainings import Data, Job, Network, read_record, run_all, summary
+from tests.benchmarks.trainings import (
+    Data,
+    Job,
+    Network,
+    read_records,
+    run_all,
+    summary,
+    write_records,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,6 +69,9 @@ class Variant:
 
     kind: Literal["torchvision", "focaldet", "recipe"] = "recipe"
     config: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    transform: dict[str, Any] = field(default_factory=dict)
+    lr_factor: float = 1.0  # of the recipe's learning rate
 
 
 VARIANTS = {
@@ -67,6 +82,28 @@ VARIANTS = {
     "recipe-half-anchors": Variant(config=_anchors(0.5)),
     "recipe-double-anchors": Variant(config=_anchors(2)),
     "recipe-paper-init": Variant(config={"head_init": "paper"}),
+    "recipe-atss": Variant(config={"assigner": "atss"}),
+    # One square anchor per cell, 8 times as large as the stride, as in the paper on ATSS.
+    "recipe-atss-single": Variant(
+        config={
+            "assigner": "atss",
+            "octave_scales": (1.0,),
+            "aspect_ratios": (1.0,),
+            "anchor_sizes": (64, 128, 256, 512, 1024),
+        }
+    ),
+    "recipe-smooth-l1": Variant(config={"box_loss": "smooth_l1", "box_loss_weight": 1.0}),
+    "recipe-ciou": Variant(config={"box_loss": "ciou"}),
+    "recipe-no-group-norm": Variant(config={"head_norm": None}),
+    "recipe-step": Variant(options={"schedule": "step"}),
+    "recipe-no-average": Variant(options={"ema_decay": None}),
+    "recipe-jitter": Variant(transform={"min_scale": 0.6}),
+    "recipe-mosaic": Variant(transform={"mosaic": 0.5}),
+    "recipe-layer-rate": Variant(options={"backbone_lr_decay": 0.7}),
+    "recipe-batch-2": Variant(options={"batch_size": 2}),
+    "recipe-batch-8": Variant(options={"batch_size": 8}),
+    "recipe-batch-8-double-rate": Variant(options={"batch_size": 8}, lr_factor=2.0),
+    "recipe-quality": Variant(config={"classification_loss": "quality_focal"}),
 }
 
 
@@ -98,10 +135,13 @@ def job_of(
         min_size=min_size,
         epochs=epochs,
         config_changes={**shared, **variant.config},
-        option_changes={"seed": seed},
-        transform_options=flip,
+        option_changes={"seed": seed, **variant.options},
+        transform_options={**flip, **variant.transform},
     )
     config, options, transform = chosen.config, chosen.options, chosen.transform_options
+    if variant.lr_factor != 1:
+        assert options.lr is not None
+        options = dataclasses.replace(options, lr=variant.lr_factor * options.lr)
     if variant.kind != "recipe":
         config = RetinaNetConfig(
             num_classes=config.num_classes,
@@ -135,11 +175,15 @@ def job_of(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    if not options.table:
+    if not (options.table or options.ablation or options.collect):
         if not options.data:
-            raise SystemExit("DATA is required (or --table).")
+            raise SystemExit("DATA is required (or --table, --ablation or --collect).")
         _run(options)
-    for line in table_lines(read_record(path) for path in sorted(options.output.glob("*.json"))):
+    records = read_records(options.output)
+    if options.collect:
+        write_records(options.collect, records)
+        print(f"Wrote {len(records)} results to {options.collect}.")
+    for line in ablation_lines(records) if options.ablation else table_lines(records):
         print(line)
 
 
@@ -163,8 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, help="threads of a training (default: 1)")
     add("--processes", type=int, default=1, help="trainings at once (default: 1)")
     add("--output", type=Path, default=Path("accuracy-results"),
-        help="folder of the results (default: accuracy-results)")  # fmt: skip
+        help="folder of the results (default: accuracy-results), or a file that --collect has written, "
+        "for the tables")  # fmt: skip
     add("--table", action="store_true", help="only print the table of what is finished")
+    add("--ablation", action="store_true",
+        help="only print the difference between each variant and the recipe, best first")  # fmt: skip
+    add("--collect", type=Path, metavar="FILE.jsonl",
+        help="write all finished results to one file, as JSON lines without paths")  # fmt: skip
     return parser
 
 
@@ -204,15 +253,59 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{job.name}  {summary(record)}", flush=True)
 
 
+def ablation_lines(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a Markdown table of the variants of the recipe, for each dataset the best first.
+
+    The difference is a mean over the seeds that both the variant and the recipe have.
+    """
+    groups: dict[tuple[str, int, str], dict[str, dict[int, float]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for record in records:
+        by_seed = groups[_setup(record)][record["variant"]]
+        by_seed[record["seed"]] = 100 * record["stats"][0]
+    columns = (
+        *("data", "epochs", "network", "variant", "seeds", "AP"),
+        *("difference to the recipe: mean (lowest to highest)",),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    notes = []
+    for (data, epochs, size), variants in sorted(groups.items()):
+        best = variants.get("recipe", {})
+        rows = []
+        for name, found in variants.items():
+            seeds = sorted(found.keys() & best.keys())
+            if not seeds:
+                continue
+            differences = [found[seed] - best[seed] for seed in seeds]
+            difference = statistics.mean(differences)
+            spread = f"{difference:+.1f} ({min(differences):+.1f} to {max(differences):+.1f})"
+            ap = statistics.mean(found[seed] for seed in seeds)
+            rows.append((difference, f"{name} | {len(seeds)} | {ap:.1f} | {spread}"))
+        rows.sort(key=lambda row: -row[0])
+        lines += [f"| {data} | {epochs} | {size} | {cells} |" for _, cells in rows]
+        if left_out := sorted(name for name, found in variants.items() if not found.keys() & best):
+            notes.append(
+                f"No recipe with the same seeds for {data}, {epochs} epochs, {size}: "
+                f"{', '.join(left_out)}."
+            )
+    return lines + notes
+
+
+def _setup(record: dict[str, Any]) -> tuple[str, int, str]:
+    """Return what variants that can be compared have in common."""
+    network, config = (record["settings"][name] for name in ("network", "config"))
+    size = f"{network['backbone']}, {config['min_size']} px"
+    return record["data"], record["epochs"], size
+
+
 def table_lines(records: Iterable[dict[str, Any]]) -> list[str]:
     """Return a Markdown table of all results, a row for all seeds of a variant."""
     groups: dict[tuple[str, int, str], dict[str, list[dict[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for record in records:
-        network, config = (record["settings"][name] for name in ("network", "config"))
-        size = f"{network['backbone']}, {config['min_size']} px"
-        groups[record["data"], record["epochs"], size][record["variant"]].append(record)
+        groups[_setup(record)][record["variant"]].append(record)
     columns = (
         *("data", "epochs", "variant", "seeds", "AP: mean (lowest to highest)", "AP50", "AP75"),
         *("CPU seconds per step", "per run", "peak memory"),

@@ -30,7 +30,6 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.transforms.v2 import functional as T
-from torchvision.tv_tensors import BoundingBoxes, Image
 
 import focaldet
 from focaldet import Detections, RetinaNet, RetinaNetConfig
@@ -43,6 +42,7 @@ from focaldet.datasets import (
     read_splits,
     train_transform,
 )
+from focaldet.datasets._combining import transformed_item
 from focaldet.errors import TrainingError
 from focaldet.evaluation import evaluate_coco
 from focaldet.training import AverageWeights, TrainingOptions
@@ -158,7 +158,13 @@ class Network:
 
 
 class Model(nn.Module, ABC):
-    """Interface of the training loop to the RetinaNet of either library."""
+    """Interface of the training loop to the RetinaNet of either library.
+
+    Attributes:
+        model: The RetinaNet.
+    """
+
+    model: nn.Module
 
     @abstractmethod
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -170,6 +176,8 @@ class Model(nn.Module, ABC):
 
 
 class Focaldet(Model):
+    model: RetinaNet
+
     def __init__(self, config: RetinaNetConfig, network: Network) -> None:
         super().__init__()
         self.model = RetinaNet.from_config(config, backbone_weights=network.state())
@@ -185,6 +193,8 @@ class Focaldet(Model):
 
 class Torchvision(Model):
     """The RetinaNet class with its defaults, as a user of torchvision would build it."""
+
+    model: TorchvisionRetinaNet
 
     def __init__(self, config: RetinaNetConfig, network: Network) -> None:
         super().__init__()
@@ -284,6 +294,12 @@ class Job:
             *("schedule", "warmup_steps", "clip_norm", "ema_decay", "seed"),
         )
         options = {field: getattr(self.options, field) for field in fields}
+        # Newer options are left out at their defaults, so that older results stay valid.
+        options |= {
+            field: value
+            for field in ("backbone_lr_decay",)
+            if (value := getattr(self.options, field)) != getattr(TrainingOptions, field)
+        }
         config = json.loads(self.config.to_json())
         network = {
             "backbone": self.network.backbone,
@@ -304,14 +320,33 @@ class Job:
         """Return the finished result, or None if there is none, or only one with other settings."""
         if not self.result_file.exists():
             return None
-        record = read_record(self.result_file)
-        return record if record["settings"] == self.settings() else None
+        [record] = read_records(self.result_file)
+        return record if self.has_settings(record["settings"]) else None
+
+    def has_settings(self, settings: dict[str, Any]) -> bool:
+        """Return whether these are the settings of this training.
+
+        Fields of the config that did not exist when they were written have their defaults.
+        """
+        defaults = json.loads(RetinaNetConfig(num_classes=1).to_json())
+        return {**settings, "config": {**defaults, **settings["config"]}} == self.settings()
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a result."""
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read the results in a folder, or in a file of JSON lines.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+    """
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return [
+        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write results to a file of JSON lines. They hold no paths."""
+    atomic_write_text(path, "\n".join(map(json.dumps, records)))
 
 
 class Progress(NamedTuple):
@@ -341,7 +376,7 @@ class Progress(NamedTuple):
         if not path.exists():
             return 0, [], 0.0
         content = torch.load(path, weights_only=True)
-        if json.loads(content["settings"]) != job.settings():
+        if not job.has_settings(json.loads(content["settings"])):
             print(f"{job.name}: its checkpoint has other settings; starting again.", flush=True)
             return 0, [], 0.0
         self.model.load_state_dict(content["model"])
@@ -364,7 +399,7 @@ def train(job: Job, photos: Photos, checkpoint: Path) -> tuple[Model, list[float
     kind = Torchvision if job.library == "torchvision" else Focaldet
     model: Model = kind(job.config, job.network)
     lr, _ = choose_lr(options, options.batch_size)
-    optimizer = build_optimizer(model, options, lr)
+    optimizer = build_optimizer(model.model, options, lr)
     average = None
     if options.ema_decay is not None:
         average = AveragedModel(
@@ -394,7 +429,7 @@ def train(job: Job, photos: Photos, checkpoint: Path) -> tuple[Model, list[float
                 warmup_steps=options.warmup_steps,
             )
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+                group["lr"] = lr * factor * group.get("lr_factor", 1.0)
             loss = model.losses([image for image, _ in batch], [target for _, target in batch])
             if not loss.isfinite():
                 raise TrainingError(f"{job.name}: the loss is {loss.item()} in epoch {epoch + 1}.")
@@ -417,12 +452,10 @@ def train(job: Job, photos: Photos, checkpoint: Path) -> tuple[Model, list[float
 
 
 def _transformed(photos: Photos, row: int, transform: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    image, target = photos.images[row], photos.targets[row]
-    size = (int(image.shape[1]), int(image.shape[2]))
-    boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-    image, target = transform(Image(image), {**target, "boxes": boxes})
-    plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
-    return image.as_subclass(Tensor).float() / 255, plain
+    image, target = transformed_item(
+        transform, row, len(photos.images), lambda i: (photos.images[i], photos.targets[i])
+    )
+    return image.float() / 255, target
 
 
 @torch.no_grad()

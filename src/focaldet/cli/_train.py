@@ -49,9 +49,9 @@ _CONFIG_FIELDS = (
     "min_size", "max_size", "anchor_sizes", "box_loss", "box_loss_weight", "normalizer",
 )  # fmt: skip
 _OPTION_FIELDS = (
-    "epochs", "batch_size", "accumulate", "optimizer", "lr", "schedule", "warmup_steps",
-    "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler", "class_weights",
-    "precision", "workers", "on_error", "seed", "checkpoint_every",
+    "epochs", "batch_size", "accumulate", "optimizer", "lr", "backbone_lr_decay", "schedule",
+    "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "patience", "freeze", "sampler",
+    "class_weights", "precision", "workers", "on_error", "seed", "checkpoint_every",
 )  # fmt: skip
 
 
@@ -99,6 +99,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="do not mirror images left to right (default: mirror them, unless the recipe 'small_data' "
         "finds left or right in the name of a class)")  # fmt: skip
     add("--color", action="store_const", const=True, help="also distort the colours of images")
+    add("--mosaic", type=float, metavar="P",
+        help="probability of showing four images in one, from 0 to 1 (default: 0)")  # fmt: skip
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +156,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--accumulate", type=int, metavar="N", help="steps per update of the weights")
     add("--optimizer", choices=["sgd", "adamw"], help="optimizer")
     add("--lr", type=float, metavar="RATE", help="learning rate after the warm-up")
+    add("--backbone-lr-decay", type=float, metavar="FACTOR",
+        help="ratio of the learning rates of neighbouring backbone stages, e.g. 0.7; the last stage "
+        "trains with this factor times --lr (default: 1, the same rate for all)")  # fmt: skip
     add("--schedule", choices=["step", "cosine", "constant"],
         help="learning rate schedule; 'step' divides by 10 after 2/3 and 8/9 of the updates")  # fmt: skip
     add("--warmup", type=int, dest="warmup_steps", metavar="N",
@@ -440,7 +445,7 @@ def _option_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _transform_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("min_scale", "horizontal_flip", "vertical_flip", "color")
+    names = ("min_scale", "horizontal_flip", "vertical_flip", "color", "mosaic")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from focaldet._checks import check_range, shortened
+from focaldet.datasets._mosaic import MosaicTransform
 from focaldet.datasets._tensors import tv_tensors, v2
+from focaldet.transforms import resized_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,9 +36,13 @@ def train_transform(
     color: bool = False,
     large_scale_jitter: int | None = None,
     scale_range: tuple[float, float] = (0.1, 2.0),
+    mosaic: float = 0.0,
     antialias: bool | None = None,
 ) -> Any:
-    """Build a ``torchvision.transforms.v2.Compose`` for :class:`~focaldet.datasets.DetectionDataset`.
+    """Build a transform for :class:`~focaldet.datasets.DetectionDataset`.
+
+    It is a ``torchvision.transforms.v2.Compose``, unless there are mosaics, for which it needs other
+    images of the dataset.
 
     The transform resizes images to the size for training, so the model must not resize them again:
     ``model(images, targets, resize=False)``. Boxes are clipped to the image. Boxes that are then less
@@ -71,6 +78,18 @@ def train_transform(
             ``scale_range``, and a random crop of the square's size is taken. Where the image is
             smaller, the crop is filled with the mean colour.
         scale_range: Minimum and maximum factor for large-scale jitter.
+        mosaic: Probability of showing four images in one, for datasets of a few hundred images. The
+            mosaic has the size that the image would have alone. The image and three others, drawn
+            with replacement from the dataset, fill the rectangles around a point that is drawn at
+            least a quarter of each side away from the border. Each shows a random part of its image,
+            at a scale drawn between the one at which the image just fills its rectangle and the one
+            it would have alone, so that nothing is padded. Boxes are clipped to their rectangle; those
+            with less than a tenth of their area left, or less than a pixel wide or high, are
+            removed. Mirrors and colours are drawn for each of the four images. The target has the
+            ``image_id`` of the first. A mosaic reads four images, so it takes the workers up to four
+            times as long. With ``large_scale_jitter`` it is a square of that side.
+
+            .. versionadded:: 0.3.0
         antialias: Whether to antialias when resizing. None means False. Only without ``config``.
 
     Raises:
@@ -81,7 +100,8 @@ def train_transform(
     References:
         Lin et al., Focal Loss for Dense Object Detection (flip; scales of 640 to 800 for the longer
         schedule). arXiv:1708.02002. Ghiasi et al., Simple Copy-Paste (large-scale jitter).
-        arXiv:2012.07177.
+        arXiv:2012.07177. Bochkovskiy et al., YOLOv4 (mosaic; its geometry here is ours).
+        arXiv:2004.10934.
 
     .. versionchanged:: 0.3.0
         Added ``config`` with ``min_scale``, ``keep_ratio`` and ``vertical_flip``.
@@ -95,6 +115,7 @@ def train_transform(
     """
     check_range("horizontal_flip", horizontal_flip, 0, 1)
     check_range("vertical_flip", vertical_flip, 0, 1)
+    check_range("mosaic", mosaic, 0, 1)
     given = {
         name: value
         for name, value in (
@@ -106,20 +127,30 @@ def train_transform(
         if value is not None
     }
     sizes = _sizes_of(config, min_scale, given)
-    steps: list[Any] = []
+    each: list[Any] = []
     if horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip(horizontal_flip))
+        each.append(v2.RandomHorizontalFlip(horizontal_flip))
     if vertical_flip:
-        steps.append(v2.RandomVerticalFlip(vertical_flip))
+        each.append(v2.RandomVerticalFlip(vertical_flip))
     if color:
-        steps.append(v2.RandomPhotometricDistort())
+        each.append(v2.RandomPhotometricDistort())
     if large_scale_jitter is None:
         if config is None:
             _check_min_sizes(sizes.min_sizes, sizes.max_size if sizes.keep_ratio else None)
-        steps.append(sizes.resize())
+        resize = [sizes.resize()]
     else:
-        steps += _large_scale_jitter(large_scale_jitter, scale_range, antialias=sizes.antialias)
-    return v2.Compose([*steps, ClampAndSanitizeBoundingBoxes()])
+        resize = _large_scale_jitter(large_scale_jitter, scale_range, antialias=sizes.antialias)
+        sizes = sizes._replace(square=large_scale_jitter)
+    single = v2.Compose([*each, *resize, ClampAndSanitizeBoundingBoxes()])
+    if not mosaic:
+        return single
+    return MosaicTransform(
+        mosaic,
+        each=v2.Compose(each) if each else v2.Identity(),
+        sizes=sizes,
+        single=single,
+        antialias=sizes.antialias,
+    )
 
 
 class ClampAndSanitizeBoundingBoxes(v2.SanitizeBoundingBoxes):  # type: ignore[misc]  # untyped
@@ -161,12 +192,34 @@ def _is_image_and_plain_target(inputs: tuple[Any, ...]) -> bool:
 
 
 class _Sizes(NamedTuple):
-    """The sizes that images are resized to, and how."""
+    """The sizes that images are resized to, and how.
+
+    Attributes:
+        min_sizes, max_size, keep_ratio, antialias: As in `train_transform`.
+        square: Side of the square of large-scale jitter, which replaces the other sizes, or None.
+    """
 
     min_sizes: Sequence[int] = _PAPER_SIZES
     max_size: int = 1333
     keep_ratio: bool = True
     antialias: bool = False
+    square: int | None = None
+
+    def draw(self) -> int:
+        """Draw one of the lengths."""
+        if self.square is not None:
+            return self.square
+        return self.min_sizes[int(torch.randint(len(self.min_sizes), ()))]
+
+    def resized(self, size: tuple[int, int], length: int) -> tuple[int, int]:
+        """Return the size of an image, ``(height, width)``, after it is resized to a length."""
+        longest = self.max_size if self.square is None else self.square
+        keep_ratio = self.keep_ratio or self.square is not None
+        return resized_size(size, length, longest, keep_ratio=keep_ratio)
+
+    def canvas(self, size: tuple[int, int], length: int) -> tuple[int, int]:
+        """Return the size of what the model sees of such an image."""
+        return self.resized(size, length) if self.square is None else (self.square, self.square)
 
     def resize(self) -> Any:
         """Build the step that resizes images."""

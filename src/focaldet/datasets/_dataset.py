@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,21 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from focaldet._checks import check_choice, printable, shortened
-from focaldet.boxes import as_xyxy
+from focaldet.datasets._combining import transformed_item
 from focaldet.datasets._table import clipped, have_area_inside
 from focaldet.errors import AnnotationError
 from focaldet.images import load_channels_last, load_image, read_image_size, to_float
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
+    from focaldet.datasets._combining import Sample, Transform
     from focaldet.datasets._table import AnnotationTable
 
-    Transform: TypeAlias = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+__all__ = ["DetectionDataset", "index_of_failure"]
 
-__all__ = ["DetectionDataset"]
+_INDEX = "index_of_image"  # attribute of errors that are raised while an image is read
 
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -150,7 +149,17 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         .. versionadded:: 0.3.0
         """
         index = range(len(self))[index]
-        image = self._load(index)
+        if self.transform is None:
+            return self._sample(index)
+        return transformed_item(self.transform, index, len(self), self._sample)
+
+    def _sample(self, index: int) -> Sample:
+        """Return an image and its target before the transform."""
+        try:
+            image = self._load(index)
+        except Exception as error:
+            vars(error)[_INDEX] = index
+            raise
         span = self.table.boxes_of(index)
         used = self._used[span]
         boxes = clipped(self.table.boxes[span][used], self.sizes[index])
@@ -159,8 +168,6 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             "labels": torch.from_numpy(self.table.labels[span][used]),
             "image_id": int(self.image_ids[index]),
         }
-        if self.transform is not None:
-            image, target = _transformed(self.transform, image, target)
         return image, target
 
     def _load(self, index: int) -> Tensor:
@@ -210,6 +217,15 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         )
 
 
+def index_of_failure(error: Exception, item: int) -> int:
+    """Return the index of the image that could not be read when an item was read.
+
+    It can differ from that of the item, because a transform may combine several images.
+    """
+    index: int = getattr(error, _INDEX, item)
+    return index
+
+
 def _complete_sizes(table: AnnotationTable) -> npt.NDArray[np.int32]:
     """Return the annotated sizes, after reading the missing ones from the images."""
     sizes = table.image_sizes.copy()
@@ -232,24 +248,6 @@ def _check_labels(table: AnnotationTable, objects: npt.NDArray[np.bool_]) -> Non
         )
 
 
-def _transformed(
-    transform: Transform, image: Tensor, target: dict[str, Any]
-) -> tuple[Tensor, dict[str, Any]]:
-    from focaldet.datasets._tensors import tv_tensors
-
-    size = (int(image.shape[1]), int(image.shape[2]))
-    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-    result: Any = transform(tv_tensors.Image(image), {**target, "boxes": boxes})
-    image, target = _checked_pair(result)
-    plain = {
-        key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
-        for key, value in target.items()
-    }
-    if "boxes" in target:
-        plain["boxes"] = as_xyxy(target["boxes"], "the boxes of the transformed target")
-    return image.as_subclass(Tensor), plain
-
-
 def _check_takes_a_target(transform: Transform) -> None:
     try:
         signature = inspect.signature(transform)
@@ -262,22 +260,3 @@ def _check_takes_a_target(transform: Transform) -> None:
             f"transform must accept an image and its target, but {shortened(transform)} does not "
             f"({error}). To transform only images, ignore and return the target."
         ) from error
-
-
-def _checked_pair(result: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Return what a transform returned, or raise unless it is an image and a target."""
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise TypeError(
-            f"transform must return an image and its target, got {type(result).__name__}."
-        )
-    image, target = result
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            f"transform must return the image as a tensor, got {type(image).__name__}. Convert it "
-            "with torchvision.transforms.v2.ToImage()."
-        )
-    if not isinstance(target, dict):
-        raise TypeError(
-            f"transform must return the target as a dictionary, got {type(target).__name__}."
-        )
-    return image, target

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from focaldet._checks import check_choice, check_image, check_range, shortened
 from focaldet.datasets import AspectRatioBatchSampler, DetectionDataset, collate
+from focaldet.datasets._dataset import index_of_failure
 from focaldet.errors import TrainingError, UnreadableImageError
 from focaldet.images import to_float
 from focaldet.structures import check_targets
@@ -469,15 +470,31 @@ class _Seeded(Dataset[Any]):
                 "image_id": int(self.data.image_ids[key.item]),
             }
             return _Sample(torch.zeros(3, height, width), target, (sample,))
-        failures = [sample]
-        for item in self._others(key):
-            sample = self._read(key, item)
+        return self._other_sample(key, sample)
+
+    def _other_sample(self, key: _Key, failure: _Failure) -> _Sample | _Failure:
+        """Return another item in place of one whose image cannot be read.
+
+        If the image is one of the others of a mosaic, it is the same item with a different mosaic.
+        """
+        failures = [failure]
+        items = iter(self._others(key))
+        item, redraws = key.item, 0
+        for _ in range(_MAX_STAND_INS):
+            if failures[-1].item != item:
+                redraws += 1
+            else:
+                following = next(items, None)
+                if following is None:
+                    break
+                item = following
+            sample = self._read(key, item, redraws)
             if isinstance(sample, _Sample):
                 return sample._replace(skipped=tuple(failures))
             if not sample.unreadable:
-                break
+                return sample
             failures.append(sample)
-        return sample
+        return failures[-1]
 
     def _others(self, key: _Key) -> list[int]:
         """Return a few items of the same orientation, in an order that depends only on the key."""
@@ -488,16 +505,19 @@ class _Seeded(Dataset[Any]):
         items: list[int] = rng.choice(similar, count, replace=False).tolist()
         return [item for item in items if item != key.item]
 
-    def _read(self, key: _Key, item: int) -> _Sample | _Failure:
+    def _read(self, key: _Key, item: int, redraws: int = 0) -> _Sample | _Failure:
         name = f"image {self.data.image_ids[item]}"
+        seeds = key.seeds(self.seed)
         with isolate_rng(include_cuda=False):
-            _seed_everything(key.seeds(self.seed))
+            _seed_everything((*seeds, 0, redraws) if redraws else seeds)
             target: Any
             try:
                 image, target = _checked_item(self.data, item, name)
                 check_targets([target], [(image.shape[1], image.shape[2])], self.data.num_classes)
             except (OSError, TypeError, ValueError) as error:
                 message = str(error)
+                item = index_of_failure(error, item)
+                name = f"image {self.data.image_ids[item]}"
                 if name not in message:
                     message = f"{name}: {message}"
                 unreadable = isinstance(error, (OSError, UnreadableImageError))

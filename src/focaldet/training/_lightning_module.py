@@ -13,7 +13,12 @@ import torch
 from focaldet.training._class_weights import class_weight_tensor, weighted_classes
 from focaldet.training._freezing import freeze_parts
 from focaldet.training._logging import log_on_rank_zero
-from focaldet.training._optimisation import build_optimizer, choose_lr, lr_factor
+from focaldet.training._optimisation import (
+    build_optimizer,
+    check_backbone_lr_decay,
+    choose_lr,
+    lr_factor,
+)
 from focaldet.training._options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -56,7 +61,8 @@ class RetinaNetModule(pl.LightningModule):
         stopping: Whether to skip the rest of a validation, because the run has been asked to stop.
 
     Raises:
-        ValueError: If the options name a part or a class that the model does not have.
+        ValueError: If the options name a part or a class that the model does not have, or have
+            ``backbone_lr_decay`` below 1 for a backbone that is not divided into stages.
         TypeError: If the options have class weights, and the criterion of the model is of your own kind.
 
     >>> from focaldet import RetinaNet, RetinaNetConfig
@@ -79,6 +85,7 @@ class RetinaNetModule(pl.LightningModule):
         self.stopping = False
         if self.options.channels_last:
             model.to(memory_format=torch.channels_last)
+        check_backbone_lr_decay(model, self.options.backbone_lr_decay)
         freeze = self.options.freeze
         self._frozen = [] if not freeze else freeze_parts(model, freeze)
         weights = self.options.class_weights
@@ -149,6 +156,8 @@ class RetinaNetModule(pl.LightningModule):
         options = self.options
         real_batch = options.batch_size * options.accumulate * self.trainer.world_size
         lr, description = choose_lr(options, real_batch)
+        if options.backbone_lr_decay < 1:
+            description += f", x {options.backbone_lr_decay:g} per stage of the backbone"
         steps = int(self.trainer.estimated_stepping_batches)
         log_on_rank_zero(
             f"Optimizer: {options.optimizer}, {description}, {options.schedule} schedule over {steps} "
@@ -165,7 +174,9 @@ class RetinaNetModule(pl.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _lr(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """Return the learning rate of the parts outside the backbone."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        return float(group["lr"] / group.get("lr_factor", 1.0))
 
 
 def _weights_of(model: RetinaNet, weights: Mapping[str, float]) -> Tensor:

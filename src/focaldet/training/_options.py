@@ -38,6 +38,10 @@ class TrainingOptions:
         optimizer: "sgd" (with momentum 0.9) or "adamw".
         lr: Learning rate after the warm-up. None uses 0.01 for "sgd" and 1e-4 for "adamw", both for
             16 images per update, and scales it linearly with the images per update.
+        backbone_lr_decay: Factor in (0, 1] between the learning rates of neighbouring stages of the
+            backbone. Its last stage trains with ``lr * backbone_lr_decay``, the one before it with
+            ``lr * backbone_lr_decay ** 2``, and so on; the rest of the model trains with ``lr``. See
+            :func:`parameter_groups`. 1 means one rate for everything.
         weight_decay: Weight decay of the optimiser.
         decay_norm_and_bias: Whether normalisation parameters and biases have weight decay, as in the
             paper.
@@ -89,7 +93,7 @@ class TrainingOptions:
 
     .. versionadded:: 0.3.0
         ``on_error``, ``check_images``, ``patience``, ``class_weights``, ``sampler``,
-        ``repeat_threshold``, ``freeze`` and ``channels_last``.
+        ``repeat_threshold``, ``freeze``, ``channels_last`` and ``backbone_lr_decay``.
 
     Raises:
         ValueError: If an option is out of range or unknown.
@@ -104,6 +108,7 @@ class TrainingOptions:
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = None
+    backbone_lr_decay: float = 1.0
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = True
     schedule: Literal["step", "cosine", "constant"] = "step"
@@ -142,6 +147,7 @@ class TrainingOptions:
         if self.ema_decay is not None:
             check_range("ema_decay", self.ema_decay, 0, 1)
         check_range("repeat_threshold", self.repeat_threshold, 0, 1, low_open=True)
+        check_range("backbone_lr_decay", self.backbone_lr_decay, 0, 1, low_open=True)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         _check_devices(self.devices)

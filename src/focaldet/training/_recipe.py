@@ -159,6 +159,7 @@ def recipe(
     wanted = dict(option_changes or {})
     if epochs is not None:
         wanted.setdefault("epochs", epochs)
+    TrainingOptions(**wanted)  # raises for wrong values before the recipe calculates with them
     job = _Job(
         table=table,
         sizes=data.image_sizes if isinstance(data, AnnotationTable) else data.sizes,

@@ -48,6 +48,7 @@ _FIXED = (
     "optimizer",
     "decay_norm_and_bias",
     "freeze",
+    "backbone_lr_decay",
 )  # options that determine the optimiser's state
 
 

@@ -133,7 +133,8 @@ def train(
             be resumed are damaged.
         TypeError: If a callback, a logger or a value of ``recipe`` has the wrong type.
         ValueError: If the classes of the datasets and the model differ, a dataset has no objects, the
-            options name a part or a class that the model does not have, or a run to be resumed has
+            options name a part or a class that the model does not have, or have
+            ``backbone_lr_decay`` below 1 for a backbone without stages, or a run to be resumed has
             trained a different model or used a different optimiser.
         SystemExit: After SIGTERM or Ctrl-C, once the state has been saved.
     """
