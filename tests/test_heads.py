@@ -122,13 +122,13 @@ def test_groups_of_one_channel_give_an_image_the_same_output_alone_as_in_a_batch
 
 def test_the_norm_of_the_head_is_the_group_norm_of_torch() -> None:
     head = RetinaNetHead(32, num_classes=2, norm="group", num_groups=8, depth=1)
-    norm = head.class_tower[0].norm
-    nn.init.normal_(norm.weight)  # type: ignore[arg-type]
-    nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+    norm: Any = head.class_tower[0].norm
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
     peer = nn.GroupNorm(8, 32)
-    peer.load_state_dict(norm.state_dict())  # type: ignore[operator,arg-type]
+    peer.load_state_dict(norm.state_dict())
     x = torch.randn(2, 32, 3, 5)
-    assert_close(norm(x), peer(x), rtol=0, atol=0)  # type: ignore[operator]
+    assert_close(norm(x), peer(x), rtol=0, atol=0)
 
 
 def test_batch_norm_names_the_level_with_a_single_value_in_training() -> None:

@@ -173,8 +173,8 @@ class _GroupNorm(nn.GroupNorm):
     ``nn.GroupNorm`` raises an error for them, but only in a batch of one image.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _fan_in_std(convolution: nn.Conv2d, *, final: bool) -> float:
