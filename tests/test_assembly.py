@@ -17,6 +17,7 @@ from focaldet.box_coder import BoxCoder
 from focaldet.criterion import (
     CrossEntropyMapLoss,
     FocalMapLoss,
+    QualityFocalMapLoss,
     RetinaNetCriterion,
     SoftmaxFocalMapLoss,
 )
@@ -69,9 +70,14 @@ def assert_same(model: RetinaNet, other: RetinaNet, *, losses: bool = True) -> N
             Matcher(),
             SoftmaxFocalMapLoss(None, 1.0),
         ),
+        (
+            {"classification_loss": "quality_focal", "focal_gamma": 1.5},
+            Matcher(),
+            QualityFocalMapLoss(1.5),
+        ),
         ({"focal_gamma": 0.5, "normalizer": "ema"}, Matcher(), FocalMapLoss(gamma=0.5)),
     ],
-    ids=["atss", "atss with 4 cells", "cross entropy", "softmax", "ema"],
+    ids=["atss", "atss with 4 cells", "cross entropy", "softmax", "quality", "ema"],
 )
 def test_parts_that_the_config_names_are_trained_saved_and_loaded(
     tiny_config: RetinaNetConfig,
@@ -183,6 +189,15 @@ def test_swapped_parts_that_the_config_has_names_for_are_saved(
     tiny_model.criterion.classification_loss = CrossEntropyMapLoss()  # type: ignore[assignment]
     tiny_model.save_pretrained(tmp_path)
     assert_same_losses(tiny_model, RetinaNet.from_pretrained(tmp_path))
+
+
+def test_the_beta_of_a_swapped_quality_focal_loss_is_saved_as_focal_gamma(
+    tiny_model: RetinaNet,
+) -> None:
+    tiny_model.criterion.classification_loss = QualityFocalMapLoss(1.5)  # type: ignore[assignment]
+    config = tiny_model.current_config()
+    assert config == tiny_model.config.replace(classification_loss="quality_focal", focal_gamma=1.5)
+    assert RetinaNetConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize("swapped", ["assigner", "loss", "coder", "criterion"])

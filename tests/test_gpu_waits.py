@@ -13,7 +13,12 @@ from focaldet import AnchorGenerator, RetinaNet, matching
 from focaldet import criterion as criterion_module
 from focaldet.anchor_grid import AnchorGrid, grid_of
 from focaldet.box_coder import BoxCoder, CornerBoxCoder
-from focaldet.criterion import FocalMapLoss, RetinaNetCriterion, SoftmaxFocalMapLoss
+from focaldet.criterion import (
+    FocalMapLoss,
+    QualityFocalMapLoss,
+    RetinaNetCriterion,
+    SoftmaxFocalMapLoss,
+)
 from focaldet.matching import BACKGROUND, ATSSAssigner, Matcher
 from focaldet.structures import check_targets, pad_targets
 from focaldet.training import AverageWeights, DetectionDataModule, RetinaNetModule, TrainingOptions
@@ -80,6 +85,13 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "weight": {"box_loss_weight": 3.0, "box_loss": "giou"},
     "softmax": {"classification_loss": SoftmaxFocalMapLoss()},
     "options": {"classification_loss": FocalMapLoss(None, 1.5)},
+    "quality": {"classification_loss": QualityFocalMapLoss()},
+    "quality of corners": {
+        "classification_loss": QualityFocalMapLoss(1.5),
+        "box_coder": CornerBoxCoder((5, 5, 5, 5)),
+        "normalizer": "image",
+        "box_loss": "giou",
+    },
     "no forced matches": {"assigner": Matcher(0.6, 0.3, force_match_floor=None)},
     "ATSS": {"assigner": ATSSAssigner()},
     "a function": {"assigner": first_anchors},
@@ -215,7 +227,8 @@ def test_a_whole_training_step_has_no_waits_and_one_upload(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("assigner", [Matcher(), ATSSAssigner()], ids=repr)
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou", "diou", "ciou"])
-def test_the_criterion_reads_no_value(assigner: Any, box_loss: Any) -> None:
+@pytest.mark.parametrize("loss", [FocalMapLoss(), QualityFocalMapLoss()], ids=repr)
+def test_the_criterion_reads_no_value(assigner: Any, box_loss: Any, loss: Any) -> None:
     with fake_cuda(strict=True):
         logits, deltas = head_outputs(2, torch.float32)
         logits, deltas = (
@@ -227,15 +240,17 @@ def test_the_criterion_reads_no_value(assigner: Any, box_loss: Any) -> None:
         coder._constants._tensors[coder.weights, torch.float32, torch.device("cuda:0")] = (
             torch.ones(4, device="cuda:0")
         )  # as after the first step
-        module = RetinaNetCriterion(assigner, coder, box_loss=box_loss)
+        module = RetinaNetCriterion(assigner, coder, box_loss=box_loss, classification_loss=loss)
         losses = module(logits, deltas, anchors, targets_of([3, 0]))
     assert set(losses) == {"classification", "box_regression"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_network_and_losses_are_compiled_in_one_graph(backend: str) -> None:
+@pytest.mark.parametrize("loss", [FocalMapLoss(), QualityFocalMapLoss()], ids=repr)
+def test_network_and_losses_are_compiled_in_one_graph(backend: str, loss: Any) -> None:
     model = tiny_model()
+    model.criterion.classification_loss = loss
     images = torch.rand(2, 3, 64, 64)
     targets = targets_of([2, 5])
     for target in targets:

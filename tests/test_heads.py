@@ -91,7 +91,8 @@ def test_each_tower_has_its_norm_and_a_bias_where_the_norm_leaves_it(
     for tower, kind, bias in zip((head.class_tower, head.box_tower), kinds, biases, strict=True):
         norms = [m for m in tower.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
         convs = [m for m in tower.modules() if isinstance(m, nn.Conv2d)]
-        assert [type(norm) for norm in norms] == [kind] * (2 if kind else 0)
+        assert len(norms) == (2 if kind else 0)
+        assert all(isinstance(norm, kind) for norm in norms)
         assert [conv.bias is not None for conv in convs] == [bias, bias]
 
 
@@ -101,6 +102,46 @@ def test_each_level_is_normalised_by_its_own_statistics_in_training() -> None:
     _, together = head(levels)
     for level, expected in zip(levels, together, strict=True):
         assert_close(head([level])[1][0], expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["group", "group_with_bias"])
+def test_groups_of_one_channel_give_an_image_the_same_output_alone_as_in_a_batch(
+    norm: Any, training: bool
+) -> None:
+    head = RetinaNetHead(32, num_classes=2, norm=norm).train(training)
+    levels = [torch.randn(2, 32, 3, 3), torch.randn(2, 32, 1, 1)]
+    both = head(levels)
+    alone = head([level[:1].requires_grad_() for level in levels])
+    for maps, expected in zip(alone, both, strict=True):
+        for level, in_batch in zip(maps, expected, strict=True):
+            assert_close(level, in_batch[:1])
+    sum(level.square().sum() for maps in alone for level in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_the_norm_of_the_head_is_the_group_norm_of_torch() -> None:
+    head = RetinaNetHead(32, num_classes=2, norm="group", num_groups=8, depth=1)
+    norm: Any = head.class_tower[0].norm
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    peer = nn.GroupNorm(8, 32)
+    peer.load_state_dict(norm.state_dict())
+    x = torch.randn(2, 32, 3, 5)
+    assert_close(norm(x), peer(x), rtol=0, atol=0)
+
+
+def test_batch_norm_names_the_level_with_a_single_value_in_training() -> None:
+    head = RetinaNetHead(32, num_classes=2, box_norm="batch")
+    levels = [torch.randn(1, 32, 2, 2), torch.randn(1, 32, 1, 1)]
+    with pytest.raises(ValueError, match=r"features\[1\] is a 1x1 map of one image.*more images"):
+        head(levels)
+    assert head.eval()(levels)[1][1].shape == (1, 36, 1, 1)
+    head.train()
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # frozen, as in fine-tuning
+    assert head(levels)[0][1].shape == (1, 18, 1, 1)
 
 
 def test_a_tensor_instead_of_a_list_of_levels_is_an_error() -> None:

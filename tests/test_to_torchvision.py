@@ -172,6 +172,10 @@ def test_other_losses_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> 
     assert "no counterpart of focal_gamma=1.5, normalizer='batch'" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="focaldet"):
+        built(small(V1, classification_loss="quality_focal")).to_torchvision()
+    assert "no counterpart of classification_loss='quality_focal'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="focaldet"):
         built(small(V1, box_loss="smooth_l1")).to_torchvision()
     assert "no counterpart of smooth_l1_beta=0.11" in caplog.text
 

@@ -19,7 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from focaldet.criterion import CrossEntropyMapLoss, FocalMapLoss, SoftmaxFocalMapLoss
+from focaldet.criterion import (
+    CrossEntropyMapLoss,
+    FocalMapLoss,
+    QualityFocalMapLoss,
+    SoftmaxFocalMapLoss,
+)
 from focaldet.datasets import DetectionDataset
 from focaldet.losses._layout import dense, memory_of
 from focaldet.training import (
@@ -161,6 +166,30 @@ def test_a_weight_multiplies_the_loss_of_the_positive_anchors_of_a_class(loss: A
             assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_a_weight_multiplies_the_quality_focal_loss_of_the_positive_anchors_of_a_class() -> None:
+    maps, targets, divisor = maps_and_targets()
+    ious = torch.rand(
+        targets.shape, generator=torch.Generator().manual_seed(0), dtype=maps[0].dtype
+    )
+    for level in maps:
+        level.requires_grad_()
+    options: dict[str, Any] = {"num_classes": 3, "divisor": divisor, "ious": ious}
+    plain = QualityFocalMapLoss(1.5)
+    weighted = WeightedClassLoss(plain, torch.tensor([1.0, 3.0, 1.0]))
+    assert weighted.needs_ious
+    logits = torch.cat(
+        [m.view(2, 2, 3, -1).permute(0, 3, 1, 2).reshape(2, -1, 3) for m in maps], dim=1
+    )
+    images, anchors = (targets == 1).nonzero(as_tuple=True)
+    p, y = logits[images, anchors, 1].sigmoid(), ious[images, anchors]
+    own = -((y - p).abs() ** 1.5) * ((1 - y) * (1 - p).log() + y * p.log())
+    expected = plain(maps, targets, **options) + 2 * (own / divisor[images]).sum()
+    found = weighted(maps, targets, **options)
+    assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    gradients = torch.autograd.grad(found, maps)
+    assert_close(gradients, torch.autograd.grad(expected, maps), rtol=1e-5, atol=1e-6)
+
+
 def test_a_weight_of_a_class_without_positive_anchors_changes_nothing() -> None:
     maps, targets, divisor = maps_and_targets()
     none = torch.full_like(targets, -1)
@@ -171,8 +200,11 @@ def test_a_weight_of_a_class_without_positive_anchors_changes_nothing() -> None:
     )
 
 
-def test_class_weights_are_used_in_steps_and_leave_no_trace_in_the_model() -> None:
+@pytest.mark.parametrize("own_loss", [FocalMapLoss(), QualityFocalMapLoss()], ids=repr)
+def test_class_weights_are_used_in_steps_and_leave_no_trace_in_the_model(own_loss: Any) -> None:
     model = smallest_detector()
+    model.criterion.classification_loss = own_loss
+    config = model.current_config()
     images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))]
     target: Target = {
         "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
@@ -186,7 +218,7 @@ def test_class_weights_are_used_in_steps_and_leave_no_trace_in_the_model() -> No
             setattr(module, name, lambda *_, **__: 0.0)
         values.append(module.training_step((images, [target]), 0).item())
         assert model.criterion.classification_loss is loss
-        assert model.current_config() == model.config
+        assert model.current_config() == config
     assert values[1] == pytest.approx(values[0])
     assert values[2] > values[0] * 1.01
 

@@ -25,6 +25,7 @@ from focaldet.box_coder import BoxCoder, CornerBoxCoder
 from focaldet.criterion import (
     CrossEntropyMapLoss,
     FocalMapLoss,
+    QualityFocalMapLoss,
     RetinaNetCriterion,
     SoftmaxFocalMapLoss,
 )
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from focaldet.backbones import NamedBackbone
     from focaldet.config import RetinaNetConfig
-    from focaldet.criterion import ClassificationLoss
+    from focaldet.criterion import ClassificationLoss, IoUAwareClassificationLoss
     from focaldet.matching import Assigner
 
 __all__ = [
@@ -184,11 +185,15 @@ def _build_assigner(config: RetinaNetConfig) -> Assigner:
     )
 
 
-def _build_classification_loss(config: RetinaNetConfig) -> ClassificationLoss:
+def _build_classification_loss(
+    config: RetinaNetConfig,
+) -> ClassificationLoss | IoUAwareClassificationLoss:
     if config.classification_loss == "cross_entropy":
         return CrossEntropyMapLoss()
     if config.classification_loss == "softmax_focal":
         return SoftmaxFocalMapLoss(config.focal_alpha, config.focal_gamma)
+    if config.classification_loss == "quality_focal":
+        return QualityFocalMapLoss(config.focal_gamma)
     return FocalMapLoss(config.focal_alpha, config.focal_gamma)
 
 
@@ -420,6 +425,7 @@ _FIELDS: dict[type, dict[str, str]] = {
     ATSSAssigner: {"top_k": "atss_top_k"},
     FocalMapLoss: {"alpha": "focal_alpha", "gamma": "focal_gamma"},
     SoftmaxFocalMapLoss: {"alpha": "focal_alpha", "gamma": "focal_gamma"},
+    QualityFocalMapLoss: {"beta": "focal_gamma"},
 }
 """The attributes of parts that can be changed after they are built, with their fields in the config."""
 
@@ -429,6 +435,7 @@ _KINDS: dict[type, dict[str, object]] = {
     FocalMapLoss: {"classification_loss": "focal"},
     CrossEntropyMapLoss: {"classification_loss": "cross_entropy"},
     SoftmaxFocalMapLoss: {"classification_loss": "softmax_focal"},
+    QualityFocalMapLoss: {"classification_loss": "quality_focal"},
 }
 
 

@@ -98,9 +98,13 @@ class RetinaNetConfig:
             :class:`focaldet.matching.Matcher`; used by "iou".
         atss_top_k: See :class:`focaldet.matching.ATSSAssigner`; used by "atss".
         classification_loss: "focal" for :class:`focaldet.criterion.FocalMapLoss`, "cross_entropy" for
-            :class:`focaldet.criterion.CrossEntropyMapLoss`, or "softmax_focal" for
-            :class:`focaldet.criterion.SoftmaxFocalMapLoss`, whose scores mean something else.
-        focal_alpha, focal_gamma: Options of both focal losses; see :class:`focaldet.FocalLoss`.
+            :class:`focaldet.criterion.CrossEntropyMapLoss`, "softmax_focal" for
+            :class:`focaldet.criterion.SoftmaxFocalMapLoss`, whose scores mean something else, or
+            "quality_focal" for :class:`focaldet.criterion.QualityFocalMapLoss`, whose scores estimate
+            how well the boxes fit.
+        focal_alpha, focal_gamma: Options of "focal" and "softmax_focal"; see
+            :class:`focaldet.FocalLoss`. With "quality_focal", ``focal_gamma`` is its ``beta`` and
+            ``focal_alpha`` has no effect.
         box_loss: "smooth_l1", "l1", "giou", "diou" or "ciou".
         smooth_l1_beta: Difference at which smooth L1 turns from a parabola into a line.
         box_loss_weight: Factor on the box loss.
@@ -178,7 +182,9 @@ class RetinaNetConfig:
     negative_threshold: float = 0.4
     force_match_floor: float | None = 0.0
     atss_top_k: int = 9
-    classification_loss: Literal["focal", "cross_entropy", "softmax_focal"] = "focal"
+    classification_loss: Literal["focal", "cross_entropy", "softmax_focal", "quality_focal"] = (
+        "focal"
+    )
     focal_alpha: float | None = 0.25
     focal_gamma: float = 2.0
     box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"

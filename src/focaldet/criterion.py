@@ -2,14 +2,15 @@
 
 :class:`RetinaNetCriterion` takes what varies between detectors as parts: an
 :class:`~focaldet.matching.Assigner`, which says what each anchor learns, and a
-:class:`ClassificationLoss`, of which this module has three.
+:class:`ClassificationLoss`. This module has three, and :class:`QualityFocalMapLoss`, which is an
+:class:`IoUAwareClassificationLoss`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,14 +20,23 @@ from torch import Tensor, nn
 from focaldet._checks import check_choice, check_levels, check_number, check_range
 from focaldet._deprecation import renamed_argument, warn_renamed
 from focaldet.anchor_grid import grid_of
-from focaldet.boxes import as_xyxy, complete_box_iou, distance_box_iou, generalized_box_iou
+from focaldet.boxes import (
+    as_xyxy,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    paired_box_iou,
+)
 from focaldet.heads import flatten_maps, gather_from_map
 from focaldet.losses import sigmoid_focal_loss_maps, softmax_focal_loss
+from focaldet.losses._arguments import plain
 from focaldet.matching import BACKGROUND, BETWEEN, matches_batches, runs_on_cpu
 from focaldet.structures import pad_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import TypeIs
 
     from focaldet.anchor_grid import AnchorGrid
     from focaldet.box_coder import BoxCoder, CornerBoxCoder
@@ -38,6 +48,8 @@ __all__ = [
     "ClassificationLoss",
     "CrossEntropyMapLoss",
     "FocalMapLoss",
+    "IoUAwareClassificationLoss",
+    "QualityFocalMapLoss",
     "RetinaNetCriterion",
     "SoftmaxFocalMapLoss",
 ]
@@ -70,6 +82,48 @@ class ClassificationLoss(Protocol):
             num_classes: Number of classes K.
             divisor: ``[B]``, the number to divide the losses of each image by before they are summed.
         """
+
+
+class IoUAwareClassificationLoss(Protocol):
+    """Classification loss whose targets depend on how well the predicted boxes fit.
+
+    The criterion recognises such a loss by its attribute ``needs_ious``, which must be True, and
+    computes the IoUs for it. A loss without the attribute is a :class:`ClassificationLoss`, and no
+    IoUs are computed.
+
+    .. versionadded:: 0.3.0
+    """
+
+    @property
+    def needs_ious(self) -> bool:
+        """Whether to pass ``ious``."""
+
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        targets: Tensor,
+        *,
+        num_classes: int,
+        divisor: Tensor,
+        ious: Tensor,
+    ) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: As in :class:`ClassificationLoss`.
+            targets: As in :class:`ClassificationLoss`.
+            num_classes: As in :class:`ClassificationLoss`.
+            divisor: As in :class:`ClassificationLoss`.
+            ious: ``[B, R]`` without gradient. For each positive anchor, the IoU in [0, 1] of the box
+                that it predicts, not clipped to the image, with its ground truth; otherwise 0.
+        """
+
+
+def needs_ious(
+    loss: ClassificationLoss | IoUAwareClassificationLoss,
+) -> TypeIs[IoUAwareClassificationLoss]:
+    """Return whether a classification loss is to be given the IoUs of the predicted boxes."""
+    return bool(getattr(loss, "needs_ious", False))
 
 
 @dataclass(frozen=True)
@@ -216,6 +270,153 @@ class SoftmaxFocalMapLoss:
         return (torch.stack(per_image).sum(dim=0) / divisor).sum()
 
 
+@dataclass(frozen=True)
+class QualityFocalMapLoss:
+    """Quality focal loss of the maps: the score of a positive anchor learns the IoU of its box.
+
+    In :class:`FocalMapLoss`, a positive anchor has target 1 for its class, however well its predicted
+    box fits, so that the scores do not rank detections by their boxes. Here the target is the quality
+    y, which is the IoU of the predicted box with the ground truth. With p, the sigmoid of a logit::
+
+        QFL = |y - p|^beta * -((1 - y) log(1 - p) + y log(p))
+
+    All other entries have y = 0: background anchors, and the other classes of a positive anchor. Their
+    loss is that of ``FocalMapLoss(alpha=None, gamma=beta)``. There is no alpha. Gradients do not reach
+    the boxes through the quality.
+
+    Unlike a branch that predicts the IoU or the centreness, this needs no additional parameters: the
+    network, its exports and the cost of inference stay the same. Scores estimate the IoU, so they are
+    lower than those of the focal loss; choose new score thresholds.
+
+    In addition to the memory of :class:`FocalMapLoss`, it needs that of a few numbers per anchor.
+
+    Args:
+        beta: Exponent of the difference between score and quality, at least 0.
+
+    Raises:
+        ValueError: If ``beta`` is out of range.
+
+    References:
+        Li et al., Generalized Focal Loss, equation 2. NeurIPS 2020. arXiv:2006.04388.
+
+    .. versionadded:: 0.3.0
+
+    >>> targets, divisor, ious = torch.tensor([[0]]), torch.ones(1), torch.tensor([[0.8]])
+    >>> logits = [torch.zeros(1, 1, 1, 1)]
+    >>> loss = QualityFocalMapLoss()  # 0.3**2 * log(2)
+    >>> loss(logits, targets, num_classes=1, divisor=divisor, ious=ious)
+    tensor(0.0624)
+    """
+
+    needs_ious: ClassVar[bool] = True
+    beta: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_focal("alpha", None, "beta", self.beta)
+
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        targets: Tensor,
+        *,
+        num_classes: int,
+        divisor: Tensor,
+        ious: Tensor,
+    ) -> Tensor:
+        """Return the loss; see :class:`IoUAwareClassificationLoss`."""
+        tapped, own = _tap(logits, targets, num_classes)
+        # Alpha 0 gives the entries of the positives the weight 0 and all others 1. Computing the positives
+        # as background and subtracting them again would be inaccurate for large logits.
+        total = sigmoid_focal_loss_maps(
+            tapped,
+            targets,
+            num_classes=num_classes,
+            alpha=0.0,
+            gamma=self.beta,
+            reduction="sum",
+            normalizer=divisor,
+            ignore_index=IGNORED,
+        )
+        unassigned = targets < 0
+        own = own.masked_fill(unassigned, 0.0)
+        losses = quality_focal(own, ious, self.beta).masked_fill(unassigned, 0.0)
+        return total + (losses.sum(dim=1) / divisor).sum()
+
+
+def quality_focal(logits: Tensor, ious: Tensor, beta: float) -> Tensor:
+    """Return the quality focal loss of logits, of any shape, for IoUs of the same shape."""
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    y = ious.to(x.dtype)
+    # |y - p|, without rounding p to 1. At 0, the power has an infinite slope if beta is below 1.
+    gap = (y * torch.sigmoid(-x) - (1 - y) * torch.sigmoid(x)).abs()
+    gap = gap.clamp(min=torch.finfo(x.dtype).tiny)
+    return gap.pow(beta) * F.binary_cross_entropy_with_logits(x, y, reduction="none")
+
+
+def _tap(
+    logits: Sequence[Tensor], targets: Tensor, num_classes: int
+) -> tuple[list[Tensor], Tensor]:
+    """Return the maps, and the logit of each anchor for its class, ``[B, R]``.
+
+    Anchors without a class have the logit of class 0, so that no shape depends on a value. A CPU would
+    gain little from skipping them, because there is only one logit per anchor.
+    """
+    # Compilers and the transforms of torch.func need operations that they can differentiate themselves.
+    ordinary = plain(targets.device.type, *logits, targets)
+    tap = _Tap.apply if ordinary else _gather_classes
+    maps, own = [], []
+    start = 0
+    for level in logits:
+        B, channels, H, W = level.shape
+        A = channels // num_classes
+        stop = start + H * W * A
+        classes = targets[:, start:stop].clamp(min=0).view(B, H, W, A).permute(0, 3, 1, 2)
+        same, rows = tap(level, classes[:, :, None], num_classes)
+        maps.append(same)
+        own.append(rows[:, :, 0].permute(0, 2, 3, 1).flatten(1))
+        start = stop
+    return maps, torch.cat(own, dim=1)
+
+
+def _by_class(level: Tensor, num_classes: int) -> Tensor:
+    """View ``[B, A * K, H, W]`` as ``[B, A, K, H, W]``."""
+    return level.view(len(level), -1, num_classes, *level.shape[2:])
+
+
+def _gather_classes(level: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return a map, and one of the K logits of each anchor: ``[B, A, 1, H, W]``, like the classes."""
+    return level, _by_class(level, num_classes).gather(2, classes)
+
+
+class _Tap(torch.autograd.Function):
+    """:func:`_gather_classes`, whose gradients are added up in the memory of the map's own gradient.
+
+    The gradient of a gather alone is a tensor of the size of the map, nearly all of it zeros, and its
+    sum with the map's other gradient is one more.
+    """
+
+    @staticmethod
+    def forward(level: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        same, rows = _gather_classes(level, classes, num_classes)
+        return same.view_as(same), rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        _, classes, ctx.num_classes = inputs
+        ctx.save_for_backward(classes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_map, of_rows = gradients
+        [classes] = ctx.saved_tensors
+        by_class = _by_class(of_map, ctx.num_classes)
+        if torch.is_grad_enabled():  # the gradient is differentiated itself
+            return by_class.scatter_add(2, classes, of_rows).view_as(of_map), None, None
+        # The only other use of the map is the focal loss, which does not keep its gradient.
+        by_class.scatter_add_(2, classes, of_rows)
+        return of_map, None, None
+
+
 def _check_focal(alpha_name: str, alpha: float | None, gamma_name: str, gamma: float) -> None:
     if alpha is not None:
         check_number(alpha_name, alpha)
@@ -231,8 +432,8 @@ class RetinaNetCriterion(nn.Module):
         assigner: Assigns anchors to ground truths, such as a :class:`~focaldet.matching.Matcher`. On a
             GPU, a :class:`~focaldet.matching.BatchAssigner` matches all images at once.
         box_coder: Encodes boxes relative to anchors.
-        classification_loss: Loss of the class logits. None uses
-            ``FocalMapLoss(focal_alpha, focal_gamma)``.
+        classification_loss: Loss of the class logits, a :class:`ClassificationLoss` or an
+            :class:`IoUAwareClassificationLoss`. None uses ``FocalMapLoss(focal_alpha, focal_gamma)``.
         focal_alpha: Weight of the positives in the default focal loss, in [0, 1], or None.
         focal_gamma: Focusing exponent of the default focal loss, at least 0.
         box_loss: "smooth_l1" or "l1" of the deltas; or "giou", "diou" or "ciou": 1 minus the
@@ -280,7 +481,7 @@ class RetinaNetCriterion(nn.Module):
         assigner: Assigner,
         box_coder: BoxCoder | CornerBoxCoder,
         *,
-        classification_loss: ClassificationLoss | None = None,
+        classification_loss: ClassificationLoss | IoUAwareClassificationLoss | None = None,
         focal_alpha: float | None = 0.25,
         focal_gamma: float = 2.0,
         box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1",
@@ -369,19 +570,32 @@ class RetinaNetCriterion(nn.Module):
         class_targets_BR = matched_idxs_BR.masked_fill(matched_idxs_BR == BETWEEN, IGNORED)
         class_targets_BR[images, positives] = labels[objects]
         deltas = _gather_deltas(box_deltas, images, positives, num_anchors)
-        box_losses = self._box_losses(deltas, grid.anchors[positives], torch.cat(boxes_of)[objects])
+        anchors, boxes = grid.anchors[positives], torch.cat(boxes_of)[objects]
+        box_losses = self._box_losses(deltas, anchors, boxes)
+        ious_BR = None
+        if needs_ious(self.classification_loss):
+            ious_BR = torch.zeros_like(positive_BR, dtype=anchors.dtype)
+            ious_BR[images, positives] = self._ious(deltas, anchors, boxes)
         divisor_B = self._divisors(count)
-        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
+        classification = self._classification(
+            logits, class_targets_BR, num_anchors, divisor_B, ious_BR
+        )
         box_regression = (box_losses.sum(dim=1) / divisor_B[images]).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
     def _classification(
-        self, logits: Sequence[Tensor], targets_BR: Tensor, num_anchors: int, divisor_B: Tensor
+        self,
+        logits: Sequence[Tensor],
+        targets_BR: Tensor,
+        num_anchors: int,
+        divisor_B: Tensor,
+        ious_BR: Tensor | None,
     ) -> Tensor:
         num_classes = logits[0].shape[1] // num_anchors
-        return self.classification_loss(
-            logits, targets_BR, num_classes=num_classes, divisor=divisor_B
-        )
+        options: dict[str, Any] = {"num_classes": num_classes, "divisor": divisor_B}
+        if ious_BR is not None:
+            options["ious"] = ious_BR
+        return self.classification_loss(logits, targets_BR, **options)
 
     def _losses_of_all(
         self,
@@ -413,13 +627,17 @@ class RetinaNetCriterion(nn.Module):
         boxes_BR4 = torch.where(positive_BR1, boxes_BR4, unit_4)
         anchors_BR4 = torch.where(positive_BR1, grid.anchors, unit_4)
         deltas_BR4 = torch.where(positive_BR1, flatten_maps(box_deltas, num_anchors), 0.0)
-        box_losses = self._box_losses(
-            deltas_BR4.flatten(0, 1), anchors_BR4.flatten(0, 1), boxes_BR4.flatten(0, 1)
-        )
+        rows = (deltas_BR4.flatten(0, 1), anchors_BR4.flatten(0, 1), boxes_BR4.flatten(0, 1))
+        box_losses = self._box_losses(*rows)
         box_losses_BR = box_losses.sum(dim=1).view_as(positive_BR)
         box_losses_B = torch.where(positive_BR, box_losses_BR, 0.0).sum(dim=1)
+        ious_BR = None
+        if needs_ious(self.classification_loss):
+            ious_BR = self._ious(*rows).view_as(positive_BR).masked_fill(~positive_BR, 0.0)
         divisor_B = self._divisors(count)
-        classification = self._classification(logits, class_targets_BR, num_anchors, divisor_B)
+        classification = self._classification(
+            logits, class_targets_BR, num_anchors, divisor_B, ious_BR
+        )
         box_regression = (box_losses_B / divisor_B).sum() * self.box_loss_weight
         return {"classification": classification, "box_regression": box_regression}
 
@@ -465,6 +683,12 @@ class RetinaNetCriterion(nn.Module):
         if self.box_loss == "l1":
             return F.l1_loss(deltas, wanted, reduction="none")
         return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
+
+    @torch.no_grad()
+    def _ious(self, box_deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Return the IoU of each predicted box with its ground truth, ``[P]``."""
+        decoded = self.box_coder.decode(box_deltas.to(anchors.dtype), anchors)
+        return paired_box_iou(decoded, boxes).clamp(max=1)  # rounding can exceed 1
 
     @property
     def matcher(self) -> Assigner:

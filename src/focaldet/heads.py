@@ -48,7 +48,9 @@ class RetinaNetHead(nn.Module):
             or one of the values of ``norm``, which is then only that of the class tower.
 
             .. versionadded:: 0.3.0
-        num_groups: Number of groups of the GroupNorm.
+        num_groups: Number of groups of the GroupNorm. On a map of 1x1, groups of one channel (as many
+            groups as channels) leave only the bias of the norm: use at least two channels per group
+            if the last levels can be that small.
         prior: Initial probability of each class, in (0, 1).
         init: Standard deviation of the initial weights, which are normal with mean 0: "paper" for 0.01
             in all convolutions, or "fan_in" for numbers that follow from ``in_channels`` (C):
@@ -142,11 +144,37 @@ class RetinaNetHead(nn.Module):
 
         Raises:
             TypeError: If ``features`` is a tensor.
+            ValueError: If a BatchNorm that trains gets a single value per channel: one image with a
+                map of 1x1.
         """
         check_maps("features", features)
+        if self.training:
+            self._check_batch_statistics(features)
         logits = [self.class_logits(self.class_tower(feature)) for feature in features]
         box_deltas = [self.box_deltas(self.box_tower(feature)) for feature in features]
         return logits, box_deltas
+
+    def _check_batch_statistics(self, features: Sequence[Tensor]) -> None:
+        """Raise if a BatchNorm of the towers would have to compute a variance from one value."""
+        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+        for i, feature in enumerate(features if norms else ()):
+            batch, _, height, width = feature.shape
+            if batch * height * width == 1:
+                raise ValueError(
+                    f"features[{i}] is a 1x1 map of one image, so the head's BatchNorm has one value "
+                    "per channel and cannot train. Use more images per batch or larger images, or "
+                    "norm='group' (head_norm of RetinaNetConfig)."
+                )
+
+
+class _GroupNorm(nn.GroupNorm):
+    """GroupNorm that also accepts groups of a single value, whose normalised value is 0.
+
+    ``nn.GroupNorm`` raises an error for them, but only in a batch of one image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _fan_in_std(convolution: nn.Conv2d, *, final: bool) -> float:
@@ -166,7 +194,7 @@ def _tower(channels: int, depth: int, norm: str | None, num_groups: int) -> nn.S
         if norm == "batch":
             layers["norm"] = nn.BatchNorm2d(channels)
         elif norm is not None:
-            layers["norm"] = nn.GroupNorm(num_groups, channels)
+            layers["norm"] = _GroupNorm(num_groups, channels)
         layers["relu"] = nn.ReLU(inplace=True)
         return nn.Sequential(layers)
 

@@ -27,6 +27,7 @@ _CONFIGS = (
     RetinaNetConfig.paper(3, ("cat", "dog", "owl")),
     RetinaNetConfig.torchvision_v2(),
     RetinaNetConfig(num_classes=2, assigner="atss", classification_loss="softmax_focal"),
+    RetinaNetConfig(num_classes=2, classification_loss="quality_focal", focal_gamma=1.5),
 )
 
 

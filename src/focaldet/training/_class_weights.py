@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from focaldet.criterion import (
     ClassificationLoss,
     CrossEntropyMapLoss,
     FocalMapLoss,
+    IoUAwareClassificationLoss,
+    QualityFocalMapLoss,
     RetinaNetCriterion,
     SoftmaxFocalMapLoss,
+    needs_ious,
+    quality_focal,
 )
 from focaldet.heads import gather_from_map
 from focaldet.losses import sigmoid_focal_loss, softmax_focal_loss
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["WeightedClassLoss", "class_weight_tensor", "weighted_classes"]
+
+_KINDS = (FocalMapLoss, CrossEntropyMapLoss, SoftmaxFocalMapLoss, QualityFocalMapLoss)
 
 
 def class_weight_tensor(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
@@ -62,21 +68,38 @@ class WeightedClassLoss:
     tensor(0.0866)
     """
 
-    def __init__(self, loss: ClassificationLoss, weights: Tensor) -> None:
-        if not isinstance(loss, FocalMapLoss | CrossEntropyMapLoss | SoftmaxFocalMapLoss):
+    def __init__(
+        self, loss: ClassificationLoss | IoUAwareClassificationLoss, weights: Tensor
+    ) -> None:
+        if not isinstance(loss, _KINDS):
+            *names, last = [kind.__name__ for kind in _KINDS]
             raise TypeError(
-                "class_weights needs a FocalMapLoss, CrossEntropyMapLoss or SoftmaxFocalMapLoss as the "
-                f"classification_loss of the model's criterion, got {type(loss).__name__}. Put the "
-                "weights into your own loss instead."
+                f"class_weights needs a {', '.join(names)} or {last} as the classification_loss of the "
+                f"model's criterion, got {type(loss).__name__}. Put the weights into your own loss "
+                "instead."
             )
         self.loss = loss
         self.weights = weights
 
+    @property
+    def needs_ious(self) -> bool:
+        """Whether the weighted loss reads the IoUs of the predicted boxes."""
+        return needs_ious(self.loss)
+
     def __call__(
-        self, logits: Sequence[Tensor], targets: Tensor, *, num_classes: int, divisor: Tensor
+        self,
+        logits: Sequence[Tensor],
+        targets: Tensor,
+        *,
+        num_classes: int,
+        divisor: Tensor,
+        ious: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss; see :class:`focaldet.criterion.ClassificationLoss`."""
-        total = self.loss(logits, targets, num_classes=num_classes, divisor=divisor)
+        """Return the loss; see :class:`focaldet.criterion.IoUAwareClassificationLoss`."""
+        options: dict[str, Any] = {"num_classes": num_classes, "divisor": divisor}
+        if ious is not None:
+            options["ious"] = ious
+        total = self.loss(logits, targets, **options)
         self.weights = self.weights.to(targets.device)
         start = 0
         for level in logits:
@@ -85,12 +108,13 @@ class WeightedClassLoss:
             images, anchors = (targets[:, start:stop] >= 0).nonzero(as_tuple=True)
             labels = targets[images, start + anchors]
             rows = gather_from_map(level, images, anchors, num_anchors)
-            losses = self._positive_losses(rows.float(), labels)
+            fits = None if ious is None else ious[images, start + anchors]
+            losses = self._positive_losses(rows.float(), labels, fits)
             total = total + (losses * (self.weights[labels] - 1) / divisor[images]).sum()
             start = stop
         return total
 
-    def _positive_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _positive_losses(self, logits: Tensor, labels: Tensor, ious: Tensor | None) -> Tensor:
         """Return the loss of P positive anchors for their own class, from logits ``[P, K]``."""
         if isinstance(self.loss, SoftmaxFocalMapLoss):
             logits = torch.cat([logits, logits.new_zeros(len(logits), 1)], dim=1)  # background
@@ -102,6 +126,8 @@ class WeightedClassLoss:
         if isinstance(self.loss, FocalMapLoss):
             alpha, gamma = self.loss.alpha, self.loss.gamma
         own = logits.gather(1, labels[:, None])
+        if isinstance(self.loss, QualityFocalMapLoss) and ious is not None:
+            return quality_focal(own[:, 0], ious, self.loss.beta)
         each = sigmoid_focal_loss(
             own, torch.zeros_like(labels), alpha=alpha, gamma=gamma, reduction="none"
         )
