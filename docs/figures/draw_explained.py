@@ -52,6 +52,8 @@ LOSSES = {  # alpha and gamma
     "focal": (f"focal, {style.GAMMA} 2, {style.ALPHA} 0.25", 0.25, 2.0),
 }
 BOXES = {"YOLOv2": 845, "SSD": 8_732, "RetinaNet": 100_000}  # per image; the last one approximately
+MAPS = {3: (100, 168), 4: (50, 84), 5: (25, 42), 6: (13, 21), 7: (7, 11)}  # at 800 x 1344
+CHANNELS = {3: 512, 4: 1024, 5: 2048}  # of C3 to C5 of a ResNet-50
 EASY = 0.1  # A background anchor is easy if all of its scores are below this.
 WANTED = 0.5  # The score above which detections are drawn as final.
 PANEL = (560, 420)  # width and height in pixels
@@ -239,7 +241,7 @@ def draw_losses(folder: Path) -> None:
     save(figure, folder, "losses")
 
 
-def draw_network(folder: Path) -> None:  # noqa: PLR0915  # a list of shapes and lines
+def draw_network(folder: Path) -> None:
     """Draw backbone, pyramid and subnets, with the shapes for an 800 x 1333 image and 80 classes."""
     figure, axes = plt.subplots(figsize=(7.8, 5.4))
     figure.subplots_adjust(0, 0, 1, 1)
@@ -265,9 +267,7 @@ def draw_network(folder: Path) -> None:  # noqa: PLR0915  # a list of shapes and
         look = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", end, start, arrowprops=look)
 
-    rows = {"3": 4, "4": 16, "5": 28, "6": 40, "7": 52}  # bottom of the boxes
-    maps = {"3": (100, 168), "4": (50, 84), "5": (25, 42), "6": (13, 21), "7": (7, 11)}
-    channels = {"3": 512, "4": 1024, "5": 2048}
+    rows = {3: 4, 4: 16, 5: 28, 6: 40, 7: 52}  # bottom of the boxes
     titles = (
         (11, "backbone (ResNet-50)"),
         (47, "feature pyramid"),
@@ -276,13 +276,13 @@ def draw_network(folder: Path) -> None:  # noqa: PLR0915  # a list of shapes and
     for x, title in titles:
         axes.text(x, 66.5, title, ha="center", va="center", fontsize=10, fontweight="bold")
     for level, y in rows.items():
-        height, width = maps[level]
+        height, width = MAPS[level]
         size = f"{height} {TIMES} {width}"
-        if level in channels:
-            box(1, y, 20, 9, BLUE, f"C{level}", f"{channels[level]} {TIMES} {size}")
+        if level in CHANNELS:
+            box(1, y, 20, 9, BLUE, f"C{level}", f"{CHANNELS[level]} {TIMES} {size}")
             arrow((21, y + 4.5), (36, y + 4.5))
             axes.text(28.5, y + 5.6, f"1{TIMES}1 conv", ha="center", fontsize=9)
-        box(36, y, 22, 9, ORANGE, f"P{level}, stride {2 ** int(level)}", f"256 {TIMES} {size}")
+        box(36, y, 22, 9, ORANGE, f"P{level}, stride {2**level}", f"256 {TIMES} {size}")
         arrow((58, y + 4.5), (65, y + 4.5))
     for y in (13, 25):
         arrow((11, y), (11, y + 3))  # up the backbone
@@ -293,7 +293,7 @@ def draw_network(folder: Path) -> None:  # noqa: PLR0915  # a list of shapes and
     axes.text(22, 45.8, f"3{TIMES}3 conv, stride 2", ha="center", fontsize=9)
     arrow((47, 49), (47, 52))
     axes.text(45.5, 50.4, f"ReLU, 3{TIMES}3 conv, stride 2", ha="right", va="center", fontsize=9)
-    axes.plot((65, 65), (rows["3"] + 4.5, rows["7"] + 4.5), color=INK, linewidth=1.2)
+    axes.plot((65, 65), (rows[3] + 4.5, rows[7] + 4.5), color=INK, linewidth=1.2)
     arrow((65, 47), (70, 47))
     arrow((65, 18), (70, 18))
     tower = f"4 {TIMES} (3{TIMES}3 conv, 256, ReLU)"
@@ -303,7 +303,7 @@ def draw_network(folder: Path) -> None:  # noqa: PLR0915  # a list of shapes and
     box(70, 8, 29, 20, PURPLE, "box subnet", tower, last, f"9 {TIMES} 4 = 36 {out}")
     axes.text(11, 1.4, f"image: 3 {TIMES} 800 {TIMES} 1344", ha="center", va="center", fontsize=9.5)
     arrow((11, 2.4), (11, 4))
-    cells = sum(height * width for height, width in maps.values())
+    cells = sum(height * width for height, width in MAPS.values())
     axes.text(
         47, 1.4, f"{cells:,} cells, {9 * cells:,} anchors", ha="center", va="center", fontsize=9.5
     )
@@ -512,7 +512,7 @@ def numbers_of_photo(photo: Photo, steps: Candidates) -> dict[str, str]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Draw everything and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder of a trained model")
@@ -520,7 +520,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder of the photos")
     parser.add_argument("--photo", default="BloodImage_00093.jpg", help="the photo that is drawn")
     parser.add_argument("--output", type=Path, default=style.HERE)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     mpl.rcParams.update({"axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK})
     mpl.rcParams.update({"xtick.color": INK, "ytick.color": INK})
     mpl.rcParams.update({"xtick.labelcolor": INK, "ytick.labelcolor": INK})
