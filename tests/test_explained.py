@@ -45,7 +45,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Path:
+def truth(tmp_path: Path) -> Path:
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 90, "width": 120} for i in (1, 2)]
     for image in images:
         write_photo(tmp_path / str(image["file_name"]), (120, 90))
@@ -59,7 +59,7 @@ def annotations(tmp_path: Path) -> Path:
 
 def test_the_script_draws_every_figure_of_the_page_and_writes_its_numbers(
     script: Any,
-    annotations: Path,
+    truth: Path,
     tiny_model: RetinaNet,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -76,7 +76,7 @@ def test_the_script_draws_every_figure_of_the_page_and_writes_its_numbers(
     tiny_model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "figures"
     folder.mkdir()
-    places = [str(tmp_path / "model"), str(annotations), str(tmp_path)]
+    places = [str(tmp_path / "model"), str(truth), str(tmp_path)]
 
     script.main([*places, "--photo", "2.jpg", "--output", str(folder)])
 
@@ -91,9 +91,9 @@ def test_the_script_draws_every_figure_of_the_page_and_writes_its_numbers(
 
 
 def test_the_steps_of_inference_in_the_script_give_the_detections_of_the_model(
-    script: Any, annotations: Path, tiny_model: RetinaNet
+    script: Any, truth: Path, tiny_model: RetinaNet
 ) -> None:
-    dataset = DetectionDataset(read_annotations(annotations, annotations.parent))
+    dataset = DetectionDataset(read_annotations(truth, truth.parent))
     with torch.no_grad():
         photo, anchors = script.run(tiny_model, dataset, 0)
         steps = script.infer(tiny_model, photo)
