@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from focaldet import RetinaNetConfig
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = [
     page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
     if "```python" in page.read_text(encoding="utf-8")
 ]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
@@ -34,6 +35,11 @@ NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 class Block(NamedTuple):
     line: int  # line number of its first line of code, counted from 1
     code: str
+
+
+def name_of(page: Path) -> str:
+    """Return the name of a page relative to docs/, such as ``ko/README.md``."""
+    return page.relative_to(DOCS if DOCS in page.parents else ROOT).as_posix()
 
 
 def blocks_of(text: str, *, marked: bool = False) -> list[Block]:
@@ -97,7 +103,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNet
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 @pytest.mark.usefixtures("desk")
 def test_the_code_blocks_of_a_page_run(page: Path) -> None:
     run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
@@ -152,12 +158,12 @@ def test_an_example_imports_public_names_only(path: Path) -> None:
     assert private_imports(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_blocks_of_a_page_import_public_names_only(page: Path) -> None:
     for block in blocks_of(page.read_text(encoding="utf-8"), marked=True):
         is_session = block.code.startswith(">>>")
         code = doctest.script_from_examples(block.code) if is_session else block.code
-        assert private_imports(code) == [], f"{page.name}:{block.line}"
+        assert private_imports(code) == [], f"{name_of(page)}:{block.line}"
 
 
 def test_private_imports_are_found() -> None:
