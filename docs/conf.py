@@ -43,6 +43,7 @@ html_title = f"focaldet {version}"
 html_copy_source = False
 html_show_sourcelink = False
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["focaldet.css"]
 html_math_renderer = "mathml"
 html_theme_options = {
@@ -206,7 +207,7 @@ def _mathml(formula: str, display: str) -> str:
             f"latex2mathml does not know {unknown[0]} in the formula {formula!r}; write it differently."
         )
     # TeX separates a function such as log from what stands next to it; MathML Core leaves that to the author.
-    names = "|".join(("log", "exp", "max", "min", "ln"))
+    names = "log|exp|max|min|ln"
     gap = '<mspace width="0.167em" />'
     markup = re.sub(rf"(<mi>(?:{names})</mi>)(?!<mo)", rf"\1{gap}", markup)
     markup = re.sub(rf"(</(?:mi|mn|msub|msup)>)(<mi>(?:{names})</mi>)", rf"\1{gap}\2", markup)
