@@ -166,6 +166,29 @@ def test_the_code_blocks_of_a_page_import_public_names_only(page: Path) -> None:
         assert private_imports(code) == [], f"{name_of(page)}:{block.line}"
 
 
+DEPRECATED = {"coco", "datasets.check_anchors", "datasets.check_report"}
+
+
+def test_every_public_module_has_a_page_in_the_reference() -> None:
+    package = ROOT / "src" / "focaldet"
+    paths = [path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")]
+    modules = {
+        ".".join(parts).removesuffix(".__init__") for parts in paths if parts[-1] != "__main__"
+    }
+    public = {name for name in modules if not re.search(r"(^|\.)_", name)}
+    pages = {page.stem for page in (DOCS / "api").glob("*.md")}
+    assert pages - {"index"} == public - DEPRECATED - {"cli"}
+    index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    for name in DEPRECATED | {"cli"}:
+        assert f"`focaldet.{name}`" in index
+    for name in pages - {"index"}:
+        page = (DOCS / "api" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# focaldet.{name}\n\n")
+        assert "{doc}`/" in page.split("```{eval-rst}")[0], f"{name}: no link to a guide"
+        assert f".. automodule:: focaldet.{name}\n" in page
+        assert f"\n{name}\n" in index
+
+
 def test_private_imports_are_found() -> None:
     code = """
 import json

@@ -255,6 +255,8 @@ def test_the_search_finds_the_answers_by_the_words_of_the_question(word: str, si
     index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
     page = index["docnames"].index("can_it")
     for part in search.split(word):
+        if part.isdecimal():
+            continue  # the search leaves numbers out
         stem = search.stem(part.lower())
         entries = [index[kind].get(stem, []) for kind in ("terms", "titleterms")]
         pages = {
