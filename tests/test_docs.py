@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
-    if "```python" in page.read_text(encoding="utf-8")
+    if "_build" not in page.parts and "```python" in page.read_text(encoding="utf-8")
 ]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 
