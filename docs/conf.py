@@ -200,18 +200,20 @@ def _unlink_builtin_list(_: Sphinx, doctree: Any) -> None:
 
 
 def _mathml(formula: str, display: str) -> str:
-    """Convert a formula to MathML, which browsers draw without scripts and without fonts to download."""
+    """Convert a formula to MathML, which browsers draw without scripts."""
     markup = latex_to_mathml(formula, display=display)
-    if (unknown := re.search(r"\\[A-Za-z]+", html.unescape(markup))) is not None:
+    # What latex2mathml does not know, it passes on as text: a command, or the & of an environment.
+    if (unknown := re.search(r"\\[A-Za-z]+|>&<", html.unescape(markup))) is not None:
         raise ExtensionError(
-            f"latex2mathml does not know {unknown[0]} in the formula {formula!r}; write it differently."
+            f"latex2mathml cannot convert {unknown[0].strip('<>')} in the formula {formula!r}. "
+            "Write the formula differently."
         )
     # TeX separates a function such as log from what stands next to it; MathML Core leaves that to the author.
     names = "log|exp|max|min|ln"
     gap = '<mspace width="0.167em" />'
     markup = re.sub(rf"(<mi>(?:{names})</mi>)(?!<mo)", rf"\1{gap}", markup)
     markup = re.sub(rf"(</(?:mi|mn|msub|msup)>)(<mi>(?:{names})</mi>)", rf"\1{gap}\2", markup)
-    # Chromium gives a multi-letter upright name one letter at a time the spacing of a product.
+    # A name in upright letters is one identifier, not a product of letters.
     return re.sub(
         r'<mrow>((?:<mi mathvariant="normal">[A-Za-z]</mi>){2,})</mrow>',
         lambda match: f"<mi>{re.sub('<[^>]*>', '', match[1])}</mi>",

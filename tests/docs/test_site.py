@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import json
 import os
 import re
@@ -257,6 +258,37 @@ def test_formulas_are_drawn_without_scripts(browser: Any, root: str) -> None:
     context.close()
     assert len(sizes) > 30
     assert all(size["width"] > 4 and size["height"] > 4 for size in sizes)
+
+
+@pytest.fixture(scope="module")
+def mathml() -> Any:
+    """Return the function of docs/conf.py that converts formulas."""
+    pytest.importorskip("latex2mathml")
+    specification = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    assert specification is not None
+    assert specification.loader is not None
+    conf = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(conf)
+    return conf._mathml
+
+
+def test_functions_in_formulas_stand_apart_and_names_are_one_identifier(mathml: Any) -> None:
+    gap = '<mspace width="0.167em" />'
+    assert f"<mi>a</mi>{gap}<mi>log</mi>{gap}<mi>p</mi>" in mathml(r"a \log p", "inline")
+    assert f"{gap}<mi>log</mi><mo" in mathml(r"a \log(p)", "inline")
+    assert "<mi>FL</mi>" in mathml(r"\mathrm{FL}", "inline")
+
+
+@pytest.mark.parametrize(
+    ("formula", "named"),
+    [(r"\foo x", r"\\foo"), (r"\begin{aligned}a&=b\end{aligned}", "&")],
+    ids=["command", "environment"],
+)
+def test_a_formula_that_cannot_be_converted_stops_the_build(
+    mathml: Any, formula: str, named: str
+) -> None:
+    with pytest.raises(Exception, match=f"latex2mathml cannot convert {named} in the formula"):
+        mathml(formula, "block")
 
 
 @pytest.mark.parametrize("word", QUESTIONS)
