@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import importlib
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from docutils import nodes
 from docutils.nodes import Element, Text
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
+from latex2mathml.converter import convert as latex_to_mathml
 from sphinx.addnodes import pending_xref
+from sphinx.errors import ExtensionError
 
 import focaldet
 from focaldet.backbones import BACKBONES, build_backbone
@@ -28,6 +34,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "build"]
 
@@ -35,10 +42,26 @@ html_theme = "furo"
 html_title = f"focaldet {version}"
 html_copy_source = False
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_css_files = ["focaldet.css"]
+html_math_renderer = "mathml"
 html_theme_options = {
     # The theme's stacks begin with fonts that give wide monospace on some systems.
     "light_css_variables": {"api-font-size": "var(--font-size--small)"},
 }
+
+# Read the Docs sets the address. Without one, as on your machine, there is nothing to put in a sitemap.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+if html_baseurl:
+    extensions.append("sphinx_sitemap")
+    sitemap_url_scheme = "{link}"  # the address contains the language and the version
+    sitemap_excludes = ["search.html", "genindex.html", "py-modindex.html"]
+ogp_site_url = html_baseurl
+ogp_image = "_static/social_card.png"
+ogp_image_alt = "focaldet: RetinaNet and the focal loss for PyTorch"
+ogp_social_cards = {"enable": False}  # generated ones would need a font from the network
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
@@ -176,8 +199,42 @@ def _unlink_builtin_list(_: Sphinx, doctree: Any) -> None:
             node.replace_self(Text("list"))
 
 
+def _mathml(formula: str, display: str) -> str:
+    """Convert a formula to MathML, which browsers draw without scripts."""
+    markup = latex_to_mathml(formula, display=display)
+    # What latex2mathml does not know, it passes on as text: a command, or the & of an environment.
+    if (unknown := re.search(r"\\[A-Za-z]+|>&<", html.unescape(markup))) is not None:
+        raise ExtensionError(
+            f"latex2mathml cannot convert {unknown[0].strip('<>')} in the formula {formula!r}. "
+            "Write the formula differently."
+        )
+    # TeX separates a function such as log from what stands next to it; MathML Core leaves that to the author.
+    names = "log|exp|max|min|ln"
+    gap = '<mspace width="0.167em" />'
+    markup = re.sub(rf"(<mi>(?:{names})</mi>)(?!<mo)", rf"\1{gap}", markup)
+    markup = re.sub(rf"(</(?:mi|mn|msub|msup)>)(<mi>(?:{names})</mi>)", rf"\1{gap}\2", markup)
+    # A name in upright letters is one identifier, not a product of letters.
+    return re.sub(
+        r'<mrow>((?:<mi mathvariant="normal">[A-Za-z]</mi>){2,})</mrow>',
+        lambda match: f"<mi>{re.sub('<[^>]*>', '', match[1])}</mi>",
+        markup,
+    )
+
+
+def _visit_math(translator: Any, node: nodes.math) -> None:
+    translator.body.append(_mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def _visit_math_block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(translator.starttag(node, "div", CLASS="math"))
+    translator.body.append(f"{_mathml(node.astext(), 'block')}</div>\n")
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
-    """Register the hooks and the directive."""
+    """Register the hooks, the directive and the renderer of formulas."""
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.add_directive("backbones", _BackboneTable)
     app.connect("doctree-read", _unlink_builtin_list)
     app.connect("doctree-read", _qualify_ambiguous_names)

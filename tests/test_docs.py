@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from focaldet import RetinaNetConfig
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = [
     page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if "```python" in page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    if "_build" not in page.parts and "```python" in page.read_text(encoding="utf-8")
 ]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 
@@ -34,6 +35,11 @@ NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 class Block(NamedTuple):
     line: int  # line number of its first line of code, counted from 1
     code: str
+
+
+def name_of(page: Path) -> str:
+    """Return the name of a page relative to docs/, such as ``ko/README.md``."""
+    return page.relative_to(DOCS if DOCS in page.parents else ROOT).as_posix()
 
 
 def blocks_of(text: str, *, marked: bool = False) -> list[Block]:
@@ -97,7 +103,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNet
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 @pytest.mark.usefixtures("desk")
 def test_the_code_blocks_of_a_page_run(page: Path) -> None:
     run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
@@ -152,12 +158,35 @@ def test_an_example_imports_public_names_only(path: Path) -> None:
     assert private_imports(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_blocks_of_a_page_import_public_names_only(page: Path) -> None:
     for block in blocks_of(page.read_text(encoding="utf-8"), marked=True):
         is_session = block.code.startswith(">>>")
         code = doctest.script_from_examples(block.code) if is_session else block.code
-        assert private_imports(code) == [], f"{page.name}:{block.line}"
+        assert private_imports(code) == [], f"{name_of(page)}:{block.line}"
+
+
+DEPRECATED = {"coco", "datasets.check_anchors", "datasets.check_report"}
+
+
+def test_every_public_module_has_a_page_in_the_reference() -> None:
+    package = ROOT / "src" / "focaldet"
+    paths = [path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")]
+    modules = {
+        ".".join(parts).removesuffix(".__init__") for parts in paths if parts[-1] != "__main__"
+    }
+    public = {name for name in modules if not re.search(r"(^|\.)_", name)}
+    pages = {page.stem for page in (DOCS / "api").glob("*.md")}
+    assert pages - {"index"} == public - DEPRECATED - {"cli"}
+    index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    for name in DEPRECATED | {"cli"}:
+        assert f"`focaldet.{name}`" in index
+    for name in pages - {"index"}:
+        page = (DOCS / "api" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# focaldet.{name}\n\n")
+        assert "{doc}`/" in page.split("```{eval-rst}")[0], f"{name}: no link to a guide"
+        assert f".. automodule:: focaldet.{name}\n" in page
+        assert f"\n{name}\n" in index
 
 
 def test_private_imports_are_found() -> None:

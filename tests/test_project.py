@@ -47,3 +47,14 @@ def test_continuous_integration_covers_every_supported_python() -> None:
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert re.findall(r'"3\.(\d+)"', workflow.split("steps:")[0]) == minors
     assert project["requires-python"] == f">=3.{minors[0]}"
+
+
+def test_read_the_docs_builds_with_a_configuration_and_extras_that_exist() -> None:
+    text = (ROOT / ".readthedocs.yaml").read_text()
+    configuration = re.search(r"^  configuration: (\S+)$", text, re.MULTILINE)
+    extras = re.search(r"^      extra_requirements: \[(.*)\]$", text, re.MULTILINE)
+    assert configuration is not None
+    assert (ROOT / configuration[1]).is_file()
+    assert extras is not None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras[1].split(", ")) <= set(project["optional-dependencies"])

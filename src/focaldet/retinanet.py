@@ -204,7 +204,7 @@ class RetinaNet(RetinaNetDetector):
                 best model is loaded, or else its last (the log says which); a published name, which is
                 downloaded once (see :func:`focaldet.pretrained.list`); the checkpoint of a run, a
                 checkpoint file of a different project, or a folder with one; or a repository on the
-                Hugging Face Hub, "user/repo" or "user/repo@revision".
+                Hugging Face Hub, ``"user/repo"`` or ``"user/repo@revision"``.
             config: Used instead of the checkpoint's config. The weights must fit it, except that RGB
                 weights are adapted to its ``in_channels`` by
                 :func:`focaldet.backbones.adapt_input_channels`.

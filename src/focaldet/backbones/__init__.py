@@ -55,7 +55,10 @@ __all__ = [
 ]
 
 BACKBONES: dict[str, BackboneSpec] = {spec.name: spec for spec in ROWS}
-"""The torchvision backbones known by name. Those of timm are named ``"timm/NAME"``."""
+"""The torchvision backbones known by name. Those of timm are named ``"timm/NAME"``.
+
+:meta hide-value:
+"""
 
 NamedBackbone: TypeAlias = ResNet | MobileNet | TimmBackbone
 """A backbone that was built by name. It has five ``stages``.

@@ -50,7 +50,7 @@ def download_repository(name: str, file_name: str | None = None) -> Path:
     ``HF_HUB_OFFLINE=1``, the cached files are used.
 
     Args:
-        name: The repository, "user/repo" or "user/repo@revision" with a branch, tag or commit.
+        name: The repository, ``"user/repo"`` or ``"user/repo@revision"`` with a branch, tag or commit.
         file_name: The checkpoint's path in the repository. None downloads the only one at the top
             level, or the one with a usual name.
 

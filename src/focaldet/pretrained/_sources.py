@@ -29,7 +29,7 @@ def locate(source: str | os.PathLike[str], file_name: str | None = None) -> Path
     1. a folder or file that exists;
     2. a published name; a string that begins with a family's name, or nearly so, is not looked up
        further;
-    3. a repository on the Hugging Face Hub, "user/repo" or "user/repo@revision".
+    3. a repository on the Hugging Face Hub, ``"user/repo"`` or ``"user/repo@revision"``.
 
     Args:
         source: The source.
