@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PAGES = [
     page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    )
     if "```python" in page.read_text(encoding="utf-8")
 ]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
