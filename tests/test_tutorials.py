@@ -41,7 +41,9 @@ TINY = {
 def blocks(text: str, language: str) -> list[str]:
     """Return the blocks of a language, except for those that are marked as not run."""
     found = []
-    pattern = re.compile(rf"(?:^(<!--[^\n]*-->)\n)?^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    pattern = re.compile(
+        rf"(?:^(<!--[^\n]*-->)\n)?^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE
+    )
     for mark, block in pattern.findall(text):
         if not NOT_RUN.fullmatch(mark):
             found.append(block)
