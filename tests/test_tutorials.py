@@ -121,7 +121,9 @@ def test_the_walk_works_in_the_order_of_the_page() -> None:
     for written in ("gallery.png", "runs/cells/curves.png", "found/detections.json", "cells.onnx"):
         assert Path(written).is_file(), written
     namespace: dict[str, Any] = {}
-    code = re.findall(r"^```python\n(.*?)^```$", WALK.read_text(encoding="utf-8"), re.DOTALL | re.M)
+    code = re.findall(
+        r"^```python\n(.*?)^```$", WALK.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     assert code
     for block in code:
         exec(block, namespace)  # noqa: S102

@@ -16,9 +16,10 @@ TARGET = Path(__file__).parent / "tutorials"
 LARGEST = 150_000  # bytes
 
 
-def shrink(source: Path, target: Path, width: int) -> None:
-    """Write a picture as JPEG of at most ``width`` pixels, in the best quality that is small enough."""
+def shrink(source: Path, target: Path, width: int, top: float = 0.0) -> None:
+    """Write a picture, without its upper part, as JPEG in the best quality that is small enough."""
     picture = Image.open(source).convert("RGB")
+    picture = picture.crop((0, round(top * picture.height), *picture.size))
     picture.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
     for quality in range(90, 30, -5):
         picture.save(target, "JPEG", quality=quality, optimize=True)
@@ -32,14 +33,14 @@ def main() -> None:
     folder = parser.parse_args().folder
     TARGET.mkdir(exist_ok=True)
     [last] = sorted((folder / "runs" / "cells" / "pictures").iterdir())[-1:]
-    for source, name, width in (
+    for source, name, width, *top in (
         (folder / "gallery.png", "gallery.jpg", 1184),
         (folder / "runs" / "cells" / "curves.png", "curves.jpg", 900),
-        (last, "epoch.jpg", 1000),
+        (last, "epoch.jpg", 1000, 0.5),  # the last two of four photos
         (folder / "evaluation" / "precision_recall.png", "precision_recall.jpg", 700),
-        (folder / "found" / "BloodImage_00007.jpg", "found.jpg", 640),
+        (folder / "found" / "BloodImage_00007.png", "found.jpg", 640),
     ):
-        shrink(source, TARGET / name, width)
+        shrink(source, TARGET / name, width, *top)
 
 
 if __name__ == "__main__":
