@@ -139,18 +139,15 @@ INSTANCES = {"model": RetinaNet, "detections": Detections, "output": RetinaNetOu
 def resolve(name: str) -> Any:
     """Find `RetinaNet.predict`, `focaldet.datasets.read_csv`, `model.predict` or `detections.boxes`."""
     first, *rest = name.split(".")
-    if first == "focaldet":
-        while rest:  # the longest prefix that is a module
-            try:
-                value: Any = importlib.import_module(".".join([first, *rest]))
-                break
-            except ModuleNotFoundError:
-                rest.pop()
-        else:
-            value = focaldet
-        rest = name.split(".")[len(value.__name__.split(".")) :]
-    else:
+    value: Any = focaldet
+    if first != "focaldet":
         value = INSTANCES.get(first) or getattr(focaldet, first)
+    while rest and value.__name__.startswith("focaldet"):  # go down into modules
+        try:
+            value = importlib.import_module(f"{value.__name__}.{rest[0]}")
+        except ModuleNotFoundError:
+            break
+        del rest[0]
     for part in rest:
         if hasattr(value, part):
             value = getattr(value, part)
