@@ -34,6 +34,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "build"]
@@ -63,7 +64,7 @@ ogp_image_alt = "focaldet: RetinaNet and the focal loss for PyTorch"
 ogp_social_cards = {"enable": False}  # generated ones would need a font from the network
 ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 

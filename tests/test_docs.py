@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from focaldet import RetinaNet
+from focaldet.pretrained import list as list_published
 
 if TYPE_CHECKING:
     from focaldet import RetinaNetConfig
@@ -29,6 +30,7 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
     if "_build" not in page.parts and "```python" in page.read_text(encoding="utf-8")
 ]
+PUBLISHED = "torchvision/retinanet_resnet50_fpn_v2_coco"  # the model of README and the landing page
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 
 
@@ -100,6 +102,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RetinaNet
     torch.manual_seed(0)
     RetinaNet.from_config(tiny_config).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
+    # Nothing is downloaded: the saved model stands in for the published one.
+    load = RetinaNet.from_pretrained
+    assert PUBLISHED in {one.name for one in list_published()}
+    monkeypatch.setattr(
+        RetinaNet,
+        "from_pretrained",
+        lambda source, **options: load("model" if source == PUBLISHED else source, **options),
+    )
     return tmp_path
 
 
