@@ -97,7 +97,7 @@ def test_a_folder_with_both_splits_is_trained_on(tmp_path: Path, call: Callable[
         "finetune_custom", folder, folder, "--backbone-weights", save_backbone(tmp_path),
         "--size", 48, "--epochs", 1, "--output", "run",
     )  # fmt: skip
-    assert "Trains a mobilenet_v2 at 48 pixels for 1 epoch" in printed
+    assert "Training a mobilenet_v2 at 48 pixels for 1 epoch" in printed
     config = RetinaNet.from_pretrained("run/last").config
     assert (config.head_norm, config.box_loss_weight) == ("group", 2.0)
     assert config.class_names is not None

@@ -194,18 +194,18 @@ def test_the_reasons_are_sentences() -> None:
 
 def test_each_choice_is_explained() -> None:
     lines = recipe("small_data", table(292), device="cpu").reasons
-    assert lines[0] == "Recipe 'small_data', as asked for. The data has 292 images."
+    assert lines[0] == "Recipe 'small_data', as requested. The data has 292 images."
     assert lines[3:] == (
         "Anchors of the default sizes, because they reach 100.0% of the objects with an IoU of 0.5 or more.",
-        "The first 2 of 5 stages of the backbone stay as they are, as is usual with pretrained weights.",
-        "Updates use 4 images, so that few images still make many updates.",
+        "The first 2 of 5 stages of the backbone are frozen, as is usual with pretrained weights.",
+        "Updates use 4 images, so that there are many updates even with few images.",
         "Epochs: 25, because 292 images make 73 updates per epoch, and this recipe aims at 1,800 in all.",
         "Learning rate: 0.001, which was tried with AdamW and this backbone.",
         (
             "Images are mirrored left to right at random, and not top to bottom, because most scenes have "
             "an upright direction."
         ),
-        "Trains a mobilenet_v2 at 320 pixels for 25 epochs, about 1,825 updates of 4 images.",
+        "Training a mobilenet_v2 at 320 pixels for 25 epochs, about 1,825 updates of 4 images.",
     )
 
 
@@ -215,27 +215,27 @@ def test_each_choice_is_explained() -> None:
         (
             {"epochs": 7, "option_changes": {"lr": 0.02, "batch_size": 2}},
             (
-                "Epochs: 7, as asked for.",
-                "Learning rate: 0.02, as asked for.",
+                "Epochs: 7, as requested.",
+                "Learning rate: 0.02, as requested.",
                 "Updates use 2 images, as",
             ),
         ),
         ({"device": "cuda"}, ("Learning rate: 0.0001, the usual one for AdamW.",)),
         ({"config_changes": {"trainable_stages": 5}}, ("All stages of the backbone train.",)),
-        ({"option_changes": {"freeze": ("fpn",)}}, ("Frozen, as asked for: ('fpn',).",)),
+        ({"option_changes": {"freeze": ("fpn",)}}, ("Frozen, as requested: ('fpn',).",)),
         (
             {"option_changes": {"lr": None}},
-            ("Learning rate: the optimizer's default, as asked for.",),
+            ("Learning rate: the optimizer's default, as requested.",),
         ),
         ({"start": RetinaNetConfig(num_classes=9)}, ("0.0001, because a trained detector needs",)),
         ({"option_changes": {"optimizer": "sgd"}}, ("0.001, which is meant for AdamW, so set",)),
         (
             {"transform_options": {"vertical_flip": 0.5}},
-            ("Images are mirrored left to right and top to bottom at random, as asked for.",),
+            ("Images are mirrored left to right and top to bottom at random, as requested.",),
         ),
         (
             {"transform_options": {"horizontal_flip": 0.0, "vertical_flip": 0.5}},
-            ("Images are mirrored top to bottom at random, as asked for.",),
+            ("Images are mirrored top to bottom at random, as requested.",),
         ),
     ],
 )

@@ -217,7 +217,7 @@ class _Job(NamedTuple):
         count = len(self.table)
         if name is not None:
             self.reasons.append(
-                f"Recipe {name!r}, as asked for. The data has {_counted(count, 'image')}."
+                f"Recipe {name!r}, as requested. The data has {_counted(count, 'image')}."
             )
             return name
         if count >= _MANY_IMAGES and self.kind == "gpu":
@@ -265,13 +265,13 @@ class _Job(NamedTuple):
         trained = config.trainable_stages
         if trained < _STAGES:
             self.reasons.append(
-                f"The first {_STAGES - trained} of {_STAGES} stages of the backbone stay as they are, as is "
-                "usual with pretrained weights."
+                f"The first {_STAGES - trained} of {_STAGES} stages of the backbone are frozen, as is usual "
+                "with pretrained weights."
             )
         elif self.options.get("freeze") is None:
             self.reasons.append("All stages of the backbone train.")
         if self.options.get("freeze") is not None:
-            self.reasons.append(f"Frozen, as asked for: {shortened(self.options['freeze'])}.")
+            self.reasons.append(f"Frozen, as requested: {shortened(self.options['freeze'])}.")
 
     def _epochs(self, per_update: int) -> int:
         """Return the number of epochs, and explain it together with the images per update."""
@@ -281,13 +281,13 @@ class _Job(NamedTuple):
         self.reasons.append(
             f"Updates use {_counted(per_update, 'image')}, "
             + (
-                "as asked for."
+                "as requested."
                 if {"batch_size", "accumulate"} & self.options.keys()
-                else "so that few images still make many updates."
+                else "so that there are many updates even with few images."
             )
         )
         if "epochs" in self.options:
-            why = "as asked for"
+            why = "as requested"
         elif epochs == high:
             why = "the most that this recipe chooses"
         elif epochs == low:
@@ -305,7 +305,7 @@ class _Job(NamedTuple):
         measured = start is None and config.backbone == "mobilenet_v2"
         lr = 1e-3 if measured else 1e-4
         if "lr" in self.options:
-            why = "as asked for"
+            why = "as requested"
         elif "optimizer" in self.options and self.options["optimizer"] != "adamw":
             why = "which is meant for AdamW, so set another for a different optimizer"
         elif measured:
@@ -333,7 +333,7 @@ class _Job(NamedTuple):
         else:
             how = "Images are not mirrored"
         if {"horizontal_flip", "vertical_flip"} & self.transform.keys():
-            why = "as asked for"
+            why = "as requested"
         elif sided:
             why = f"because left and right differ in the class {printable(shortened(sided[0]))}"
         else:
@@ -494,7 +494,7 @@ def _outcome(config: RetinaNetConfig, options: TrainingOptions, images: int, dev
     per_update = options.batch_size * options.accumulate * devices
     updates = options.epochs * math.ceil(images / per_update)
     return (
-        f"Trains a {config.backbone} at {config.min_size} pixels for "
+        f"Training a {config.backbone} at {config.min_size} pixels for "
         f"{_counted(options.epochs, 'epoch')}, about {_counted(updates, 'update')} of "
         f"{_counted(per_update, 'image')}."
     )
