@@ -152,7 +152,13 @@ def test_an_in_place_change_raises_with_each_kernel(rows: int, soft: bool) -> No
         torch.autograd.backward(value)
 
 
-@pytest.mark.parametrize("name", ["mean", "none", "gamma 0.3", "soft", "maps", "softmax", "star"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mean", "soft", "maps", "softmax"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "gamma 0.3", "star")),
+    ],
+)
 def test_the_losses_compile_without_graph_breaks(name: str, x: Tensor) -> None:
     loss = LOSSES[name]
     torch.compiler.reset()

@@ -50,7 +50,9 @@ def suggested(tensors: dict[str, Tensor], **beside: Any) -> SuggestedConfig:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("num_classes", [2, 3, 21])
+@pytest.mark.parametrize(
+    "num_classes", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 21))]
+)
 def test_a_model_that_torchvision_trained_gives_its_detections(
     num_classes: int, tmp_path: Path
 ) -> None:

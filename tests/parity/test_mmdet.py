@@ -96,6 +96,9 @@ CASES = {
     "x101_64x4d": Case(Body(101, groups=64, width=4), "retinanet_x101_64x4d_fpn.pth"),
 }
 SLOW = (
+    "r18_free_anchor",
+    "r18_shifted_deltas",
+    "r18_ghm",
     "r50",
     "r50_caffe_by_config",
     "r50_caffe_of_version_3",

@@ -26,11 +26,11 @@ CASES = {
 }
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("resnet34", "resnet50", "resnet101", "resnet152")
+    for name in ("mobilenet", "resnet34", "resnet50", "resnet101", "resnet152")
 ]
 
 
-@pytest.fixture(scope="module", params=["release 19.04", "newer", "mobilenet", *SLOW])
+@pytest.fixture(scope="module", params=["release 19.04", "newer", *SLOW])
 def pair(request: Any, tmp_path_factory: Any) -> Any:
     backbone, body, old, name = CASES[request.param]
     made = make_reference(backbone, body, old=old)

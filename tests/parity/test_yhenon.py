@@ -20,10 +20,10 @@ CASES = {
     "parallel": (Body(18), "module."),
     "resnet50": (Body(50), ""),
 }
-SLOW = [pytest.param("resnet50", marks=pytest.mark.slow)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("parallel", "resnet50")]
 
 
-@pytest.fixture(scope="module", params=["resnet18", "parallel", *SLOW])
+@pytest.fixture(scope="module", params=["resnet18", *SLOW])
 def pair(request: Any, tmp_path_factory: Any) -> Any:
     body, prefix = CASES[request.param]
     made = make_reference(body)
