@@ -413,5 +413,7 @@ def test_other_files_by_that_name_are_errors(tmp_path: Path, data: bytes, messag
 
 def test_another_keras_model_is_an_error_that_names_what_is_missing(tmp_path: Path) -> None:
     path = hdf5(tmp_path / "x.h5", lambda _: None)
-    with pytest.raises(CheckpointError, match="most similar format is keras-retinanet, but .*'C5_reduced/kernel'"):
+    with pytest.raises(
+        CheckpointError, match="most similar format is keras-retinanet, but .*'C5_reduced/kernel'"
+    ):
         load_checkpoint(path)

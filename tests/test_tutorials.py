@@ -136,6 +136,21 @@ def test_the_walk_works_in_the_order_of_the_page(export: bool) -> None:
         exec(block, namespace)  # noqa: S102
 
 
+def test_the_figure_of_times_is_described_with_the_numbers_of_the_page_on_exports() -> None:
+    export = (TUTORIALS.parent / "export.md").read_text(encoding="utf-8")
+    page = (TUTORIALS / "deploying_on_a_cpu.md").read_text(encoding="utf-8")
+    _, small, large = re.split(
+        "MobileNetV2: |ResNet-18: ", page.split(":alt: Bars")[1].split("\n")[0]
+    )
+    for network, text in (("MobileNetV2", small), ("ResNet-18", large)):
+        table = export.split(f"| {network} | AP |")[1].split("\n\n")[0]
+        times = re.findall(r"\| ([\d,]+) ms(?: \||,)", table)
+        # The figure leaves out bfloat16, which this processor emulates.
+        assert re.findall(r"\d+(?=[ ,.])", re.sub("INT8", "", text)) == [
+            time for time in times if "," not in time
+        ]
+
+
 # Names in the tables of coming_from.md.
 
 CONFIG = RetinaNetConfig(num_classes=2)
