@@ -9,7 +9,8 @@ and 5e-5. The exit status is 1 if a ratio misses the target or detections differ
 ``--precision int8`` exports a file in INT8, calibrated on the photos of ``--calibration``; "bfloat16" runs the
 float32 file in OpenVINO's bfloat16. Where the processor has no units for a precision, the target is that of
 float32. ``--memory`` also prints the resident memory of processes that predict with the file in float32
-and in the given precision, above what importing the runtime takes.
+and in the given precision, above what the runtime itself takes: its libraries, of which some are only loaded
+when a network is run.
 
     OMP_WAIT_POLICY=PASSIVE python -m tests.benchmarks.export [--sizes 320 512 800x1333] [--runtime openvino]
         [--precision int8 --calibration PHOTOS] [--memory]
@@ -23,9 +24,11 @@ import resource
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from onnx import TensorProto, helper
 
 from focaldet.export import (
     BOX_TOLERANCE,
@@ -35,6 +38,7 @@ from focaldet.export import (
     export_onnx,
 )
 from focaldet.export._processor import missing_units
+from focaldet.export._sessions import shared_core
 from tests.benchmarks.memory import printed_by
 from tests.benchmarks.peer import (
     differences,
@@ -95,13 +99,31 @@ def resident(path: Path, size: tuple[int, int], options: argparse.Namespace) -> 
 
 
 def print_resident(path: Path, size: tuple[int, int], runtime: RuntimeName, threads: int) -> None:
-    importlib.import_module(runtime)
+    load_libraries(runtime)
     [image] = images_of(size, 1)
     before = resident_now()
     detector = OnnxDetector(path, runtime=runtime, threads=threads)
     for _ in range(3):
         detector.predict(image)
     print(resident_now() - before)
+
+
+def load_libraries(runtime: RuntimeName) -> None:
+    """Run a single convolution, so that the runtime has loaded all of its libraries."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 8, 8])
+    maps = helper.make_tensor_value_info("maps", TensorProto.FLOAT, [1, 4, 6, 6])
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
+    convolution = helper.make_node("Conv", ["images", "weight"], ["maps"])
+    graph = helper.make_graph([convolution], "one convolution", [images], [maps], [weight])
+    opset = [helper.make_opsetid("", 20)]
+    content = helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    inputs = {"images": np.zeros((1, 3, 8, 8), np.float32)}
+    package: Any = importlib.import_module(runtime)
+    if runtime == "openvino":
+        core = shared_core(package)
+        core.compile_model(core.read_model(content), "CPU").create_infer_request().infer(inputs)
+    else:
+        package.InferenceSession(content).run(None, inputs)
 
 
 def resident_now() -> float:
