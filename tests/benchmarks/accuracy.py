@@ -7,9 +7,9 @@ pyramid, images per step, number of steps and seeds, in the same loop:
 - focaldet: RetinaNetConfig with its defaults, everything else the same;
 - recipe: what `focaldet.training.recipe` chooses for the data, for the same number of epochs.
 
-`--variants` adds others, each of which is the recipe with one change, such as recipe-half-anchors. The
-trainings of a seed run one after the other in this order, so that the machine is the same for all. DATA
-is a folder with splits, or files:
+`--variants` adds others with one change each, to the recipe (such as recipe-half-anchors) or to
+focaldet's defaults (focaldet-l1). The trainings of a seed run one after the other in this order, so that
+the machine is the same for all. DATA is a folder with splits, or files:
 
     python -m tests.benchmarks.accuracy chess --splits train val --weights FEATURES.pth
     python -m tests.benchmarks.accuracy cells=coco/train.json,coco/val.json,photos --weights ...
@@ -78,6 +78,7 @@ VARIANTS = {
     "torchvision": Variant("torchvision"),
     "focaldet": Variant("focaldet"),
     "recipe": Variant(),
+    "focaldet-l1": Variant("focaldet", config={"box_loss": "l1"}),  # torchvision's box loss
     "recipe-default-anchors": Variant(config=_anchors(1)),
     "recipe-half-anchors": Variant(config=_anchors(0.5)),
     "recipe-double-anchors": Variant(config=_anchors(2)),
@@ -149,6 +150,7 @@ def job_of(
             min_size=config.min_size,
             max_size=config.max_size,
             **shared,
+            **variant.config,
         )
         # The paper's SGD barely trains a narrow pyramid in so few steps, in either library.
         options = TrainingOptions(
