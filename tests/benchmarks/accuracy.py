@@ -65,7 +65,7 @@ def _anchors(factor: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Variant:
-    """A contestant: a library's defaults, or the recipe with changes."""
+    """A contestant: a library's defaults with changes of the model, or the recipe with any changes."""
 
     kind: Literal["torchvision", "focaldet", "recipe"] = "recipe"
     config: dict[str, Any] = field(default_factory=dict)
