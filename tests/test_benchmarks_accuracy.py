@@ -297,3 +297,15 @@ def test_data_is_a_folder_or_two_files() -> None:
     assert folder == Data(name="pieces", train="train", test="test", folder=Path("sets/chess"))
     with pytest.raises(ValueError, match=r"give it a name: NAME=t\.json,v\.json"):
         Data.parse("t.json,v.json")
+
+
+def test_classes_can_be_merged_into_one(tmp_path: Path) -> None:
+    annotations = str(write_data(tmp_path / "photos", count=4))
+    data = Data(name="shapes", train=annotations, test=annotations, folder=tmp_path / "photos")
+    for apart, one in zip(
+        data.read(), dataclasses.replace(data, one_class=True).read(), strict=True
+    ):
+        assert len(apart.class_names) > 1
+        assert one.class_names == ("object",)
+        assert set(one.labels.tolist()) == {0}
+        assert (one.boxes == apart.boxes).all()

@@ -197,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     add("data", nargs="*", metavar="DATA", help="FOLDER, or NAME=TRAIN.json,TEST.json[,PHOTOS]")
     add("--splits", nargs=2, default=["train", "val"], metavar=("TRAIN", "TEST"),
         help="splits of folders (default: train val)")  # fmt: skip
+    add("--one-class", action="store_true",
+        help="find the objects of all classes without telling the classes apart; names of data end in "
+        "-one-class")  # fmt: skip
     add("--weights", type=Path, help="file of the backbone's weights")
     add("--backbone", default="mobilenet_v2", help="mobilenet_v2 (default) or a ResNet")
     add("--fpn-channels", type=int, default=64, help="width of the pyramid (default: 64)")
@@ -232,6 +235,8 @@ def _run(options: argparse.Namespace) -> None:
     jobs = []
     for text in options.data:
         data = Data.parse(text, options.splits)
+        if options.one_class:
+            data = dataclasses.replace(data, name=f"{data.name}-one-class", one_class=True)
         table, _ = data.read()
         for epochs, seed, name in itertools.product(
             options.epochs, options.seeds, options.variants

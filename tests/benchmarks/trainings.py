@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -65,12 +66,14 @@ class Data:
         name: Name in results and tables.
         train, test: COCO files, or the names of splits of ``folder``.
         folder: Folder of the photos for COCO files, or of the dataset for splits.
+        one_class: Whether objects of all classes are to be found without telling the classes apart.
     """
 
     name: str
     train: str
     test: str
     folder: Path | None = None
+    one_class: bool = False
 
     @classmethod
     def parse(cls, text: str, splits: Sequence[str] = ("train", "val")) -> Data:
@@ -112,7 +115,14 @@ class Data:
             train, test = tables[self.train], tables[self.test]
         if (train.class_names, train.category_ids) != (test.class_names, test.category_ids):
             raise ValueError(f"The classes of {self.train!r} and {self.test!r} differ.")
+        if self.one_class:
+            train, test = (_with_one_class(table) for table in (train, test))
         return train, test
+
+
+def _with_one_class(table: AnnotationTable) -> AnnotationTable:
+    labels = np.minimum(table.labels, 0)  # -1, for categories that are not declared, remains
+    return dataclasses.replace(table, labels=labels, class_names=("object",), category_ids=(1,))
 
 
 class Photos(NamedTuple):
