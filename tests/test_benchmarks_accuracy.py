@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from torch.testing import assert_close
 
 from focaldet.errors import TrainingError
 from tests.benchmarks import trainings
-from tests.benchmarks.accuracy import VARIANTS, ablation_lines, job_of, main, table_lines
+from tests.benchmarks.accuracy import (
+    VARIANTS,
+    ablation_lines,
+    comparison_lines,
+    job_of,
+    main,
+    table_lines,
+)
 from tests.benchmarks.trainings import (
     Data,
     Focaldet,
@@ -244,10 +252,10 @@ def test_the_ablation_is_sorted_by_the_difference_to_the_recipe_of_the_same_seed
     ]
     head = "| cells | 12 | resnet18, 240 px |"
     assert ablation_lines(records)[2:] == [
-        f"{head} recipe-mosaic | 1 | 57.0 | +2.0 (+2.0 to +2.0) |",
+        f"{head} recipe-mosaic | 1 | 57.0 | +2.0 |",
         f"{head} recipe | 2 | 52.5 | +0.0 (+0.0 to +0.0) |",
         f"{head} recipe-step | 2 | 48.0 | -4.5 (-5.0 to -4.0) |",
-        "| chess | 12 | resnet18, 240 px | recipe | 1 | 20.0 | +0.0 (+0.0 to +0.0) |",
+        "| chess | 12 | resnet18, 240 px | recipe | 1 | 20.0 | +0.0 |",
         "No recipe with the same seeds for cells, 12 epochs, resnet18, 240 px: recipe-ciou.",
     ]
 
@@ -274,6 +282,36 @@ def test_results_are_collected_in_one_file_without_paths(
     assert "| recipe | 2 | 50.0 (50.0 to 50.0) |" in printed[0]
     main(["--output", str(file), "--ablation"])
     assert "| recipe | 2 | 50.0 | +0.0 (+0.0 to +0.0) |" in capsys.readouterr().out
+
+
+def test_the_comparison_has_the_means_of_seeds_and_data() -> None:
+    records = [
+        record_of("torchvision", 0, 0.25),
+        record_of("torchvision", 1, 0.35),
+        record_of("recipe", 0, 0.5),
+        record_of("recipe", 1, 0.45),
+        record_of("recipe", 2, 0.55),
+        record_of("recipe-mosaic", 0, 0.9),
+        *(record_of(name, 0, 0.1, data="chess") for name in ("torchvision", "focaldet", "recipe")),
+        record_of("recipe", 0, 0.9, data="tiles"),
+    ]
+    assert comparison_lines(records, ["chess", "cells"])[2:] == [
+        "| 12 | chess | 10.0 | 10.0 | 10.0 | +0.0 |",
+        "| 12 | cells | 30.0 (25.0 to 35.0) | - | 50.0 (45.0 to 55.0) | +17.5 (+10.0 to +25.0) |",
+        "| 12 | mean | 20.0 | - | 30.0 | +8.8 |",
+    ]
+    with pytest.raises(ValueError, match="no results for spots"):
+        comparison_lines(records, ["chess", "spots"])
+
+
+def test_the_tables_of_the_docs_are_those_of_the_records() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "accuracy.md").read_text(encoding="utf-8")
+    records = read_records(docs / "figures" / "accuracy.jsonl")
+    commands = re.findall(r"--output docs/figures/accuracy\.jsonl \\\n +--compare (.+)", page)
+    assert len(commands) == 2
+    for names in commands:
+        assert "\n".join(comparison_lines(records, names.split())) in page
 
 
 def test_the_table_has_a_row_for_all_seeds_of_a_variant() -> None:

@@ -16,11 +16,11 @@ the machine is the same for all. DATA is a folder with splits, or files:
 
 Each finished training is one file in --output. Run the same command again after an interruption: it
 skips what is finished, and continues an unfinished training after its last epoch. Several processes may
-share an output folder; each takes what the others leave. `--table` prints what is finished, in the
-format of docs/accuracy.md, and `--ablation` the difference between each variant and the recipe.
-`--collect FILE.jsonl` writes what is finished to one file, from which `--output FILE.jsonl` prints the
-tables. None of the three needs DATA. FEATURES.pth is a state dict of torchvision's classifier or of its
-features.
+share an output folder; each takes what the others leave. `--table` prints what is finished, `--ablation`
+the difference between each variant and the recipe, and `--compare NAME...` the tables of
+docs/accuracy.md for these data. `--collect FILE.jsonl` writes what is finished to one file, from which
+`--output FILE.jsonl` prints the tables. None of the four needs DATA. FEATURES.pth is a state dict of
+torchvision's classifier or of its features.
 """
 
 from __future__ import annotations
@@ -177,16 +177,19 @@ def job_of(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    if not (options.table or options.ablation or options.collect):
+    if not (options.table or options.ablation or options.compare or options.collect):
         if not options.data:
-            raise SystemExit("DATA is required (or --table, --ablation or --collect).")
+            raise SystemExit("DATA is required (or --table, --ablation, --compare or --collect).")
         _run(options)
     records = read_records(options.output)
     if options.collect:
         write_records(options.collect, records)
         print(f"Wrote {len(records)} results to {options.collect}.")
-    for line in ablation_lines(records) if options.ablation else table_lines(records):
-        print(line)
+    if options.compare:
+        lines = comparison_lines(records, options.compare)
+    else:
+        lines = ablation_lines(records) if options.ablation else table_lines(records)
+    print(*lines, sep="\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--table", action="store_true", help="only print the table of what is finished")
     add("--ablation", action="store_true",
         help="only print the difference between each variant and the recipe, best first")  # fmt: skip
+    add("--compare", nargs="+", metavar="NAME",
+        help="only print the AP of the first three variants for the data of these names, and their mean")  # fmt: skip
     add("--collect", type=Path, metavar="FILE.jsonl",
         help="write all finished results to one file, as JSON lines without paths")  # fmt: skip
     return parser
@@ -284,11 +289,14 @@ def ablation_lines(records: Iterable[dict[str, Any]]) -> list[str]:
             seeds = sorted(found.keys() & best.keys())
             if not seeds:
                 continue
-            differences = [found[seed] - best[seed] for seed in seeds]
-            difference = statistics.mean(differences)
-            spread = f"{difference:+.1f} ({min(differences):+.1f} to {max(differences):+.1f})"
+            differences = _differences(found, best)
             ap = statistics.mean(found[seed] for seed in seeds)
-            rows.append((difference, f"{name} | {len(seeds)} | {ap:.1f} | {spread}"))
+            rows.append(
+                (
+                    statistics.mean(differences),
+                    f"{name} | {len(seeds)} | {ap:.1f} | {_spread(differences, '+')}",
+                )
+            )
         rows.sort(key=lambda row: -row[0])
         lines += [f"| {data} | {epochs} | {size} | {cells} |" for _, cells in rows]
         if left_out := sorted(name for name, found in variants.items() if not found.keys() & best):
@@ -297,6 +305,55 @@ def ablation_lines(records: Iterable[dict[str, Any]]) -> list[str]:
                 f"{', '.join(left_out)}."
             )
     return lines + notes
+
+
+def comparison_lines(records: Iterable[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Return a Markdown table of torchvision, focaldet and the recipe: a row for each of the data.
+
+    The difference is that between the recipe and torchvision with the same seeds. The last row for a
+    number of epochs is the mean over the data.
+
+    Raises:
+        ValueError: If there are no results for one of the names.
+    """
+    variants = list(VARIANTS)[:3]
+    found: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
+    for record in records:
+        key = record["epochs"], record["data"], record["variant"]
+        found[key][record["seed"]] = 100 * record["stats"][0]
+    if missing := set(names) - {data for _, data, _ in found}:
+        raise ValueError(f"There are no results for {', '.join(sorted(missing))}.")
+    lines = [
+        f"| epochs | data | {' | '.join(variants)} | recipe compared with torchvision |",
+        "|---" * (len(variants) + 3) + "|",
+    ]
+    signs: list[Literal["", "+"]] = ["", "", "", "+"]
+    for epochs in sorted({epochs for epochs, data, _ in found if data in names}):
+        rows = []
+        for data in names:
+            row = [list(found[epochs, data, variant].values()) for variant in variants]
+            theirs, _, ours = (found[epochs, data, variant] for variant in variants)
+            rows.append([*row, _differences(ours, theirs)])
+        means = [
+            [statistics.mean(map(statistics.mean, column))] if all(column) else []
+            for column in zip(*rows, strict=True)
+        ]
+        for name, row in zip([*names, "mean"], [*rows, means], strict=True):
+            cells = [_spread(cell, sign) for cell, sign in zip(row, signs, strict=True)]
+            lines.append(f"| {epochs} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def _spread(values: Sequence[float], sign: Literal["", "+"] = "") -> str:
+    """Return the mean, followed by the lowest and highest of several values."""
+    if not values:
+        return "-"
+    low, mean, high = (f"{f(values):{sign}.1f}" for f in (min, statistics.mean, max))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def _setup(record: dict[str, Any]) -> tuple[str, int, str]:
@@ -336,15 +393,14 @@ def table_lines(records: Iterable[dict[str, Any]]) -> list[str]:
 
 def _cells(records: Sequence[dict[str, Any]]) -> str:
     each = [[100 * value for value in record["stats"][:3]] for record in records]
-    ap, ap50, ap75 = (statistics.mean(column) for column in zip(*each, strict=True))
+    _, ap50, ap75 = (statistics.mean(column) for column in zip(*each, strict=True))
     step, run = (
         statistics.median(record[name] for record in records)
         for name in ("step_seconds", "train_seconds")
     )
-    low, high = min(values[0] for values in each), max(values[0] for values in each)
     peak = max(record["peak_mib"] for record in records)
     return (
-        f"{ap:.1f} ({low:.1f} to {high:.1f}) | {ap50:.1f} | {ap75:.1f} | {step:.2f} | {run:.0f} | "
+        f"{_spread([values[0] for values in each])} | {ap50:.1f} | {ap75:.1f} | {step:.2f} | {run:.0f} | "
         f"{peak:.0f} MiB"
     )
 
