@@ -32,6 +32,7 @@ from tests.benchmarks.trainings import (
     Network,
     Photos,
     Torchvision,
+    adopt,
     read_records,
     run,
 )
@@ -312,6 +313,22 @@ def test_the_tables_of_the_docs_are_those_of_the_records() -> None:
     assert len(commands) == 2
     for names in commands:
         assert "\n".join(comparison_lines(records, names.split())) in page
+
+
+def test_results_of_another_machine_are_adopted_if_their_settings_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = jobs(tmp_path, "recipe", "focaldet")
+    records = [
+        {**record_of(name, 0, 0.5, data="shapes"), "settings": job.settings()}
+        for name, job in made.items()
+    ]
+    records[1]["settings"]["options"]["lr"] = 1.0
+    assert adopt(list(made.values()), records) == 1
+    assert made["focaldet"].result() is None
+    monkeypatch.setattr(trainings, "_run", lambda *_: pytest.fail("it was trained again"))
+    assert run(made["recipe"]) == records[0]
+    assert adopt(list(made.values()), records) == 0
 
 
 def test_the_table_has_a_row_for_all_seeds_of_a_variant() -> None:

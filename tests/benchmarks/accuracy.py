@@ -44,6 +44,7 @@ from tests.benchmarks.trainings import (
     Data,
     Job,
     Network,
+    adopt,
     read_records,
     run_all,
     summary,
@@ -217,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("accuracy-results"),
         help="folder of the results (default: accuracy-results), or a file that --collect has written, "
         "for the tables")  # fmt: skip
+    add("--finished", type=Path, metavar="FILE.jsonl",
+        help="file that --collect has written elsewhere: trainings whose results it holds are not repeated")  # fmt: skip
     add("--table", action="store_true", help="only print the table of what is finished")
     add("--ablation", action="store_true",
         help="only print the difference between each variant and the recipe, best first")  # fmt: skip
@@ -260,6 +263,9 @@ def _run(options: argparse.Namespace) -> None:
                 threads=options.threads,
             )
             jobs.append(job)
+    if options.finished:
+        count = adopt(jobs, read_records(options.finished))
+        print(f"{count} results of {options.finished} are used.")
     for job, record in zip(jobs, run_all(jobs, options.processes), strict=True):
         if record is not None:
             print(f"{job.name}  {summary(record)}", flush=True)

@@ -16,7 +16,7 @@ import resource
 import statistics
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -359,6 +359,22 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     atomic_write_text(path, "\n".join(map(json.dumps, records)))
 
 
+def adopt(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> int:
+    """Write the results of trainings that were finished elsewhere; return their number.
+
+    The data are compared by name only.
+    """
+    adopted = 0
+    for job in jobs:
+        for record in records:
+            same = (record["data"], record["variant"]) == (job.data.name, job.variant)
+            if same and job.has_settings(record["settings"]) and job.result() is None:
+                job.output.mkdir(parents=True, exist_ok=True)
+                atomic_write_text(job.result_file, json.dumps(record))
+                adopted += 1
+    return adopted
+
+
 class Progress(NamedTuple):
     """A training after some epochs: everything that changes in it."""
 
@@ -549,7 +565,12 @@ def run_all(jobs: Sequence[Job], processes: int = 1) -> Iterator[dict[str, Any] 
         job.output.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
-        yield from pool.map(run, jobs)
+        results = [job.result() or pool.submit(run, job) for job in jobs]
+        try:
+            for result in results:
+                yield result.result() if isinstance(result, Future) else result
+        finally:  # after an error, do not begin the trainings that are left
+            pool.shutdown(cancel_futures=True)
 
 
 def summary(record: dict[str, Any]) -> str:
