@@ -303,6 +303,9 @@ def test_the_comparison_has_the_means_of_seeds_and_data() -> None:
     ]
     with pytest.raises(ValueError, match="no results for spots"):
         comparison_lines(records, ["chess", "spots"])
+    records[0]["settings"]["config"]["min_size"] = 320
+    with pytest.raises(ValueError, match="different networks: resnet18, 240 px; resnet18, 320 px"):
+        comparison_lines(records, ["cells"])
 
 
 def test_the_tables_of_the_docs_are_those_of_the_records() -> None:
@@ -354,12 +357,9 @@ def test_data_is_a_folder_or_two_files() -> None:
         Data.parse("t.json,v.json")
 
 
-def test_classes_can_be_merged_into_one(tmp_path: Path) -> None:
-    annotations = str(write_data(tmp_path / "photos", count=4))
-    data = Data(name="shapes", train=annotations, test=annotations, folder=tmp_path / "photos")
-    for apart, one in zip(
-        data.read(), dataclasses.replace(data, one_class=True).read(), strict=True
-    ):
+def test_classes_can_be_merged_into_one(job: Job) -> None:
+    merged = dataclasses.replace(job.data, one_class=True)
+    for apart, one in zip(job.data.read(), merged.read(), strict=True):
         assert len(apart.class_names) > 1
         assert one.class_names == ("object",)
         assert set(one.labels.tolist()) == {0}

@@ -276,19 +276,13 @@ def ablation_lines(records: Iterable[dict[str, Any]]) -> list[str]:
 
     The difference is a mean over the seeds that both the variant and the recipe have.
     """
-    groups: dict[tuple[str, int, str], dict[str, dict[int, float]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for record in records:
-        by_seed = groups[_setup(record)][record["variant"]]
-        by_seed[record["seed"]] = 100 * record["stats"][0]
     columns = (
         *("data", "epochs", "network", "variant", "seeds", "AP"),
         *("difference to the recipe: mean (lowest to highest)",),
     )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     notes = []
-    for (data, epochs, size), variants in sorted(groups.items()):
+    for (data, epochs, size), variants in sorted(_aps(records).items()):
         best = variants.get("recipe", {})
         rows = []
         for name, found in variants.items():
@@ -320,26 +314,28 @@ def comparison_lines(records: Iterable[dict[str, Any]], names: Sequence[str]) ->
     number of epochs is the mean over the data.
 
     Raises:
-        ValueError: If there are no results for one of the names.
+        ValueError: If there are no results for one of the names, or those of different networks.
     """
     variants = list(VARIANTS)[:3]
-    found: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
-    for record in records:
-        key = record["epochs"], record["data"], record["variant"]
-        found[key][record["seed"]] = 100 * record["stats"][0]
-    if missing := set(names) - {data for _, data, _ in found}:
+    aps = {setup: found for setup, found in _aps(records).items() if setup[0] in names}
+    if missing := set(names) - {data for data, _, _ in aps}:
         raise ValueError(f"There are no results for {', '.join(sorted(missing))}.")
+    sizes = {size for _, _, size in aps}
+    if len(sizes) > 1:
+        raise ValueError(f"The results are of different networks: {'; '.join(sorted(sizes))}.")
+    size = sizes.pop()
     lines = [
         f"| epochs | data | {' | '.join(variants)} | recipe compared with torchvision |",
         "|---" * (len(variants) + 3) + "|",
     ]
     signs: list[Literal["", "+"]] = ["", "", "", "+"]
-    for epochs in sorted({epochs for epochs, data, _ in found if data in names}):
+    for epochs in sorted({epochs for _, epochs, _ in aps}):
         rows = []
         for data in names:
-            row = [list(found[epochs, data, variant].values()) for variant in variants]
-            theirs, _, ours = (found[epochs, data, variant] for variant in variants)
-            rows.append([*row, _differences(ours, theirs)])
+            found = aps.get((data, epochs, size), {})
+            theirs, defaults, ours = (found.get(variant, {}) for variant in variants)
+            aps_of_each = [list(by_seed.values()) for by_seed in (theirs, defaults, ours)]
+            rows.append([*aps_of_each, _differences(ours, theirs)])
         means = [
             [statistics.mean(map(statistics.mean, column))] if all(column) else []
             for column in zip(*rows, strict=True)
@@ -348,6 +344,18 @@ def comparison_lines(records: Iterable[dict[str, Any]], names: Sequence[str]) ->
             cells = [_spread(cell, sign) for cell, sign in zip(row, signs, strict=True)]
             lines.append(f"| {epochs} | {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _aps(
+    records: Iterable[dict[str, Any]],
+) -> dict[tuple[str, int, str], dict[str, dict[int, float]]]:
+    """Return the AP in percent by setup, variant and seed."""
+    found: dict[tuple[str, int, str], dict[str, dict[int, float]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for record in records:
+        found[_setup(record)][record["variant"]][record["seed"]] = 100 * record["stats"][0]
+    return found
 
 
 def _differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
