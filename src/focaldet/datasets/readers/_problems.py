@@ -56,7 +56,7 @@ def tell_of_missing_objects(
     most = 2 * len(empty) > len(table)
     message = (
         f"{source}: {'Most' if most else 'Some'} images have no objects ({len(empty):,} of "
-        f"{len(table):,}) and train as background only. The first is "
+        f"{len(table):,}) and count as background only. The first is "
         f"{printable(table.file_names[empty[0]])}. {remedy}"
     )
     if most and report is not None:
