@@ -78,7 +78,7 @@ KINDS = {
     "image-size-unknown": Kind(
         "note", "no size is annotated and images were not read, so boxes may be outside"
     ),
-    "image-empty": Kind("note", "the image has no boxes and trains as background only"),
+    "image-empty": Kind("note", "the image has no boxes and counts as background only"),
     "image-only-crowds": Kind("note", "the image has only crowds, which are not trained on"),
 }
 """Every kind of finding, in the order in which they are printed."""
